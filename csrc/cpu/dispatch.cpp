@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "dispatch.h"
+
+#include <stdexcept>
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace pycl {
+
+extern const Kernels k_generic_float32, k_generic_float64;
+extern const Kernels k_amx_emulated_bfloat16, k_amx_emulated_bfloat16x3;
+#ifdef PYCL_X86
+extern const Kernels k_avx2_float32, k_avx2_float64, k_avx512_float32, k_avx512_float64, k_avx512_bf16_bfloat16;
+extern const Kernels k_amx_bfloat16, k_amx_bfloat16x3;
+#endif
+
+namespace {
+
+bool always() { return true; }
+#ifdef PYCL_X86
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+bool has_amx() {
+#ifdef __linux__
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl: the kernel saves tiles on request only
+  return has_avx512_bf16() && __builtin_cpu_supports("amx-bf16") && !syscall(SYS_arch_prctl, kRequestPermission, kTileData);
+#else
+  return false;
+#endif
+}
+#endif
+
+// Worst to best; an empty entry is served by the nearest set above it in this list.
+const Isa kIsas[] = {
+    {"generic", always, &k_generic_float32, &k_generic_float64, nullptr, nullptr},
+#ifdef PYCL_X86
+    {"avx2", has_avx2, &k_avx2_float32, &k_avx2_float64, nullptr, nullptr},
+    {"avx512", has_avx512, &k_avx512_float32, &k_avx512_float64, nullptr, nullptr},
+    {"avx512_bf16", has_avx512_bf16, nullptr, nullptr, &k_avx512_bf16_bfloat16, nullptr},
+    {"amx", has_amx, nullptr, nullptr, &k_amx_bfloat16, &k_amx_bfloat16x3},
+#endif
+};
+const Isa kEmulated = {"amx-emulated",
+                       always,
+                       &k_generic_float32,
+                       &k_generic_float64,
+                       &k_amx_emulated_bfloat16,
+                       &k_amx_emulated_bfloat16x3};
+
+Isa chosen = kIsas[0];
+
+Isa with_inherited(size_t index) {
+  Isa isa = kIsas[index];
+  for (size_t i = index; i-- > 0;) {
+    if (!isa.float32) isa.float32 = kIsas[i].float32;
+    if (!isa.float64) isa.float64 = kIsas[i].float64;
+    if (!isa.bfloat16) isa.bfloat16 = kIsas[i].bfloat16;
+  }
+  return isa;
+}
+
+}  // namespace
+
+std::vector<std::string> supported_isas() {
+  std::vector<std::string> names;
+  for (size_t i = std::size(kIsas); i-- > 0;)
+    if (kIsas[i].supported()) names.push_back(kIsas[i].name);
+  names.push_back(kEmulated.name);
+  return names;
+}
+
+std::string select_isa(const std::string& name) {
+  const std::vector<std::string> names = supported_isas();
+  const std::string wanted = name.empty() ? names.front() : name;
+  if (wanted == kEmulated.name) {
+    chosen = kEmulated;
+    return wanted;
+  }
+  for (size_t i = 0; i < std::size(kIsas); ++i)
+    if (wanted == kIsas[i].name && kIsas[i].supported()) {
+      chosen = with_inherited(i);
+      return wanted;
+    }
+  std::string message = "instruction set '" + wanted + "' cannot run here; this machine has";
+  for (const std::string& one : names) message += " " + one;
+  throw std::invalid_argument(message);
+}
+
+const Kernels& kernels_for(DType dtype, int bfloat16_products) {
+  if (dtype == DType::kFloat64) return *chosen.float64;
+  if (dtype == DType::kBFloat16 && chosen.bfloat16) return *chosen.bfloat16;
+  if (dtype == DType::kFloat32 && bfloat16_products == 1 && chosen.bfloat16) return *chosen.bfloat16;
+  if (dtype == DType::kFloat32 && bfloat16_products == 3 && chosen.bfloat16x3) return *chosen.bfloat16x3;
+  return *chosen.float32;
+}
+
+}  // namespace pycl

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include <string>
+#include <vector>
+
+#include "problem.h"
+
+namespace pycl {
+
+// The instruction sets compiled in and supported by this machine, best first; "amx-emulated" never chosen by itself.
+std::vector<std::string> supported_isas();
+
+// Chooses by name, or the best for an empty name; throws std::invalid_argument for a name that cannot run here.
+std::string select_isa(const std::string& name);
+
+// The kernels for inputs of a dtype. Float32 inputs may be taken as bfloat16 products: 0 never, 1 one, 3 three.
+const Kernels& kernels_for(DType dtype, int bfloat16_products);
+
+}  // namespace pycl

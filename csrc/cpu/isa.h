@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+// Included by the files named after an instruction set: everything above it has internal linkage, so that no code
+// compiled with special flags can be picked by the linker for another file.
+#pragma once
+#include "stats.h"
+#include "sum.h"
+
+namespace {
+
+template <class P>
+constexpr pycl::Kernels kKernels = {pair_stats<P>, pair_stats_backward<P>, pair_sum<P>, pair_sum_backward<P>};
+
+}  // namespace

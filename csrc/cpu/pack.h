@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+// Points in the layouts the products read: converted, normalised, padded with zeros; and gradients on their way back.
+#pragma once
+#include "product_fma.h"
+#include "schedule.h"
+
+namespace {
+
+using pycl::DType;
+using pycl::Host;
+using pycl::Matrix;
+
+constexpr double kNormEps = 1e-12;  // as torch.nn.functional.normalize
+
+template <class T>
+T* allocate(const Host& host, int64_t n) {
+  return static_cast<T*>(host.allocate(host, size_t(n > 0 ? n : 1) * sizeof(T)));
+}
+inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+template <class T>
+void load_row(const Matrix& z, int64_t i, T* line) {
+  const int64_t start = i * z.row_stride, step = z.col_stride;
+  switch (z.dtype) {
+    case DType::kFloat32:
+      for (int64_t k = 0; k < z.d; ++k) line[k] = T(static_cast<const float*>(z.data)[start + k * step]);
+      break;
+    case DType::kFloat64:
+      for (int64_t k = 0; k < z.d; ++k) line[k] = T(static_cast<const double*>(z.data)[start + k * step]);
+      break;
+    case DType::kBFloat16:
+      for (int64_t k = 0; k < z.d; ++k) line[k] = T(bf16_to_float(static_cast<const uint16_t*>(z.data)[start + k * step]));
+      break;
+    case DType::kFloat16:
+      for (int64_t k = 0; k < z.d; ++k) line[k] = T(half_to_float(static_cast<const uint16_t*>(z.data)[start + k * step]));
+      break;
+  }
+}
+
+// Row i of a contiguous matrix of the given dtype.
+template <class T>
+void store_row(void* data, DType dtype, int64_t i, int64_t d, const T* line) {
+  switch (dtype) {
+    case DType::kFloat32:
+      for (int64_t k = 0; k < d; ++k) static_cast<float*>(data)[i * d + k] = float(line[k]);
+      break;
+    case DType::kFloat64:
+      for (int64_t k = 0; k < d; ++k) static_cast<double*>(data)[i * d + k] = double(line[k]);
+      break;
+    case DType::kBFloat16:
+      for (int64_t k = 0; k < d; ++k) static_cast<uint16_t*>(data)[i * d + k] = float_to_bf16(float(line[k]));
+      break;
+    case DType::kFloat16:
+      for (int64_t k = 0; k < d; ++k) static_cast<uint16_t*>(data)[i * d + k] = float_to_half(float(line[k]));
+      break;
+  }
+}
+
+// The norm by way of the largest entry, so that neither huge nor tiny entries leave the range when squared.
+template <class T>
+double norm_of(const T* line, int64_t d) {
+  T peak = 0;
+  for (int64_t k = 0; k < d; ++k) {
+    const T a = line[k] < 0 ? -line[k] : line[k];
+    peak = a <= peak ? peak : a;  // keeps a NaN
+  }
+  if (!(peak > 0)) return peak;
+  double sum = 0;
+  for (int64_t k = 0; k < d; ++k) {
+    const double a = double(line[k]) / double(peak);
+    sum += a * a;
+  }
+  return double(peak) * __builtin_sqrt(sum);
+}
+
+struct Layouts {
+  bool by_row, panels_t, panels, by_col;
+};
+
+// n points of one side. A block is `block` points; the last one is padded with points that are zero.
+template <class P>
+struct Packed {
+  using T = typename P::T;
+  using E = typename P::E;
+
+  Matrix z;
+  bool normalize;
+  int block;
+  int64_t blocks, width, row;  // width: padded feature size; row: distance of rows, an odd number of cache lines
+  Layouts has;
+  const T* scale;  // what by_row (where the product asks for it) and by_col are multiplied by, null for 1
+  bool scale_per_row;
+  E *by_row, *panels_t, *panels, *by_col;
+  double* norm;
+  double max_norm;
+
+  void pack(const Host& host, const Matrix& matrix, bool normalized, int block_size, Layouts layouts, const T* scales,
+            bool per_row) {
+    z = matrix;
+    normalize = normalized;
+    block = block_size;
+    has = layouts;
+    scale = scales;
+    scale_per_row = per_row;
+    blocks = (z.n + block - 1) / block;
+    width = round_up(z.d, P::kAlign);
+    const int64_t line = 64 / sizeof(E);
+    row = round_up(width, line);
+    if (row / line % 2 == 0) row += line;
+    by_row = allocate<E>(host, has.by_row ? row_plane() * P::kPlanes : 0);
+    panels_t = allocate<E>(host, has.panels_t ? transposed_plane() * P::kPlanes : 0);
+    panels = allocate<E>(host, has.panels ? panel_plane() * P::kPlanes : 0);
+    by_col = allocate<E>(host, has.by_col ? transposed_plane() * P::kPlanes : 0);
+    norm = allocate<double>(host, blocks * block);
+    T* lines = allocate<T>(host, blocks * width);
+    parallel(host, blocks, [&](int64_t b) { pack_block(b, lines + b * width); });
+    max_norm = 0;
+    for (int64_t i = 0; i < z.n; ++i) {
+      const double size = normalize ? norm[i] / (norm[i] < kNormEps ? kNormEps : norm[i]) : norm[i];
+      max_norm = size <= max_norm ? max_norm : size;  // keeps a NaN
+    }
+  }
+
+  int64_t row_plane() const { return blocks * block * row; }
+  int64_t transposed_plane() const { return blocks * block * width; }
+  int64_t panel_block() const { return round_up(width, P::kPanel) * block; }
+  int64_t panel_plane() const { return blocks * panel_block(); }
+
+  AView<E> points_as_a(int64_t b) const { return {by_row + b * block * row, row, 1, row_plane()}; }
+  BView<E> points_as_b(int64_t b) const {  // features along k, points across
+    return {panels_t + b * block * width, width * P::kPanel, int64_t(P::kPanel) * P::kPair, transposed_plane()};
+  }
+  BView<E> features_as_b(int64_t b) const {  // points along k, features across
+    return {panels + b * panel_block(), int64_t(block) * P::kPanel, int64_t(P::kPanel) * P::kPair, panel_plane()};
+  }
+  AView<E> features_as_a(int64_t b) const {  // A(feature, point)
+    if (P::kScalesOperand) return {by_row + b * block * row, 1, row, 0};
+    return {by_col + b * block * width, block, 1, transposed_plane()};
+  }
+
+  // The point as the logits see it.
+  void load_point(int64_t i, T* line) const {
+    load_row(z, i, line);
+    if (normalize) {
+      // Two factors: the inverse of a tiny norm may be beyond the range.
+      const double size = norm[i] < kNormEps ? kNormEps : norm[i];
+      for (int64_t k = 0; k < z.d; ++k) line[k] = T(double(line[k]) / size);
+    }
+  }
+
+  void pack_block(int64_t b, T* line) {
+    for (int64_t k = z.d; k < width; ++k) line[k] = 0;
+    for (int r = 0; r < block; ++r) {
+      const int64_t i = b * block + r;
+      if (i < z.n) {
+        load_row(z, i, line);
+        norm[i] = norm_of(line, z.d);
+        if (normalize) load_point(i, line);
+      } else {
+        for (int64_t k = 0; k < z.d; ++k) line[k] = 0;
+      }
+      const T factor = scale && i < z.n ? scale[scale_per_row ? i : 0] : T(1);
+      if (has.by_row) {
+        E* p = by_row + i * row;
+        const T by_row_factor = P::kScalesOperand ? factor : T(1);
+        for (int64_t k = 0; k < width; ++k) encode(p + k, row_plane(), line[k] * by_row_factor);
+      }
+      if (has.by_col) {
+        E* p = by_col + b * block * width + r;
+        for (int64_t k = 0; k < width; ++k) encode(p + k * block, transposed_plane(), line[k] * factor);
+      }
+      if (has.panels_t) {
+        E* p = panels_t + b * block * width + r / P::kPanel * width * P::kPanel + r % P::kPanel * P::kPair;
+        for (int64_t k = 0; k < width; ++k)
+          encode(p + k / P::kPair * P::kPanel * P::kPair + k % P::kPair, transposed_plane(), line[k]);
+      }
+      if (has.panels) {
+        E* p = panels + b * panel_block() + r / P::kPair * P::kPanel * P::kPair + r % P::kPair;
+        for (int64_t k = 0; k < width; ++k)
+          encode(p + k / P::kPanel * block * P::kPanel + k % P::kPanel * P::kPair, panel_plane(), line[k]);
+      }
+    }
+  }
+
+  static PYCL_INLINE void encode(float* p, int64_t, float x) { *p = x; }
+  static PYCL_INLINE void encode(double* p, int64_t, double x) { *p = x; }
+  static PYCL_INLINE void encode(uint16_t* p, int64_t plane, float x) {
+    *p = float_to_bf16(x);
+    if (P::kPlanes == 2) p[plane] = float_to_bf16(x - bf16_to_float(*p));
+  }
+
+  // Gradients of the points from the two sums of tiles: direct [points, width] from the row role, transposed
+  // [blocks][width][block] from the column role; either may be null. d_scale, if wanted, is <x_i, direct_i>.
+  void unpack(const Host& host, const T* direct, const T* row_scale, bool row_scale_per_row, const T* transposed,
+              T transposed_scale, void* out, T* d_scale) const {
+    T* lines = allocate<T>(host, blocks * 2 * width);
+    parallel(host, blocks, [&](int64_t b) {
+      T *x = lines + b * 2 * width, *g = x + width;
+      for (int64_t i = b * block; i < (b + 1) * block && i < z.n; ++i) {
+        if (normalize || d_scale) load_point(i, x);
+        const T* di = direct ? direct + i * width : nullptr;
+        if (d_scale) {
+          double dot = 0;
+          for (int64_t k = 0; k < z.d; ++k) dot += double(x[k]) * double(di[k]);
+          d_scale[i] = T(dot);
+        }
+        const T factor = row_scale[row_scale_per_row ? i : 0];
+        for (int64_t k = 0; k < z.d; ++k) g[k] = di ? di[k] * factor : T(0);
+        if (transposed) {
+          const T* ti = transposed + b * block * width + i % block;
+          for (int64_t k = 0; k < z.d; ++k) g[k] += ti[k * block] * transposed_scale;
+        }
+        if (normalize) normalized_gradient(i, x, g);
+        store_row(out, z.dtype, i, z.d, g);
+      }
+    });
+  }
+
+  void normalized_gradient(int64_t i, const T* x, T* g) const {
+    const bool frozen = norm[i] < kNormEps;  // the norm was clamped: a constant
+    double along = 0;
+    for (int64_t k = 0; k < z.d && !frozen; ++k) along += double(x[k]) * double(g[k]);
+    const double size = frozen ? kNormEps : norm[i];
+    for (int64_t k = 0; k < z.d; ++k) {
+      double value = (double(g[k]) - double(x[k]) * along) / size;
+      if (frozen && z.dtype == DType::kFloat16)  // 1 / kNormEps is beyond float16
+        value = value > 65504. ? 65504. : value < -65504. ? -65504. : value;
+      g[k] = T(value);
+    }
+  }
+};
+
+}  // namespace

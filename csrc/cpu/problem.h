@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// What crosses the boundary between the bindings and the per-instruction-set kernels: plain data, no templates.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace pycl {
+
+enum class DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
+
+// Values are those of pycl.Pairs.
+enum PairClass : uint32_t { kSelf = 1, kPosSameView = 2, kPosOtherView = 4, kNegSameView = 8, kNegOtherView = 16 };
+
+struct Matrix {
+  const void* data;
+  int64_t n, d;
+  int64_t row_stride, col_stride;  // in elements
+  DType dtype;
+};
+
+// One role of a problem. Bias has the accumulation type, float or double; null where there is none.
+struct Side {
+  Matrix z;
+  const int64_t* ids;
+  const int64_t* views;
+  const void* bias;
+};
+
+struct Problem {
+  Side rows, cols;
+  bool symmetric;           // cols are the rows; half of the tiles are computed
+  const void* logit_scale;  // accumulation type, one entry or one per row
+  bool scale_per_row;
+  uint32_t denominator, positives;  // unions of PairClass
+  bool has_self;
+  int64_t offset;  // row i is the same point as column i + offset
+  bool normalize;
+};
+
+// Gradients of one problem; null where not wanted. logit_scale has one entry per row and comes with rows.
+// rows and cols have the dtype of z and are contiguous, the rest has the accumulation type.
+struct Gradients {
+  void *rows, *cols, *logit_scale, *row_bias, *col_bias;
+};
+
+// What kernels need from outside: threads and memory. run() calls body(arg, task) for every task in [0, tasks), maybe
+// in parallel, and returns when all are done; allocate() returns 64-byte aligned memory that lives until the call ends.
+struct Host {
+  int threads;
+  void (*run)(const Host&, int tasks, void (*body)(void* arg, int task), void* arg);
+  void* (*allocate)(const Host&, size_t bytes);
+  void* owner;
+};
+
+// Row-major [4, n]: lse, pos_lse, pos_sum, pos_count in the accumulation type.
+struct Stats {
+  void *rows, *cols;  // cols null: row statistics only
+};
+
+// The kernels of one instruction set and one type of product.
+struct Kernels {
+  void (*pair_stats)(const Problem&, const Host&, const Stats& out);
+  void (*pair_stats_backward)(const Problem&, const Host&, const Stats& stats, const Stats& d_stats, const Gradients&);
+  void (*pair_sum)(const Problem&, const Host&, void* out);
+  void (*pair_sum_backward)(const Problem&, const Host&, const void* d_sum, const Gradients&);
+};
+
+// What an instruction set offers; null where it has nothing better than the set below it.
+struct Isa {
+  const char* name;
+  bool (*supported)();
+  const Kernels* float32;
+  const Kernels* float64;
+  const Kernels* bfloat16;    // one product of bfloat16 values, float32 sums
+  const Kernels* bfloat16x3;  // float32 as two bfloat16 halves, three products
+};
+
+}  // namespace pycl

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which worker visits which tile when. Blocks are dealt out to groups round-robin, and the sweep is a sequence of rounds
+// in which every group of rows and every group of columns has one worker: each output has one writer, no worker needs
+// a private copy of an output, and the order of additions depends on the number of threads alone.
+#pragma once
+#include "problem.h"
+
+namespace {
+
+// Calls visit(worker, i, j) for every tile: all (i, j) of rows x cols, or each unordered pair once and the diagonal.
+template <class Visit>
+struct Schedule {
+  const pycl::Host& host;
+  bool symmetric;
+  int64_t row_blocks, col_blocks;
+  int workers;
+  Visit& visit;
+  int round = 0;
+
+  void run() {
+    const int rounds = symmetric ? 2 * workers : workers;
+    for (round = 0; round < rounds; ++round)
+      host.run(host, workers, [](void* self, int worker) { static_cast<Schedule*>(self)->work(worker); }, this);
+  }
+
+  void work(int w) {
+    if (!symmetric) {
+      match(w, w, (w + round) % workers);  // a Latin square
+    } else if (round == 0) {
+      within(w, 2 * w);
+      within(w, 2 * w + 1);
+    } else {  // a round-robin tournament: the last group stays, the others turn
+      const int others = 2 * workers - 1, turn = round - 1;
+      const int a = w == 0 ? others : (turn + w) % others;
+      const int b = w == 0 ? turn : (turn - w + others) % others;
+      match(w, a, b);
+    }
+  }
+
+  void match(int w, int rows, int cols) {
+    const int groups = symmetric ? 2 * workers : workers;
+    for (int64_t i = rows; i < row_blocks; i += groups)
+      for (int64_t j = cols; j < col_blocks; j += groups) visit(w, i, j);
+  }
+
+  void within(int w, int group) {
+    for (int64_t i = group; i < row_blocks; i += 2 * workers)
+      for (int64_t j = i; j < row_blocks; j += 2 * workers) visit(w, i, j);
+  }
+};
+
+template <class Visit>
+void for_each_tile(const pycl::Host& host, bool symmetric, int64_t row_blocks, int64_t col_blocks, int workers,
+                   Visit visit) {
+  Schedule<Visit>{host, symmetric, row_blocks, col_blocks, workers, visit}.run();
+}
+
+// Calls body(task) for every task, split among the threads.
+template <class Body>
+void parallel(const pycl::Host& host, int64_t tasks, Body body) {
+  struct Range {
+    Body& body;
+    int64_t tasks;
+    int workers;
+  } range{body, tasks, host.threads < tasks ? host.threads : int(tasks)};
+  host.run(
+      host, range.workers,
+      [](void* arg, int w) {
+        const Range& r = *static_cast<Range*>(arg);
+        for (int64_t t = r.tasks * w / r.workers; t < r.tasks * (w + 1) / r.workers; ++t) r.body(t);
+      },
+      &range);
+}
+
+}  // namespace

@@ -1,0 +1,358 @@
+// SPDX-License-Identifier: Apache-2.0
+// Log-sum-exps and sums of logits over pair sets, for rows and columns in one sweep, and their gradients.
+//
+// Exponentials: where every |logit| is provably at most 35 nats, all sums of the problem share one shift and one
+// exponential serves the row and the column of an entry. Elsewhere each row and column keeps a running maximum, and a
+// tile shares one exponential only where its maxima lie within 80 (in units of log 2) of each other.
+#pragma once
+#include "sweep.h"
+
+namespace {
+
+using pycl::Stats;
+
+constexpr double kProvenBound = 35 * kLog2E;
+constexpr double kSharedShift = 80;
+
+// A running log-sum-exp per point, (max, sum of 2^(l - max)), as two arrays.
+template <class T>
+struct RunningLse {
+  T *max, *sum;
+
+  void start(const Host& host, int64_t n, T first) {
+    max = allocate<T>(host, n);
+    sum = allocate<T>(host, n);
+    for (int64_t i = 0; i < n; ++i) max[i] = first, sum[i] = 0;
+  }
+  // Merge `n` partial sums at shifts `at` (a vector each, or one for all); a shift of -inf stands for 0.
+  PYCL_INLINE void merge(int64_t first, int n, const T* at, bool one_shift, const T* part) {
+    for (int k = 0; k < n; k += kLanes<T>) {
+      const Vec<T> m = load<T>(max + first + k), s = load<T>(sum + first + k), p = load<T>(part + k);
+      const Vec<T> raw = one_shift ? splat<T>(at[0]) : load<T>(at + k);
+      const Vec<T> shift = raw == -kInf<T> ? Vec<T>{} : raw;
+      const Vec<T> top = p == T(0) ? m : ::max<T>(m, shift);
+      const Vec<T> base = top == -kInf<T> ? Vec<T>{} : top;
+      // unscaled where nothing moved: a proven shift stays, and 2^0 is off by the polynomial's error
+      const Vec<T> old_sum = m == base ? s : s * exp2<T>(m - base), new_sum = shift == base ? p : p * exp2<T>(shift - base);
+      store<T>(max + first + k, top);
+      store<T>(sum + first + k, p == T(0) ? s : old_sum + new_sum);
+    }
+  }
+  T natural(int64_t i) const { return sum[i] == 0 ? -kInf<T> : T((double(max[i]) + ::log2(double(sum[i]))) * kLn2); }
+};
+
+template <class T>
+struct SideStats {
+  RunningLse<T> den, pos;
+  T *pos_sum, *pos_count;
+
+  void start(const Host& host, int64_t n, T first) {
+    den.start(host, n, first);
+    pos.start(host, n, first);
+    pos_sum = allocate<T>(host, n);
+    pos_count = allocate<T>(host, n);
+    std::memset(pos_sum, 0, sizeof(T) * n);
+    std::memset(pos_count, 0, sizeof(T) * n);
+  }
+  void write(void* out, int64_t n) const {
+    T* o = static_cast<T*>(out);
+    for (int64_t i = 0; i < n; ++i) {
+      o[i] = den.natural(i);
+      o[n + i] = pos.natural(i);
+      o[2 * n + i] = T(double(pos_sum[i]) * kLn2);
+      o[3 * n + i] = pos_count[i];
+    }
+  }
+};
+
+// Buffers of one worker.
+template <class T>
+struct StatsScratch {
+  T *pos_logits, *row_part, *col_part, *row_max, *col_max, *pos_row_max, *pos_col_max;
+
+  void carve(T* memory, int block) {
+    pos_logits = memory;
+    T* next = memory + int64_t(block) * block;
+    T** const vectors[] = {&row_part, &col_part, &row_max, &col_max, &pos_row_max, &pos_col_max};
+    for (T** p : vectors) *p = next, next += block;
+  }
+  static int64_t size(int block) { return int64_t(block) * (block + 6); }
+};
+
+template <class P>
+struct StatsForward {
+  using T = typename P::T;
+  Sweep<P>& sweep;
+  bool proven;
+  T shift;  // of every sum, where proven
+  SideStats<T> rows, cols;
+
+  // Row and column sums of 2^(l - shift) of a plain tile, straight from the products.
+  template <bool kBoth>
+  void add_plain(const Tile<T>& tile, StatsScratch<T>& s) {
+    const int block = tile.block;
+    std::memset(s.col_part, 0, sizeof(T) * block);
+    std::memset(s.row_part, 0, sizeof(T) * block);
+    constexpr int kUnroll = 4;
+    const T *factor = sweep.row_factor + tile.i0, *bias = sweep.row_bias + tile.i0, *col_bias = sweep.col_bias + tile.j0;
+    auto strip = [&](int i, auto count) {
+      constexpr int kCount = decltype(count)::value;
+      Vec<T> a[kCount], b[kCount], sum[kCount] = {};
+      for (int r = 0; r < kCount; ++r) a[r] = splat<T>(factor[i + r]), b[r] = splat<T>(bias[i + r] - shift);
+      for (int j = 0; j < block; j += kLanes<T>) {
+        const Vec<T> cb = load<T>(col_bias + j);
+        Vec<T> down{};
+#pragma GCC unroll 4
+        for (int r = 0; r < kCount; ++r) {
+          const Vec<T> e = exp2<T>(load<T>(tile.products + int64_t(i + r) * block + j) * a[r] + (b[r] + cb));
+          sum[r] += e;
+          if (kBoth) down += e;
+        }
+        if (kBoth) store<T>(s.col_part + j, load<T>(s.col_part + j) + down);
+      }
+      for (int r = 0; r < kCount; ++r) s.row_part[i + r] = reduce_add<T>(sum[r]);
+    };
+    int i = 0;
+    for (; i + kUnroll <= tile.rows; i += kUnroll) strip(i, Count<kUnroll>{});
+    for (; i < tile.rows; ++i) strip(i, Count<1>{});
+    rows.den.merge(tile.i0, block, &shift, true, s.row_part);
+    if (kBoth) cols.den.merge(tile.j0, block, &shift, true, s.col_part);
+  }
+  template <int n>
+  struct Count {
+    static constexpr int value = n;
+  };
+
+  // Logits in place of products, -inf outside the denominator set; positives apart; maxima of rows and columns.
+  template <bool kMixed>
+  void logits(const Tile<T>& tile, StatsScratch<T>& s) {
+    const int block = tile.block;
+    const Vec<T> none = splat<T>(-kInf<T>);
+    for (int j = 0; j < block; ++j) s.col_max[j] = s.pos_col_max[j] = -kInf<T>;
+    for (int i = 0; i < block; ++i) s.row_max[i] = s.pos_row_max[i] = -kInf<T>;
+    for (int i = 0; i < tile.rows; ++i) {
+      const auto row = sweep.classes.row(tile.i0 + i, tile.jb);
+      const Vec<T> a = splat<T>(sweep.row_factor[tile.i0 + i]), b = splat<T>(sweep.row_bias[tile.i0 + i]);
+      Vec<T> top = none, pos_top = none, pos_sum{}, pos_count{};
+      for (int j = 0; j < block; j += kLanes<T>) {
+        T* at = tile.products + int64_t(i) * block + j;
+        Vec<T> l = load<T>(at) * a + (b + load<T>(sweep.col_bias + tile.j0 + j));
+        if (kMixed) {
+          const IVec<T> cls = sweep.classes.of(row, tile.jb, j);
+          const auto in_pos = (cls & Int<T>(sweep.classes.positives)) != 0;
+          const Vec<T> pos = in_pos ? l : none, value = in_pos ? l : Vec<T>{}, one = in_pos ? splat<T>(1) : Vec<T>{};
+          l = (cls & Int<T>(sweep.classes.denominator)) != 0 ? l : none;
+          store<T>(s.pos_logits + int64_t(i) * block + j, pos);
+          pos_top = max<T>(pos_top, pos);
+          store<T>(s.pos_col_max + j, max<T>(load<T>(s.pos_col_max + j), pos));
+          pos_sum += value;
+          pos_count += one;
+          if (tile.both) {
+            T *sum = cols.pos_sum + tile.j0 + j, *count = cols.pos_count + tile.j0 + j;
+            store<T>(sum, load<T>(sum) + value);
+            store<T>(count, load<T>(count) + one);
+          }
+        }
+        store<T>(at, l);
+        top = max<T>(top, l);
+        store<T>(s.col_max + j, max<T>(load<T>(s.col_max + j), l));
+      }
+      s.row_max[i] = reduce_max<T>(top);
+      if (kMixed) {
+        s.pos_row_max[i] = reduce_max<T>(pos_top);
+        rows.pos_sum[tile.i0 + i] += reduce_add<T>(pos_sum);
+        rows.pos_count[tile.i0 + i] += reduce_add<T>(pos_count);
+      }
+    }
+  }
+
+  // Add a tile of logits to the running log-sum-exps.
+  void add_logits(const Tile<T>& tile, StatsScratch<T>& s, const T* logits, T* row_max, T* col_max, RunningLse<T>& by_row,
+                  RunningLse<T>& by_col) {
+    const int block = tile.block;
+    T top = -kInf<T>, lowest = kInf<T>;
+    for (int k = 0; k < block; ++k) {
+      top = row_max[k] < top ? top : row_max[k];
+      if (row_max[k] > -kInf<T>) lowest = row_max[k] < lowest ? row_max[k] : lowest;
+      if (tile.both && col_max[k] > -kInf<T>) lowest = col_max[k] < lowest ? col_max[k] : lowest;
+    }
+    const bool shared = top - lowest <= T(kSharedShift);  // false for NaN
+    if (shared)
+      for (int k = 0; k < block; ++k) row_max[k] = col_max[k] = top;
+    for (int k = 0; k < block; ++k) {
+      if (row_max[k] == -kInf<T>) row_max[k] = 0;
+      if (col_max[k] == -kInf<T>) col_max[k] = 0;
+    }
+    std::memset(s.col_part, 0, sizeof(T) * block);
+    std::memset(s.row_part, 0, sizeof(T) * block);
+    for (int i = 0; i < tile.rows; ++i) {
+      const Vec<T> at = splat<T>(row_max[i]);
+      Vec<T> sum{};
+      for (int j = 0; j < block; j += kLanes<T>) {
+        const Vec<T> l = load<T>(logits + int64_t(i) * block + j);
+        const Vec<T> e = exp2<T>(l - at);
+        sum += e;
+        if (!tile.both) continue;
+        const Vec<T> down = shared ? e : exp2<T>(l - load<T>(col_max + j));
+        store<T>(s.col_part + j, load<T>(s.col_part + j) + down);
+      }
+      s.row_part[i] = reduce_add<T>(sum);
+    }
+    by_row.merge(tile.i0, block, row_max, false, s.row_part);
+    if (tile.both) by_col.merge(tile.j0, block, col_max, false, s.col_part);
+  }
+
+  void visit(const Tile<T>& tile, StatsScratch<T>& s) {
+    if (tile.kind == TileKind::kPlain && proven) return tile.both ? add_plain<true>(tile, s) : add_plain<false>(tile, s);
+    if (tile.kind == TileKind::kPlain) {
+      logits<false>(tile, s);
+    } else {
+      logits<true>(tile, s);
+      add_logits(tile, s, s.pos_logits, s.pos_row_max, s.pos_col_max, rows.pos, cols.pos);
+    }
+    add_logits(tile, s, tile.products, s.row_max, s.col_max, rows.den, cols.den);
+  }
+};
+
+template <class P>
+void pair_stats(const Problem& problem, const Host& host, const Stats& out) {
+  using T = typename P::T;
+  Sweep<P> sweep(problem, host, false, nullptr);
+  const bool proven = sweep.bound <= kProvenBound;
+  const T first = proven ? T(sweep.bound) : -kInf<T>;
+  StatsForward<P> forward{sweep, proven, first, {}, {}};
+  forward.rows.start(host, sweep.row_blocks * sweep.block, first);
+  if (problem.symmetric)
+    forward.cols = forward.rows;
+  else
+    forward.cols.start(host, sweep.col_blocks * sweep.block, first);
+  const int64_t size = StatsScratch<T>::size(sweep.block);
+  T* memory = allocate<T>(host, size * sweep.workers);
+  const bool wants_cols = out.cols || problem.symmetric;
+  sweep.run([&](Tile<T> tile) {
+    StatsScratch<T> scratch;
+    scratch.carve(memory + tile.worker * size, sweep.block);
+    tile.both = tile.both && wants_cols;
+    forward.visit(tile, scratch);
+  });
+  forward.rows.write(out.rows, problem.rows.z.n);
+  if (out.cols) forward.cols.write(out.cols, problem.cols.z.n);
+}
+
+// One side's statistics and the gradients with respect to them, in units of log 2, -inf replaced by an inert pair.
+template <class T>
+struct SideWeights {
+  T *lse, *d_lse, *pos_lse, *d_pos_lse, *d_pos_sum;
+  T *low, *high;  // range of lse in every block
+  bool any_pos_lse;
+
+  void fill(const Host& host, int64_t n, int64_t blocks, int block, const void* stats, const void* d_stats) {
+    const T *s = static_cast<const T*>(stats), *d = static_cast<const T*>(d_stats);
+    T** const vectors[] = {&lse, &d_lse, &pos_lse, &d_pos_lse, &d_pos_sum};
+    for (T** p : vectors) *p = allocate<T>(host, blocks * block);
+    low = allocate<T>(host, blocks);
+    high = allocate<T>(host, blocks);
+    any_pos_lse = false;
+    for (int64_t i = 0; i < blocks * block; ++i) {
+      const bool inside = s && i < n;
+      const bool den = inside && s[i] != -kInf<T>, pos = inside && s[n + i] != -kInf<T>;
+      lse[i] = den ? T(double(s[i]) * kLog2E) : T(0);
+      d_lse[i] = den ? d[i] : T(0);
+      pos_lse[i] = pos ? T(double(s[n + i]) * kLog2E) : T(0);
+      d_pos_lse[i] = pos ? d[n + i] : T(0);
+      d_pos_sum[i] = inside ? d[2 * n + i] : T(0);
+      any_pos_lse = any_pos_lse || d_pos_lse[i] != 0;
+      const int64_t b = i / block;
+      if (i % block == 0) low[b] = kInf<T>, high[b] = -kInf<T>;
+      if (den) low[b] = lse[i] < low[b] ? lse[i] : low[b];
+      if (den) high[b] = lse[i] < high[b] ? high[b] : lse[i];
+    }
+  }
+};
+
+template <class P>
+struct StatsWeights {
+  using T = typename P::T;
+  Sweep<P>& sweep;
+  SideWeights<T> rows, cols;
+  bool has_cols;
+
+  // The weight of a denominator pair is 2^(l - lse_i) d_i + 2^(l - lse_j) d_j: with a shift near all lse of the tile
+  // it is 2^(l - shift) (alpha_i + beta_j), one exponential; otherwise (kTwo) the two are computed apart.
+  template <bool kMixed, bool kTwo, class Emit>
+  void fill(const Tile<T>& tile, T* buffer, T shift, bool by_col, Emit emit) {
+    const int block = tile.block;
+    T *alpha = buffer, *beta = buffer + block;
+    for (int k = 0; k < block; k += kLanes<T>) {
+      const Vec<T> d_row = load<T>(rows.d_lse + tile.i0 + k);
+      const Vec<T> d_col = by_col ? load<T>(cols.d_lse + tile.j0 + k) : Vec<T>{};
+      const bool rescale = by_col && !kTwo;
+      const Vec<T> at_row = rescale ? exp2<T>(shift - load<T>(rows.lse + tile.i0 + k)) : splat<T>(1);
+      const Vec<T> at_col = rescale ? exp2<T>(shift - load<T>(cols.lse + tile.j0 + k)) : splat<T>(1);
+      store<T>(alpha + k, d_row == T(0) ? d_row : d_row * at_row);
+      store<T>(beta + k, d_col == T(0) ? d_col : d_col * at_col);
+    }
+    for (int i = 0; i < tile.rows; ++i) {
+      const int64_t gi = tile.i0 + i;
+      const auto row = sweep.classes.row(gi, tile.jb);
+      const Vec<T> a = splat<T>(sweep.row_factor[gi]), al = splat<T>(alpha[i]);
+      const T row_shift = by_col && !kTwo ? shift : rows.lse[gi];
+      const T bias = sweep.row_bias[gi];
+      for (int j = 0; j < block; j += kLanes<T>) {
+        T* at = tile.products + int64_t(i) * block + j;
+        const int64_t gj = tile.j0 + j;
+        const Vec<T> x = load<T>(at), cb = load<T>(sweep.col_bias + gj);
+        const Vec<T> e = exp2<T>(x * a + ((bias - row_shift) + cb));
+        Vec<T> w;
+        if (kTwo)
+          w = e * al + exp2<T>(x * a + (bias + (cb - load<T>(cols.lse + gj)))) * load<T>(beta + j);
+        else
+          w = e * (al + load<T>(beta + j));
+        if (kMixed) {
+          const IVec<T> cls = sweep.classes.of(row, tile.jb, j);
+          w = (cls & Int<T>(sweep.classes.denominator)) != 0 ? w : Vec<T>{};
+          Vec<T> positive = splat<T>(rows.d_pos_sum[gi]);
+          if (by_col) positive += load<T>(cols.d_pos_sum + gj);
+          if (rows.any_pos_lse) positive += exp2<T>(x * a + ((bias - rows.pos_lse[gi]) + cb)) * rows.d_pos_lse[gi];
+          if (by_col && cols.any_pos_lse)
+            positive += exp2<T>(x * a + (bias + (cb - load<T>(cols.pos_lse + gj)))) * load<T>(cols.d_pos_lse + gj);
+          w += (cls & Int<T>(sweep.classes.positives)) != 0 ? positive : Vec<T>{};
+        }
+        store<T>(at, w);
+      }
+      if (i % 2 == 1 || i + 1 == tile.rows) emit(i / 2 * 2);
+    }
+  }
+
+  template <class Emit>
+  void operator()(const Tile<T>& tile, T* buffer, Emit emit) {
+    const bool by_col = has_cols && tile.both, mixed = tile.kind == TileKind::kMixed;
+    const T high = ::fmax(rows.high[tile.ib], by_col ? cols.high[tile.jb] : -kInf<T>);
+    const T low = ::fmin(rows.low[tile.ib], by_col ? cols.low[tile.jb] : kInf<T>);
+    // high < low: no denominator in the tile, the weights are zero at any shift
+    const bool two = by_col && !(high - low <= T(kSharedShift));
+    const T shift = high >= low ? high : T(0);
+    if (mixed)
+      two ? fill<true, true>(tile, buffer, shift, by_col, emit) : fill<true, false>(tile, buffer, shift, by_col, emit);
+    else
+      two ? fill<false, true>(tile, buffer, shift, by_col, emit) : fill<false, false>(tile, buffer, shift, by_col, emit);
+  }
+};
+
+template <class P>
+void pair_stats_backward(const Problem& problem, const Host& host, const Stats& stats, const Stats& d_stats,
+                         const Gradients& out) {
+  using T = typename P::T;
+  Sweep<P> sweep(problem, host, true, &out);
+  StatsWeights<P> weights{sweep, {}, {}, problem.symmetric || stats.cols != nullptr};
+  const int block = sweep.block;
+  weights.rows.fill(host, problem.rows.z.n, sweep.row_blocks, block, stats.rows, d_stats.rows);
+  if (problem.symmetric)
+    weights.cols = weights.rows;
+  else
+    weights.cols.fill(host, problem.cols.z.n, sweep.col_blocks, block, stats.cols, d_stats.cols);
+  T* buffers = allocate<T>(host, int64_t(sweep.workers) * 2 * block);
+  apply_weights(sweep, out, [&](const Tile<T>& tile, auto emit) { weights(tile, buffers + tile.worker * 2 * block, emit); });
+}
+
+}  // namespace

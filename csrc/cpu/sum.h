@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+// Row sums of softplus(l) over the negatives and softplus(-l) over the positives, and their gradients.
+#pragma once
+#include "sweep.h"
+
+namespace {
+
+template <class T>
+PYCL_INLINE Vec<T> magnitude(Vec<T> x) {
+  return x < T(0) ? -x : x;
+}
+// For x in units of log 2: softplus(x log 2) and the logistic function, both without overflow.
+template <class T>
+PYCL_INLINE Vec<T> softplus(Vec<T> x) {
+  return ::max<T>(Vec<T>{}, x) * T(kLn2) + log1p<T>(exp2<T>(-magnitude<T>(x)));
+}
+template <class T>
+PYCL_INLINE Vec<T> sigmoid(Vec<T> x) {
+  const Vec<T> u = exp2<T>(-magnitude<T>(x));
+  return (x < T(0) ? u : splat<T>(1)) / (u + T(1));
+}
+
+// Replaces the products of a tile by value(l) summed over the two roles a pair can have; negatives are the denominator.
+template <bool kMixed, class P, class Value, class RowDone>
+void map_tile(Sweep<P>& sweep, const Tile<typename P::T>& tile, Value value, RowDone row_done) {
+  using T = typename P::T;
+  for (int i = 0; i < tile.rows; ++i) {
+    const auto row = sweep.classes.row(tile.i0 + i, tile.jb);
+    const Vec<T> a = splat<T>(sweep.row_factor[tile.i0 + i]), b = splat<T>(sweep.row_bias[tile.i0 + i]);
+    for (int j = 0; j < tile.block; j += kLanes<T>) {
+      T* at = tile.products + int64_t(i) * tile.block + j;
+      const Vec<T> l = load<T>(at) * a + (b + load<T>(sweep.col_bias + tile.j0 + j));
+      Vec<T> y = value(i, l, false);
+      if (kMixed) {
+        const IVec<T> cls = sweep.classes.of(row, tile.jb, j);
+        y = (cls & Int<T>(sweep.classes.denominator)) != 0 ? y : Vec<T>{};
+        y += (cls & Int<T>(sweep.classes.positives)) != 0 ? value(i, l, true) : Vec<T>{};
+      }
+      store<T>(at, y);
+    }
+    row_done(i);
+  }
+}
+
+template <class P>
+void pair_sum(const Problem& problem, const Host& host, void* out) {
+  using T = typename P::T;
+  Sweep<P> sweep(problem, host, false, nullptr);
+  T* sums = allocate<T>(host, sweep.row_blocks * sweep.block);
+  std::memset(sums, 0, sizeof(T) * sweep.row_blocks * sweep.block);
+  sweep.run([&](const Tile<T>& tile) {
+    auto value = [](int, Vec<T> l, bool positive) PYCL_LAMBDA_INLINE { return softplus<T>(positive ? -l : l); };
+    auto add = [&](int i) {
+      Vec<T> sum{};
+      for (int j = 0; j < tile.block; j += kLanes<T>) sum += load<T>(tile.products + int64_t(i) * tile.block + j);
+      sums[tile.i0 + i] += reduce_add<T>(sum);
+    };
+    tile.kind == TileKind::kMixed ? map_tile<true>(sweep, tile, value, add) : map_tile<false>(sweep, tile, value, add);
+  });
+  std::memcpy(out, sums, sizeof(T) * problem.rows.z.n);
+}
+
+template <class P>
+void pair_sum_backward(const Problem& problem, const Host& host, const void* d_sum, const Gradients& out) {
+  using T = typename P::T;
+  Sweep<P> sweep(problem, host, true, &out);
+  const T* d = static_cast<const T*>(d_sum);
+  apply_weights(sweep, out, [&](const Tile<T>& tile, auto emit) {
+    auto value = [&](int i, Vec<T> l, bool positive) PYCL_LAMBDA_INLINE {
+      const T upstream = d[tile.i0 + i];
+      return positive ? sigmoid<T>(-l) * -upstream : sigmoid<T>(l) * upstream;
+    };
+    auto done = [&](int i) {
+      if (i % 2 == 1 || i + 1 == tile.rows) emit(i / 2 * 2);
+    };
+    tile.kind == TileKind::kMixed ? map_tile<true>(sweep, tile, value, done) : map_tile<false>(sweep, tile, value, done);
+  });
+}
+
+}  // namespace

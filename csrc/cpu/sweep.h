@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+// The one tile loop. A Sweep holds the packed sides of a problem and hands out tiles of products; Apply turns a rule for
+// the weights dL/dl of a tile into gradients of everything the logits depend on.
+#pragma once
+#include "labels.h"
+
+namespace {
+
+using pycl::Gradients;
+
+// One block x block tile. Logits in units of log 2 are row_factor[i] * products[i][j] + row_bias[i] + col_bias[j].
+template <class T>
+struct Tile {
+  int worker;
+  int64_t ib, jb;    // blocks
+  int64_t i0, j0;    // first row and column
+  int rows, block;   // rows < block at the lower edge; columns beyond the last have a bias of -inf
+  TileKind kind;
+  bool both;         // columns take their share too: not so on the diagonal of a symmetric problem
+  T* products;
+};
+
+template <class P>
+struct Sweep {
+  using T = typename P::T;
+  using E = typename P::E;
+
+  const Problem& problem;
+  const Host& host;
+  int block, workers;
+  int64_t row_blocks, col_blocks;
+  Packed<P> row_points, col_points;
+  Classes<T> classes;
+  T *row_factor, *row_bias, *col_bias;
+  T* tiles;
+  double bound;  // no logit, in units of log 2, is larger or smaller than -bound
+
+  Sweep(const Problem& p, const Host& h, bool backward, const Gradients* wanted) : problem(p), host(h) {
+    const int64_t m = p.rows.z.n, n = p.cols.z.n;
+    block = block_size(m, n);
+    row_blocks = (m + block - 1) / block;
+    col_blocks = (n + block - 1) / block;
+    const int64_t most = p.symmetric ? row_blocks / 2 : row_blocks < col_blocks ? row_blocks : col_blocks;
+    workers = most < 1 ? 1 : most < h.threads ? int(most) : h.threads;
+    const bool d_rows = backward && (wanted->rows != nullptr || p.symmetric);
+    const bool d_cols = backward && (wanted->cols != nullptr || p.symmetric);
+    const T* scale = static_cast<const T*>(p.logit_scale);
+    const T* packed_scale = P::kScalesOperand || p.scale_per_row ? scale : nullptr;
+    const bool by_col = d_cols && !P::kScalesOperand;
+    const Layouts of_rows = p.symmetric ? Layouts{true, true, d_rows, by_col} : Layouts{true, false, false, by_col};
+    row_points.pack(h, p.rows.z, p.normalize, block, of_rows, packed_scale, p.scale_per_row);
+    if (p.symmetric)
+      col_points = row_points;
+    else
+      col_points.pack(h, p.cols.z, p.normalize, block, {false, true, d_rows, false}, nullptr, false);
+    classes.fill(h, p, block);
+    fill_affine(scale);
+    tiles = allocate<T>(h, int64_t(workers) * block * block);
+  }
+
+  int block_size(int64_t m, int64_t n) const {
+    const int64_t smaller = m < n ? m : n, per_worker = problem.symmetric ? 4 : 2;
+    int size = 96;
+    while (size > P::kMinBlock && smaller < per_worker * host.threads * size) size /= 2;
+    return size;
+  }
+
+  void fill_affine(const T* scale) {
+    const int64_t m = problem.rows.z.n, n = problem.cols.z.n;
+    row_factor = allocate<T>(host, row_blocks * block);
+    row_bias = allocate<T>(host, row_blocks * block);
+    col_bias = allocate<T>(host, col_blocks * block);
+    double largest_scale = 0, largest_row = 0, largest_col = 0;
+    auto bias = [](const Side& side, int64_t i) { return side.bias ? double(static_cast<const T*>(side.bias)[i]) : 0.; };
+    auto keep_larger = [](double& largest, double x) {
+      x = x < 0 ? -x : x;
+      largest = x <= largest ? largest : x;
+    };
+    for (int64_t i = 0; i < row_blocks * block; ++i) {
+      const double s = i < m ? double(scale[problem.scale_per_row ? i : 0]) : 1;
+      const double b = i < m ? bias(problem.rows, i) : 0;
+      row_factor[i] = T((P::kScalesOperand ? 1 : s) * kLog2E);
+      row_bias[i] = T(b * kLog2E);
+      if (i < m) keep_larger(largest_scale, s), keep_larger(largest_row, b);
+    }
+    for (int64_t j = 0; j < col_blocks * block; ++j) {
+      const double b = j < n ? bias(problem.cols, j) : 0;
+      col_bias[j] = j < n ? T(b * kLog2E) : -kInf<T>;
+      keep_larger(largest_col, b);
+    }
+    bound = kLog2E * (row_points.max_norm * col_points.max_norm * largest_scale + largest_row + largest_col);
+  }
+
+  // Calls visit(tile) for every tile with a pair that counts, its products computed.
+  template <class Visit>
+  void run(Visit visit) {
+    for_each_tile(host, problem.symmetric, row_blocks, col_blocks, workers, [&](int worker, int64_t ib, int64_t jb) {
+      const TileKind kind = classes.kind(ib, jb);
+      if (kind == TileKind::kSkip) return;
+      T* products = tiles + int64_t(worker) * block * block;
+      P::begin_thread();
+      P::multiply(row_points.points_as_a(ib), col_points.points_as_b(jb), block, block, int(row_points.width), products,
+                  block, false);
+      const int64_t left = problem.rows.z.n - ib * block;
+      visit(Tile<T>{worker, ib, jb, ib * block, jb * block, left < block ? int(left) : block, block, kind,
+                    !problem.symmetric || ib != jb, products});
+      P::end_thread();
+    });
+  }
+};
+
+// Gradients by recomputing tiles. make_weights(tile, emit) overwrites the products with dL/dl, zero where a pair does
+// not count, and calls emit(i) after each pair of rows i, i + 1.
+template <class P, class MakeWeights>
+void apply_weights(Sweep<P>& sweep, const Gradients& out, MakeWeights make_weights) {
+  using T = typename P::T;
+  const Problem& p = sweep.problem;
+  const Host& host = sweep.host;
+  const int block = sweep.block;
+  const int64_t width = sweep.row_points.width, tile_size = int64_t(block) * block;
+  const bool d_rows = out.rows, d_cols = out.cols || (p.symmetric && out.rows);
+  auto zeros = [&](bool wanted, int64_t n) -> T* {
+    if (!wanted) return nullptr;
+    T* x = allocate<T>(host, n);
+    const int64_t chunk = 1 << 16, chunks = (n + chunk - 1) / chunk;
+    parallel(host, chunks, [&](int64_t c) {
+      std::memset(x + c * chunk, 0, sizeof(T) * size_t(c + 1 < chunks ? chunk : n - c * chunk));
+    });
+    return x;
+  };
+  T* direct = zeros(d_rows, sweep.row_blocks * block * width);
+  T* transposed = zeros(d_cols, sweep.col_blocks * block * width);
+  T* d_row_bias = zeros(out.row_bias, sweep.row_blocks * block);
+  T* d_col_bias = p.symmetric ? d_row_bias : zeros(out.col_bias, sweep.col_blocks * block);
+  auto* scratch = allocate<typename P::E>(host, int64_t(sweep.workers) * P::weights_elements(block));
+
+  sweep.run([&](const Tile<T>& tile) {
+    auto weights = P::weights(tile.products, scratch + tile.worker * P::weights_elements(block), block);
+    std::memset(tile.products + int64_t(tile.rows) * block, 0, sizeof(T) * (tile_size - int64_t(tile.rows) * block));
+    make_weights(tile, [&](int i) { weights.emit_rows(i); });
+    for (int i = (tile.rows + 1) / 2 * 2; i < block; i += 2) weights.emit_rows(i);
+    if (d_row_bias || d_col_bias) add_sums(tile, d_row_bias, d_col_bias);
+    if (d_rows)
+      P::multiply(weights.as_a(), sweep.col_points.features_as_b(tile.jb), block, int(width), block,
+                  direct + tile.i0 * width, width, true);
+    if (d_cols)
+      P::multiply(sweep.row_points.features_as_a(tile.ib), weights.as_b(), int(width), block, block,
+                  transposed + tile.j0 * width, block, true);
+  });
+
+  const T* scale = static_cast<const T*>(p.logit_scale);
+  const T scale_after = P::kScalesOperand || p.scale_per_row ? T(1) : scale[0];
+  if (out.rows)
+    sweep.row_points.unpack(host, direct, scale, p.scale_per_row, p.symmetric ? transposed : nullptr, scale_after, out.rows,
+                            static_cast<T*>(out.logit_scale));
+  if (out.cols) {
+    const T one = 1;
+    sweep.col_points.unpack(host, nullptr, &one, false, transposed, scale_after, out.cols, nullptr);
+  }
+  if (out.row_bias) std::memcpy(out.row_bias, d_row_bias, sizeof(T) * p.rows.z.n);
+  if (out.col_bias) std::memcpy(out.col_bias, d_col_bias, sizeof(T) * p.cols.z.n);
+}
+
+template <class T>
+void add_sums(const Tile<T>& tile, T* by_row, T* by_col) {
+  for (int i = 0; i < tile.rows; ++i) {
+    const T* w = tile.products + int64_t(i) * tile.block;
+    Vec<T> sum{};
+    for (int j = 0; j < tile.block; j += kLanes<T>) {
+      sum += load<T>(w + j);
+      if (by_col) store<T>(by_col + tile.j0 + j, load<T>(by_col + tile.j0 + j) + load<T>(w + j));
+    }
+    if (by_row) by_row[tile.i0 + i] += reduce_add<T>(sum);
+  }
+}
+
+}  // namespace

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+// Vectors of the width the including file was compiled for (PYCL_VECTOR_BYTES), and the functions tiles need.
+// The compiler's vector extension makes one source serve SSE, NEON, AVX2 and AVX-512.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+#ifndef PYCL_VECTOR_BYTES
+#error "PYCL_VECTOR_BYTES is set by the file that names the instruction set"
+#endif
+#define PYCL_INLINE __attribute__((always_inline)) inline
+#define PYCL_LAMBDA_INLINE __attribute__((always_inline))
+
+namespace {
+
+template <class T>
+struct VecTraits;
+template <>
+struct VecTraits<float> {
+  typedef float V __attribute__((vector_size(PYCL_VECTOR_BYTES)));
+  typedef float U __attribute__((vector_size(PYCL_VECTOR_BYTES), aligned(4), may_alias));
+  typedef int32_t Int;
+  typedef int32_t I __attribute__((vector_size(PYCL_VECTOR_BYTES)));
+  typedef int32_t IU __attribute__((vector_size(PYCL_VECTOR_BYTES), aligned(4), may_alias));
+};
+template <>
+struct VecTraits<double> {
+  typedef double V __attribute__((vector_size(PYCL_VECTOR_BYTES)));
+  typedef double U __attribute__((vector_size(PYCL_VECTOR_BYTES), aligned(8), may_alias));
+  typedef int64_t Int;
+  typedef int64_t I __attribute__((vector_size(PYCL_VECTOR_BYTES)));
+  typedef int64_t IU __attribute__((vector_size(PYCL_VECTOR_BYTES), aligned(8), may_alias));
+};
+
+template <class T>
+using Vec = typename VecTraits<T>::V;
+template <class T>
+using IVec = typename VecTraits<T>::I;
+template <class T>
+using Int = typename VecTraits<T>::Int;
+template <class T>
+constexpr int kLanes = PYCL_VECTOR_BYTES / sizeof(T);
+
+template <class T>
+constexpr T kInf = T(__builtin_inf());
+constexpr double kLog2E = 1.4426950408889634;
+constexpr double kLn2 = 0.6931471805599453;
+
+template <class T>
+PYCL_INLINE Vec<T> load(const T* p) {
+  return *reinterpret_cast<const typename VecTraits<T>::U*>(p);
+}
+template <class T>
+PYCL_INLINE void store(T* p, Vec<T> x) {
+  *reinterpret_cast<typename VecTraits<T>::U*>(p) = x;
+}
+template <class T>
+PYCL_INLINE IVec<T> load_int(const Int<T>* p) {
+  return *reinterpret_cast<const typename VecTraits<T>::IU*>(p);
+}
+template <class T>
+PYCL_INLINE Vec<T> splat(T x) {
+  return Vec<T>{} + x;
+}
+template <class T>
+PYCL_INLINE IVec<T> lane_index() {
+  IVec<T> x;
+  for (int k = 0; k < kLanes<T>; ++k) x[k] = k;
+  return x;
+}
+// A NaN in b is kept.
+template <class T>
+PYCL_INLINE Vec<T> max(Vec<T> a, Vec<T> b) {
+  return b < a ? a : b;
+}
+template <class T>
+PYCL_INLINE T reduce_add(Vec<T> x) {
+  T sum = 0;
+  for (int k = 0; k < kLanes<T>; ++k) sum += x[k];
+  return sum;
+}
+template <class T>
+PYCL_INLINE T reduce_max(Vec<T> x) {
+  T m = x[0];
+  for (int k = 1; k < kLanes<T>; ++k) m = x[k] < m ? m : x[k];
+  return m;
+}
+#ifdef __AVX512F__
+template <>
+PYCL_INLINE float reduce_add<float>(Vec<float> x) {
+  return _mm512_reduce_add_ps(x);
+}
+template <>
+PYCL_INLINE float reduce_max<float>(Vec<float> x) {
+  return _mm512_reduce_max_ps(x);
+}
+#endif
+
+// 2^x: minimax polynomials for 2^r on [-1/2, 1/2] (relative error 7.5e-8 and 3e-18), then the exponent. Exactly 0 for
+// -inf and below the normal range, NaN for NaN.
+template <class T>
+struct Exp2;
+template <>
+struct Exp2<float> {
+  static PYCL_INLINE Vec<float> polynomial(Vec<float> r) {
+    Vec<float> p = r * 0.00132764726f + 0.00967554134f;
+    p = p * r + 0.0555071327f;
+    p = p * r + 0.240221197f;
+    p = p * r + 0.693146967f;
+    return p * r + 1.00000007f;
+  }
+  static constexpr float kRound = 12582912.f, kSmallest = -126.f, kClamp = -150.f;
+  static constexpr int kMantissa = 23, kBias = 127;
+};
+template <>
+struct Exp2<double> {
+  static PYCL_INLINE Vec<double> polynomial(Vec<double> r) {
+    Vec<double> p = r * 4.43528270695727915e-10 + 7.0741056135081428e-9;
+    p = p * r + 1.01781980216719308e-7;
+    p = p * r + 1.32154330896763992e-6;
+    p = p * r + 0.0000152527334899885256;
+    p = p * r + 0.000154035304625144321;
+    p = p * r + 0.00133335581467899217;
+    p = p * r + 0.00961812910758833524;
+    p = p * r + 0.0555041086648199216;
+    p = p * r + 0.240226506959101562;
+    p = p * r + 0.69314718055994533;
+    return p * r + 1.0;
+  }
+  static constexpr double kRound = 6755399441055744., kSmallest = -1022., kClamp = -1080.;
+  static constexpr int kMantissa = 52, kBias = 1023;
+};
+
+template <class T>
+PYCL_INLINE Vec<T> exp2(Vec<T> x) {
+  using E = Exp2<T>;
+  x = max<T>(splat<T>(E::kClamp), x);
+  const Vec<T> shifted = x + E::kRound;  // the integer part sits in the low mantissa bits
+  const Vec<T> whole = shifted - E::kRound;
+  const IVec<T> bits = reinterpret_cast<IVec<T>>(shifted) - reinterpret_cast<IVec<T>>(splat<T>(E::kRound));
+  const IVec<T> power = (bits + E::kBias) << E::kMantissa;
+  const Vec<T> y = E::polynomial(x - whole) * reinterpret_cast<Vec<T>>(power);
+  return x < E::kSmallest ? Vec<T>{} : y;
+}
+#ifdef __AVX512F__
+template <>
+PYCL_INLINE Vec<float> exp2<float>(Vec<float> x) {
+  x = _mm512_max_ps(_mm512_set1_ps(-200.f), x);  // -inf has no remainder
+  const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  return _mm512_scalef_ps(Exp2<float>::polynomial(x - whole), whole);
+}
+template <>
+PYCL_INLINE Vec<double> exp2<double>(Vec<double> x) {
+  x = _mm512_max_pd(_mm512_set1_pd(-1200.), x);
+  const __m512d whole = _mm512_roundscale_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  return _mm512_scalef_pd(Exp2<double>::polynomial(x - whole), whole);
+}
+#endif
+
+// log(1 + u) for u in [0, 1] as 2 atanh(u / (2 + u)); the argument of the series is at most 1/3.
+template <class T>
+PYCL_INLINE Vec<T> log1p(Vec<T> u) {
+  constexpr int kTerms = sizeof(T) == 4 ? 7 : 17;
+  const Vec<T> s = u / (u + T(2));
+  const Vec<T> s2 = s * s;
+  Vec<T> series = splat<T>(T(1) / (2 * kTerms + 1));
+#pragma GCC unroll 17
+  for (int k = kTerms - 1; k >= 0; --k) series = series * s2 + T(1) / (2 * k + 1);
+  return series * s * T(2);
+}
+
+PYCL_INLINE float from_bits(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+PYCL_INLINE uint32_t to_bits(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+PYCL_INLINE float bf16_to_float(uint16_t x) { return from_bits(uint32_t(x) << 16); }
+PYCL_INLINE uint16_t float_to_bf16(float x) {
+  if (x != x) return 0x7fc0;
+  const uint32_t bits = to_bits(x);
+  return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+PYCL_INLINE float half_to_float(uint16_t h) {
+  const uint32_t sign = uint32_t(h & 0x8000) << 16, magnitude = h & 0x7fff;
+  // 2^112 moves the exponent from bias 15 to bias 127 and makes subnormal halves normal.
+  const float x = from_bits(magnitude << 13) * 0x1p112f;
+  const uint32_t bits = magnitude >= 0x7c00 ? (magnitude << 13) | 0x7f800000 : to_bits(x);
+  return from_bits(bits | sign);
+}
+PYCL_INLINE uint16_t float_to_half(float x) {
+  const uint32_t sign = (to_bits(x) >> 16) & 0x8000, bits = to_bits(x) & 0x7fffffff;
+  if (bits > 0x7f800000) return uint16_t(sign | 0x7e00);
+  if (bits >= 0x477ff000) return uint16_t(sign | 0x7c00);  // rounds to 65536 or more
+  if (bits < 0x38800000) {                                  // below 2^-14: the sum rounds to multiples of 2^-24
+    const uint32_t subnormal = to_bits(from_bits(bits) + 0.5f) - to_bits(0.5f);
+    return uint16_t(sign | subnormal);
+  }
+  return uint16_t(sign | ((bits + 0xfff + ((bits >> 13) & 1) - 0x38000000) >> 13));
+}
+
+}  // namespace

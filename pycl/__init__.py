@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pycl: exact contrastive losses that never store the similarity matrix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+if not (Path(__file__).parent / "triton_kernels").exists():
+    # Running in a checkout: pycl.bench and pycl.triton_kernels are its top-level folders.
+    __path__.append(str(Path(__file__).parent.parent))
+
+from . import engine, functional, metrics, modules
+from .backends import BackendUnavailable
+from .engine import PairStats, pair_stats, pair_sum
+from .modules import *
+from .pairs import Pairs, Points
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendUnavailable",
+    "PairStats",
+    "Pairs",
+    "Points",
+    "engine",
+    "functional",
+    "metrics",
+    "pair_stats",
+    "pair_sum",
+    *modules.__all__,
+]

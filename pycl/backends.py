@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which backend runs: a backend that was asked for runs or raises; the automatic choice says once what it took."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import os
+from types import ModuleType
+
+log = logging.getLogger("pycl")
+
+MODULES = {"cpu": "pycl.cpu", "reference": "pycl.reference"}
+# the order the automatic choice tries, by the device of the tensors
+PREFERENCE = {"cpu": ("cpu", "reference")}
+KNOWN = ("cpu", "triton", "cuda", "reference")
+
+
+class BackendUnavailable(RuntimeError):
+    """A backend that was asked for by name cannot run; the message says why and how to get it."""
+
+
+@functools.cache
+def load(name: str) -> ModuleType:
+    """The module of a backend; raises ``BackendUnavailable`` where its compiled part is missing."""
+    if name not in MODULES:
+        raise BackendUnavailable(f"backend={name!r} is not available: {_missing(name)}; this build has {sorted(MODULES)}")
+    return importlib.import_module(MODULES[name])
+
+
+def _missing(name: str) -> str:
+    if name == "triton":
+        return str(importlib.import_module("pycl.triton_kernels.support").why_not())
+    return "it was not built"
+
+
+@functools.cache
+def why_not(name: str, device_type: str) -> str | None:
+    """The reason why a backend cannot serve tensors of a device type, or ``None`` where it can."""
+    try:
+        devices = load(name).DEVICES
+    except BackendUnavailable as error:
+        return str(error)
+    if devices is not None and device_type not in devices:
+        return f"backend={name!r} runs on {' or '.join(devices)} tensors, got tensors on {device_type}"
+    return None
+
+
+def installed(device_type: str) -> list[str]:
+    """The backends that can serve tensors of this device type, best first."""
+    order = dict.fromkeys((*PREFERENCE.get(device_type, ()), *MODULES))
+    return [name for name in order if why_not(name, device_type) is None]
+
+
+def choose(name: str | None, device_type: str) -> str:
+    """The backend to use for tensors of a device type.
+
+    Args:
+        name: what the caller asked for, or ``None`` for ``$PYCL_BACKEND`` and then the automatic choice.
+        device_type: ``"cpu"``, ``"cuda"``, ...
+
+    Raises:
+        ValueError: the name is not a backend's.
+        BackendUnavailable: the backend is not built, or does not run on this device.
+    """
+    name = name or os.environ.get("PYCL_BACKEND") or None
+    if name is None:
+        return _automatic(device_type)
+    if name not in KNOWN:
+        raise ValueError(f"backend must be None or one of {list(KNOWN)}, got {name!r}")
+    if reason := why_not(name, device_type):
+        raise BackendUnavailable(reason)
+    return name
+
+
+@functools.cache
+def _automatic(device_type: str) -> str:
+    name = installed(device_type)[0]
+    skipped = [why_not(other, device_type) for other in PREFERENCE.get(device_type, ()) if other != name]
+    reasons = "; ".join(reason for reason in skipped if reason)
+    log.info("pycl uses backend %r for %s tensors%s", name, device_type, f" ({reasons})" if reasons else "")
+    return name

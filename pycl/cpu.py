@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CPU backend: hands pointers to the compiled tile loops and picks the instruction set once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._load import extension
+from .backends import BackendUnavailable
+from .ops import Gradients, Needs, Problem, accumulation_dtype, empty_gradients
+
+DEVICES = ("cpu",)
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+
+try:
+    _C: Any = extension()
+except ImportError as error:
+    raise BackendUnavailable(f"backend='cpu' is not available: {error}") from error
+
+if (Path(torch.__file__).parent / "lib" / "libtorch_cpu.so").exists():
+    _C.use_thread_pool_of(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+
+try:
+    ISA: str = _C.select_isa(os.environ.get("PYCL_CPU_ISA", ""))
+except ValueError as error:
+    raise BackendUnavailable(f"backend='cpu' is not available: PYCL_CPU_ISA: {error}") from error
+
+
+def _precision() -> int:
+    """How many bfloat16 products may stand for one of float32: 0 none, 1 one (medium), 3 three (high)."""
+    return {"highest": 0, "high": 3, "medium": 1}[torch.get_float32_matmul_precision()]
+
+
+def _matrix(z: Tensor) -> tuple[int, int, int, int, int, int]:
+    return z.data_ptr(), z.shape[0], z.shape[1], z.stride(0), z.stride(1), _DTYPES[z.dtype]
+
+
+def _pointer(x: Tensor | None) -> int:
+    return 0 if x is None or x.numel() == 0 else x.data_ptr()
+
+
+def _compiled(problem: Problem) -> Any:
+    p = problem
+    if p.cols is None:
+        cols, col_ids, col_views, col_bias = p.rows, p.row_ids, p.row_views, p.row_bias
+    else:
+        assert p.col_ids is not None
+        assert p.col_views is not None
+        cols, col_ids, col_views, col_bias = p.cols, p.col_ids, p.col_views, p.col_bias
+    row_ids, col_ids = _narrow(p.row_ids, col_ids)
+    row_views, col_views = _narrow(p.row_views, col_views)
+    compiled = _C.Problem(
+        rows=_matrix(p.rows),
+        row_ids=row_ids.data_ptr(),
+        row_views=row_views.data_ptr(),
+        row_bias=_pointer(p.row_bias),
+        cols=_matrix(cols),
+        col_ids=col_ids.data_ptr(),
+        col_views=col_views.data_ptr(),
+        col_bias=_pointer(col_bias),
+        symmetric=p.cols is None,
+        logit_scale=p.logit_scale.data_ptr(),
+        scale_per_row=p.logit_scale.dim() == 1,
+        denominator=p.denominator,
+        positives=p.positives,
+        has_self=p.offset is not None,
+        offset=p.offset or 0,
+        normalize=p.normalize,
+        precision=_precision() if p.rows.dtype == torch.float32 else 0,
+        threads=torch.get_num_threads(),
+    )
+    compiled.keep_alive = (row_ids, col_ids, row_views, col_views)
+    return compiled
+
+
+def _narrow(rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
+    """The same labels in a range of 31 bits, the width the tiles compare: dense ranks where they are spread wider."""
+    if not _C.is_wide(rows.data_ptr(), rows.numel(), cols.data_ptr(), cols.numel()):
+        return rows, cols
+    ranks = torch.unique(torch.cat([rows, cols]), return_inverse=True)[1]
+    return ranks[: rows.numel()], ranks[rows.numel() :]
+
+
+def pair_stats(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor]:
+    dtype = accumulation_dtype(problem.rows.dtype)
+    n = problem.n_cols if both_sides and problem.cols is not None else 0
+    row_stats = torch.empty(4, problem.rows.shape[0], dtype=dtype)
+    col_stats = torch.empty(4, n, dtype=dtype)
+    _C.pair_stats(_compiled(problem), row_stats.data_ptr(), _pointer(col_stats))
+    return row_stats, col_stats
+
+
+def pair_stats_backward(
+    problem: Problem, row_stats: Tensor, col_stats: Tensor, d_row_stats: Tensor, d_col_stats: Tensor, needs: Needs
+) -> Gradients:
+    out = empty_gradients(problem, needs)
+    stats = [_pointer(t) for t in (row_stats, col_stats, d_row_stats, d_col_stats)]
+    _C.pair_stats_backward(_compiled(problem), *stats, *map(_pointer, out))
+    return out
+
+
+def pair_sum(problem: Problem) -> Tensor:
+    out = torch.empty(problem.rows.shape[0], dtype=accumulation_dtype(problem.rows.dtype))
+    _C.pair_sum(_compiled(problem), out.data_ptr())
+    return out
+
+
+def pair_sum_backward(problem: Problem, d_sum: Tensor, needs: Needs) -> Gradients:
+    out = empty_gradients(problem, needs)
+    _C.pair_sum_backward(_compiled(problem), d_sum.data_ptr(), *map(_pointer, out))
+    return out

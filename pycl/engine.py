@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine: reductions over the logits of all pairs of points, which are never stored.
+
+``pair_stats`` and ``pair_sum`` are the only two things a loss needs; validation happens here once, and the two
+``autograd.Function`` below are the only gradient rules of the library.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, cast, overload
+
+import torch
+from torch import Tensor
+
+from . import backends
+from .ops import Needs, Problem, accumulation_dtype
+from .pairs import Pairs, Points
+
+__all__ = ["PairStats", "Pairs", "Points", "pair_stats", "pair_sum"]
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class PairStats(NamedTuple):
+    """Statistics of one anchor's logits, one entry per anchor, float32 (float64 for float64 input).
+
+    An anchor without pairs in a set has a log-sum-exp of ``-inf``, a sum and a count of 0, and no gradient from it.
+    """
+
+    lse: Tensor  # log sum exp l_ij over the denominator set
+    pos_lse: Tensor  # log sum exp l_ij over the positive set
+    pos_sum: Tensor  # sum l_ij over the positive set
+    pos_count: Tensor  # number of positive pairs
+
+
+@overload
+def pair_stats(
+    rows: Points,
+    cols: Points | None = None,
+    logit_scale: float | Tensor = 1.0,
+    *,
+    denominator: Pairs,
+    positives: Pairs = Pairs.NONE,
+    row_bias: Tensor | None = None,
+    col_bias: Tensor | None = None,
+    offset: int | None = 0,
+    sides: Literal["rows"] = "rows",
+    normalize: bool = False,
+    backend: str | None = None,
+) -> PairStats: ...
+@overload
+def pair_stats(
+    rows: Points,
+    cols: Points | None = None,
+    logit_scale: float | Tensor = 1.0,
+    *,
+    denominator: Pairs,
+    positives: Pairs = Pairs.NONE,
+    row_bias: Tensor | None = None,
+    col_bias: Tensor | None = None,
+    offset: int | None = 0,
+    sides: Literal["both"],
+    normalize: bool = False,
+    backend: str | None = None,
+) -> tuple[PairStats, PairStats]: ...
+def pair_stats(
+    rows: Points,
+    cols: Points | None = None,
+    logit_scale: float | Tensor = 1.0,
+    *,
+    denominator: Pairs,
+    positives: Pairs = Pairs.NONE,
+    row_bias: Tensor | None = None,
+    col_bias: Tensor | None = None,
+    offset: int | None = 0,
+    sides: Literal["rows", "both"] = "rows",
+    normalize: bool = False,
+    backend: str | None = None,
+) -> PairStats | tuple[PairStats, PairStats]:
+    r"""Log-sum-exps and sums of the logits of every anchor over two pair sets.
+
+    .. math:: l_{ij} = \mathrm{logit\_scale}_i \langle x_i, y_j \rangle + \mathrm{row\_bias}_i + \mathrm{col\_bias}_j
+
+    Args:
+        rows: the anchors, ``z`` [m, d] in float32, float64, bfloat16 or float16.
+        cols: the candidates, ``z`` [n, d]; ``None`` compares the anchors with themselves, and with a scalar scale
+            and one bias for both roles only the half of the matrix on and above the diagonal is computed.
+        logit_scale: 1 / temperature; a number, or a tensor of shape [] or [m].
+        denominator: the pair set of ``lse``.
+        positives: the pair set of ``pos_lse``, ``pos_sum`` and ``pos_count``.
+        row_bias: [m] added to the logits of each anchor.
+        col_bias: [n] added to the logits of each candidate.
+        offset: anchor i is the same point as candidate ``i + offset``; ``None`` for disjoint sets without a self pair.
+        sides: ``"both"`` returns the statistics of the candidates too, from the same sweep.
+        normalize: divide every embedding by ``max(norm, 1e-12)`` first, inside the kernel.
+        backend: ``None`` for the automatic choice, or ``"cpu" | "triton" | "cuda" | "reference"``.
+
+    Returns:
+        ``PairStats`` of the rows, or with ``sides="both"`` those of the rows and of the columns. Differentiable once
+        with respect to both ``z``, ``logit_scale`` and both biases.
+
+    Raises:
+        TypeError: embeddings that are not floating point, ids or views that are not integers, pair sets that are not
+            ``Pairs``.
+        ValueError: shapes that do not fit, tensors on different devices, an unknown ``sides`` or ``backend``.
+        RuntimeError: a backend that is not built; a second derivative.
+    """
+    if sides not in ("rows", "both"):
+        raise ValueError(f"sides must be 'rows' or 'both', got {sides!r}")
+    args = _problem(rows, cols, logit_scale, denominator, positives, row_bias, col_bias, offset, normalize)
+    name = backends.choose(backend, rows.z.device.type)
+    row_stats, col_stats = cast("tuple[Tensor, Tensor]", _PairStats.apply(*args, sides == "both", name))
+    of_rows = _pair_stats_of(row_stats)
+    if sides == "rows":
+        return of_rows
+    return of_rows, of_rows if args.cols is None else _pair_stats_of(col_stats)
+
+
+def pair_sum(
+    rows: Points,
+    cols: Points | None = None,
+    logit_scale: float | Tensor = 1.0,
+    *,
+    negatives: Pairs,
+    positives: Pairs = Pairs.NONE,
+    row_bias: Tensor | None = None,
+    col_bias: Tensor | None = None,
+    offset: int | None = 0,
+    normalize: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    r"""Binary logistic losses summed over every anchor's pairs, [m] in float32 (float64 for float64 input).
+
+    .. math:: \sum_{j \in \mathrm{negatives}(i)} \mathrm{softplus}(l_{ij})
+              + \sum_{j \in \mathrm{positives}(i)} \mathrm{softplus}(-l_{ij})
+
+    Logits, arguments and errors are those of ``pair_stats``.
+    """
+    args = _problem(rows, cols, logit_scale, negatives, positives, row_bias, col_bias, offset, normalize)
+    if args.cols is None:  # one row sum per anchor needs the whole matrix, from both triangles
+        args = args._replace(cols=args.rows, col_ids=args.row_ids, col_views=args.row_views, col_bias=args.row_bias)
+    name = backends.choose(backend, rows.z.device.type)
+    return cast("Tensor", _PairSum.apply(*args, name))
+
+
+def _pair_stats_of(stats: Tensor) -> PairStats:
+    lse, pos_lse, pos_sum, pos_count = stats.unbind()
+    return PairStats(lse, pos_lse, pos_sum, pos_count.detach())
+
+
+def _problem(
+    rows: Points,
+    cols: Points | None,
+    logit_scale: float | Tensor,
+    denominator: Pairs,
+    positives: Pairs,
+    row_bias: Tensor | None,
+    col_bias: Tensor | None,
+    offset: int | None,
+    normalize: bool,
+) -> Problem:
+    """Validate everything once and bring it into the form the operators take."""
+    for name, pairs in (("denominator", denominator), ("positives", positives)):
+        if not isinstance(pairs, Pairs):
+            raise TypeError(f"{name} must be a union of pycl.Pairs, got {pairs!r}")
+    z = _embeddings("rows", rows.z)
+    dtype = accumulation_dtype(z.dtype)
+    scale = _scale(logit_scale, z, dtype)
+    row_ids, row_views = _integers("rows", rows)
+    if cols is None:
+        if offset != 0:
+            raise ValueError(f"offset must be 0 when cols is None (the points are compared with themselves), got {offset}")
+        row_bias, col_bias = _bias("row_bias", row_bias, z, z, dtype), _bias("col_bias", col_bias, z, z, dtype)
+        if scale.dim() == 0 and row_bias is col_bias:
+            sets = int(denominator), int(positives)
+            return Problem(z, None, row_ids, row_views, None, None, scale, row_bias, None, *sets, 0, normalize)
+        cols_z, col_ids, col_views = z, row_ids, row_views
+    else:
+        cols_z = _embeddings("cols", cols.z)
+        if cols_z.shape[1] != z.shape[1]:
+            raise ValueError(f"rows and cols must have one feature size, got {z.shape[1]} and {cols_z.shape[1]}")
+        if cols_z.device != z.device:
+            raise ValueError(f"rows and cols must be on one device, got {z.device} and {cols_z.device}")
+        if cols_z.dtype != z.dtype:
+            common = torch.promote_types(z.dtype, cols_z.dtype)
+            z, cols_z = z.to(common), cols_z.to(common)
+            dtype = accumulation_dtype(common)
+            scale = scale.to(dtype)
+        col_ids, col_views = _integers("cols", cols)
+        row_bias, col_bias = _bias("row_bias", row_bias, z, z, dtype), _bias("col_bias", col_bias, cols_z, z, dtype)
+    return Problem(
+        z,
+        cols_z,
+        row_ids,
+        row_views,
+        col_ids,
+        col_views,
+        scale,
+        row_bias,
+        col_bias,
+        int(denominator),
+        int(positives),
+        offset,
+        normalize,
+    )
+
+
+def _embeddings(name: str, z: Tensor) -> Tensor:
+    if not isinstance(z, Tensor) or z.dtype not in FLOATS:
+        got = z.dtype if isinstance(z, Tensor) else type(z).__name__
+        raise TypeError(f"{name}.z must be a floating-point tensor ({', '.join(map(str, FLOATS))}), got {got}")
+    if z.dim() != 2 or 0 in z.shape:
+        raise ValueError(f"{name}.z must have shape [n, d] with n >= 1 and d >= 1, got {tuple(z.shape)}")
+    return z
+
+
+def _integers(name: str, points: Points) -> tuple[Tensor, Tensor]:
+    n, device = points.z.shape[0], points.z.device
+    ids = torch.arange(n, device=device) if points.ids is None else points.ids
+    views = torch.zeros(n, dtype=torch.int64, device=device) if points.views is None else points.views
+    for field, values in (("ids", ids), ("views", views)):
+        if values.is_floating_point() or values.is_complex():
+            raise TypeError(f"{name}.{field} must be integers, got {values.dtype}")
+        if values.shape != (n,):
+            raise ValueError(f"{name}.{field} must have shape [{n}], one per point, got {tuple(values.shape)}")
+        if values.device != device:
+            raise ValueError(f"{name}.{field} must be on {device} as {name}.z is, got {values.device}")
+    return ids.to(torch.int64).contiguous(), views.to(torch.int64).contiguous()
+
+
+def _scale(logit_scale: float | Tensor, z: Tensor, dtype: torch.dtype) -> Tensor:
+    if not isinstance(logit_scale, Tensor):
+        return torch.full((), float(logit_scale), dtype=dtype, device=z.device)
+    if logit_scale.numel() == 1:
+        logit_scale = logit_scale.reshape(())
+    elif logit_scale.shape != z.shape[:1]:
+        raise ValueError(f"logit_scale must be a number or have shape [] or [{len(z)}], got {tuple(logit_scale.shape)}")
+    if logit_scale.device != z.device and logit_scale.dim() > 0:
+        raise ValueError(f"logit_scale must be on {z.device} as rows.z is, got {logit_scale.device}")
+    return logit_scale.to(z.device, dtype).contiguous()
+
+
+def _bias(name: str, bias: Tensor | None, points: Tensor, z: Tensor, dtype: torch.dtype) -> Tensor | None:
+    if bias is None:
+        return None
+    if not isinstance(bias, Tensor) or not bias.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got {getattr(bias, 'dtype', type(bias).__name__)}")
+    if bias.shape != points.shape[:1]:
+        raise ValueError(f"{name} must have shape [{len(points)}], got {tuple(bias.shape)}")
+    if bias.device != z.device:
+        raise ValueError(f"{name} must be on {z.device} as rows.z is, got {bias.device}")
+    return bias.to(dtype).contiguous()
+
+
+_INPUTS = len(Problem._fields)
+
+
+def _save(ctx: Any, problem: Problem, *more: Tensor) -> None:
+    tensors = [value if isinstance(value, Tensor) else None for value in problem]
+    ctx.save_for_backward(*tensors, *more)
+    ctx.settings = tuple(None if isinstance(value, Tensor) else value for value in problem)
+
+
+def _restore(ctx: Any) -> tuple[Problem, tuple[Tensor, ...]]:
+    saved = ctx.saved_tensors
+    values = (setting if tensor is None else tensor for tensor, setting in zip(saved, ctx.settings, strict=False))
+    return Problem(*values), saved[_INPUTS:]
+
+
+def _needs(ctx: Any) -> Needs:
+    needed = dict(zip(Problem._fields, ctx.needs_input_grad, strict=False))
+    return Needs(
+        rows=needed["rows"] or needed["logit_scale"], cols=needed["cols"], bias=needed["row_bias"] or needed["col_bias"]
+    )
+
+
+class _Final(torch.autograd.Function):
+    """Hands a gradient on and ties it to what it came from, so that asking for its derivative raises."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, source: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise RuntimeError(
+            "pycl's losses can be differentiated once: their backward recomputes the logits and has no derivative of its "
+            "own. For second derivatives use a dense formula in plain torch."
+        )
+
+
+def _gradients(ctx: Any, problem: Problem, found: tuple[Tensor, ...], rest: int) -> tuple[Tensor | None, ...]:
+    """Map an operator's gradients onto the inputs of the Function, ``None`` where none is needed."""
+    d_rows, d_cols, d_scale, d_row_bias, d_col_bias = found
+    by_name = {
+        "rows": d_rows,
+        "cols": d_cols,
+        "logit_scale": d_scale.sum() if problem.logit_scale.dim() == 0 else d_scale,
+        "row_bias": d_row_bias,
+        "col_bias": d_col_bias,
+    }
+    if torch.is_grad_enabled():  # create_graph=True
+        by_name = {name: _Final.apply(gradient, problem.rows) for name, gradient in by_name.items()}
+    needed = zip(Problem._fields, ctx.needs_input_grad, strict=False)
+    return (*(by_name[name] if need else None for name, need in needed), *([None] * rest))
+
+
+class _PairStats(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+        row_stats, col_stats = torch.ops.pycl.pair_stats(*args)
+        _save(ctx, Problem(*args[:_INPUTS]), row_stats, col_stats)
+        ctx.backend = args[-1]
+        return row_stats, col_stats
+
+    @staticmethod
+    def backward(ctx: Any, *d_stats: Tensor) -> tuple[Tensor | None, ...]:
+        problem, stats = _restore(ctx)
+        d_stats = tuple(d.contiguous() for d in d_stats)
+        arguments = (*problem, *stats, *d_stats, _needs(ctx), ctx.backend)
+        found = torch.ops.pycl.pair_stats_backward(*arguments)
+        return _gradients(ctx, problem, found, rest=2)
+
+
+class _PairSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        _save(ctx, Problem(*args[:_INPUTS]))
+        ctx.backend = args[-1]
+        return cast("Tensor", torch.ops.pycl.pair_sum(*args))
+
+    @staticmethod
+    def backward(ctx: Any, d_sum: Tensor) -> tuple[Tensor | None, ...]:
+        problem, _ = _restore(ctx)
+        found = torch.ops.pycl.pair_sum_backward(*problem, d_sum.contiguous(), _needs(ctx), ctx.backend)
+        return _gradients(ctx, problem, found, rest=1)

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators ``torch.ops.pycl.*``: schemas, shapes for tracing, and the hand-over to a backend.
+
+Operators are opaque to ``torch.compile`` and carry no autograd: gradients live in ``engine.py`` alone. All of them
+share one argument list, the ``Problem``; a backend is a module with one function for each operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import backends
+
+
+class Problem(NamedTuple):
+    """Everything that defines the logits and the pair sets; ``cols=None`` says the matrix is symmetric.
+
+    Vectors are contiguous; the scale and the biases have the accumulation dtype. In a symmetric problem the one
+    bias serves rows and columns, and gradients of both roles are summed.
+    """
+
+    rows: Tensor
+    cols: Tensor | None
+    row_ids: Tensor
+    row_views: Tensor
+    col_ids: Tensor | None
+    col_views: Tensor | None
+    logit_scale: Tensor
+    row_bias: Tensor | None
+    col_bias: Tensor | None
+    denominator: int
+    positives: int
+    offset: int | None
+    normalize: bool
+
+    @property
+    def n_cols(self) -> int:
+        return self.rows.shape[0] if self.cols is None else self.cols.shape[0]
+
+
+class Needs(NamedTuple):
+    """Which gradients a backward has to produce; the scale's comes with the rows'."""
+
+    rows: bool
+    cols: bool
+    bias: bool
+
+
+class Gradients(NamedTuple):
+    """One entry per differentiable input; what was not asked for is empty. ``logit_scale`` is one entry per row."""
+
+    rows: Tensor
+    cols: Tensor
+    logit_scale: Tensor
+    row_bias: Tensor
+    col_bias: Tensor
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 accumulates in itself, everything else in float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+_PROBLEM = (
+    "Tensor rows, Tensor? cols, Tensor row_ids, Tensor row_views, Tensor? col_ids, Tensor? col_views, "
+    "Tensor logit_scale, Tensor? row_bias, Tensor? col_bias, int denominator, int positives, SymInt? offset, "
+    "bool normalize"
+)
+_GRADIENTS = "(Tensor, Tensor, Tensor, Tensor, Tensor)"
+_WIDTH = len(Problem._fields)
+
+_library = torch.library.Library("pycl", "DEF")
+_library.define(f"pair_stats({_PROBLEM}, bool both_sides, str backend) -> (Tensor, Tensor)")
+_library.define(
+    f"pair_stats_backward({_PROBLEM}, Tensor row_stats, Tensor col_stats, Tensor d_row_stats, Tensor d_col_stats, "
+    f"bool[3] needs, str backend) -> {_GRADIENTS}"
+)
+_library.define(f"pair_sum({_PROBLEM}, str backend) -> Tensor")
+_library.define(f"pair_sum_backward({_PROBLEM}, Tensor d_sum, bool[3] needs, str backend) -> {_GRADIENTS}")
+
+
+def _stats(*args: object) -> tuple[Tensor, Tensor]:
+    problem, (both_sides, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]  # type: ignore[arg-type]
+    return backends.load(backend).pair_stats(problem, both_sides)
+
+
+def _stats_backward(*args: object) -> Gradients:
+    problem, (*tensors, needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]  # type: ignore[arg-type]
+    return backends.load(backend).pair_stats_backward(problem, *tensors, Needs(*needs))
+
+
+def _sum(*args: object) -> Tensor:
+    return backends.load(args[_WIDTH]).pair_sum(Problem(*args[:_WIDTH]))  # type: ignore[arg-type]
+
+
+def _sum_backward(*args: object) -> Gradients:
+    problem, (d_sum, needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]  # type: ignore[arg-type]
+    return backends.load(backend).pair_sum_backward(problem, d_sum, Needs(*needs))
+
+
+def _stats_fake(*args: object) -> tuple[Tensor, Tensor]:
+    problem, both_sides = Problem(*args[:_WIDTH]), args[_WIDTH]  # type: ignore[arg-type]
+    dtype = accumulation_dtype(problem.rows.dtype)
+    n = problem.n_cols if both_sides and problem.cols is not None else 0
+    return problem.rows.new_empty(4, problem.rows.shape[0], dtype=dtype), problem.rows.new_empty(4, n, dtype=dtype)
+
+
+def _sum_fake(*args: object) -> Tensor:
+    rows = Problem(*args[:_WIDTH]).rows  # type: ignore[arg-type]
+    return rows.new_empty(rows.shape[0], dtype=accumulation_dtype(rows.dtype))
+
+
+def empty_gradients(problem: Problem, needs: Needs) -> Gradients:
+    """Uninitialised gradients of the right shapes: what a backend fills and what tracing sees."""
+    rows, cols = problem.rows, problem.cols
+    m, n = rows.shape[0], problem.n_cols
+    dtype = accumulation_dtype(rows.dtype)
+    has_cols = needs.cols and cols is not None
+    return Gradients(
+        rows=rows.new_empty(rows.shape if needs.rows else (0,)),
+        cols=rows.new_empty((n, rows.shape[1]) if has_cols else (0,), dtype=(rows if cols is None else cols).dtype),
+        logit_scale=rows.new_empty(m if needs.rows else 0, dtype=dtype),
+        row_bias=rows.new_empty(m if needs.bias else 0, dtype=dtype),
+        col_bias=rows.new_empty(n if needs.bias and cols is not None else 0, dtype=dtype),
+    )
+
+
+def _backward_fake(*args: object) -> Gradients:
+    needs: Sequence[bool] = args[-2]  # type: ignore[assignment]
+    return empty_gradients(Problem(*args[:_WIDTH]), Needs(*needs))  # type: ignore[arg-type]
+
+
+for _name, _implementation, _fake in (
+    ("pair_stats", _stats, _stats_fake),
+    ("pair_stats_backward", _stats_backward, _backward_fake),
+    ("pair_sum", _sum, _sum_fake),
+    ("pair_sum_backward", _sum_backward, _backward_fake),
+):
+    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"pycl::{_name}", _fake, lib=_library)

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which pairs of points a statistic runs over: the five pair classes, and points with their attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntFlag
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Pairs(IntFlag):
+    """The class of a pair (anchor i, candidate j); unions of classes are pair sets.
+
+    ====================  ===============================================
+    ``SELF``              the same point (position ``i + offset == j``)
+    ``POS_SAME_VIEW``     same id, same view, not itself
+    ``POS_OTHER_VIEW``    same id, other view
+    ``NEG_SAME_VIEW``     other id, same view
+    ``NEG_OTHER_VIEW``    other id, other view
+    ====================  ===============================================
+
+    Every pair belongs to exactly one class, so ``Pairs.OTHERS & ~Pairs.POS_SAME_VIEW`` means what it says.
+    """
+
+    NONE = 0
+    SELF = 1
+    POS_SAME_VIEW = 2
+    POS_OTHER_VIEW = 4
+    NEG_SAME_VIEW = 8
+    NEG_OTHER_VIEW = 16
+    POSITIVE = POS_SAME_VIEW | POS_OTHER_VIEW
+    NEGATIVE = NEG_SAME_VIEW | NEG_OTHER_VIEW
+    OTHERS = POSITIVE | NEGATIVE
+    ALL = SELF | OTHERS
+
+
+class Points(NamedTuple):
+    """Embeddings with the integers that decide the class of every pair.
+
+    Attributes:
+        z: embeddings ``[n, d]``, floating point.
+        ids: int64 ``[n]``, instance numbers or class labels; ``None`` means ``0 .. n - 1``.
+        views: int64 ``[n]``, augmentation or modality of each point; ``None`` means one view.
+    """
+
+    z: Tensor
+    ids: Tensor | None = None
+    views: Tensor | None = None
+
+
+def stack_views(views: Tensor | Sequence[Tensor], labels: Tensor | None = None) -> tuple[Points, int]:
+    """Stack V views of N instances into ``V * N`` points, views-major; returns the points and V.
+
+    Args:
+        views: ``[V, N, d]``, or a sequence of V tensors ``[N, d]``; V >= 2.
+        labels: int ``[N]``, used as ids instead of the instance numbers.
+
+    Raises:
+        TypeError: a view is not a floating-point tensor, or the labels are not integers.
+        ValueError: fewer than two views, an empty batch, views of differing shape, dtype or device, or
+            labels of the wrong length or on another device.
+    """
+    if isinstance(views, Tensor):
+        if views.dim() != 3:
+            raise ValueError(f"views must be a [V, N, d] tensor or a sequence of [N, d] tensors, got shape {tuple(views.shape)}")
+        z, n_views, n = views.flatten(0, 1), views.shape[0], views.shape[1]
+    else:
+        views = tuple(views)
+        if not all(isinstance(v, Tensor) for v in views):
+            raise TypeError(f"views must be tensors, got {[type(v).__name__ for v in views]}")
+        shapes = [tuple(v.shape) for v in views]
+        if any(v.dim() != 2 for v in views) or len(set(shapes)) > 1:
+            raise ValueError(f"every view must have one and the same shape [N, d], got {shapes}")
+        if len({v.device for v in views}) > 1:
+            raise ValueError(f"every view must be on one device, got {[str(v.device) for v in views]}")
+        if len({v.dtype for v in views}) > 1:
+            raise ValueError(f"every view must have one dtype, got {[str(v.dtype) for v in views]}")
+        n_views, n = len(views), shapes[0][0] if views else 0
+        z = torch.cat(views) if n_views else torch.empty(0, 0)
+    if n_views < 2:
+        raise ValueError(f"views must hold at least two views, got {n_views}")
+    if not z.is_floating_point():
+        raise TypeError(f"views must be floating point, got {z.dtype}")
+    if n == 0:
+        raise ValueError(f"views must hold at least one instance, got N = 0 (V = {n_views})")
+    if labels is None:
+        ids = torch.arange(n, device=z.device)
+    else:
+        ids = check_labels(labels, n, z)
+    index = torch.arange(n_views, device=z.device)
+    return Points(z, ids.repeat(n_views), index.repeat_interleave(n)), n_views
+
+
+def check_labels(labels: Tensor, n: int, like: Tensor) -> Tensor:
+    """Labels as int64 ids for n instances on the device of ``like``; raises where they do not fit."""
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
+        raise TypeError(f"labels must be an integer tensor, got {getattr(labels, 'dtype', type(labels).__name__)}")
+    if labels.shape != (n,):
+        raise ValueError(f"labels must have shape [{n}], one per instance, got {tuple(labels.shape)}")
+    if labels.device != like.device:
+        raise ValueError(f"labels must be on {like.device} as the views are, got {labels.device}")
+    return labels.to(torch.int64)
