@@ -9,6 +9,8 @@ import logging
 import os
 from types import ModuleType
 
+import torch
+
 log = logging.getLogger("pycl")
 
 MODULES = {"cpu": "pycl.cpu", "reference": "pycl.reference"}
@@ -53,6 +55,7 @@ def installed(device_type: str) -> list[str]:
     return [name for name in order if why_not(name, device_type) is None]
 
 
+@torch.compiler.assume_constant_result
 def choose(name: str | None, device_type: str) -> str:
     """The backend to use for tensors of a device type.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ._load import extension
 from .backends import BackendUnavailable
-from .ops import Gradients, Needs, Problem, accumulation_dtype, empty_gradients
+from .ops import STATE, STATS, Gradients, Needs, Problem, accumulation_dtype, empty_gradients
 
 DEVICES = ("cpu",)
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -89,8 +89,8 @@ def _narrow(rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
 def pair_stats(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor]:
     dtype = accumulation_dtype(problem.rows.dtype)
     n = problem.n_cols if both_sides and problem.cols is not None else 0
-    row_stats = torch.empty(4, problem.rows.shape[0], dtype=dtype)
-    col_stats = torch.empty(4, n, dtype=dtype)
+    row_stats = torch.empty(STATS + STATE, problem.rows.shape[0], dtype=dtype)
+    col_stats = torch.empty(STATS + STATE, n, dtype=dtype)
     _C.pair_stats(_compiled(problem), row_stats.data_ptr(), _pointer(col_stats))
     return row_stats, col_stats
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import backends
-from .ops import Needs, Problem, accumulation_dtype
+from .ops import STATS, Needs, Problem, accumulation_dtype
 from .pairs import Pairs, Points
 
 __all__ = ["PairStats", "Pairs", "Points", "pair_stats", "pair_sum"]
@@ -107,7 +107,7 @@ def pair_stats(
     """
     if sides not in ("rows", "both"):
         raise ValueError(f"sides must be 'rows' or 'both', got {sides!r}")
-    args = _problem(rows, cols, logit_scale, denominator, positives, row_bias, col_bias, offset, normalize)
+    args = _problem(rows, cols, logit_scale, {"denominator": denominator, "positives": positives}, row_bias, col_bias, offset, normalize)
     name = backends.choose(backend, rows.z.device.type)
     row_stats, col_stats = cast("tuple[Tensor, Tensor]", _PairStats.apply(*args, sides == "both", name))
     of_rows = _pair_stats_of(row_stats)
@@ -136,7 +136,7 @@ def pair_sum(
 
     Logits, arguments and errors are those of ``pair_stats``.
     """
-    args = _problem(rows, cols, logit_scale, negatives, positives, row_bias, col_bias, offset, normalize)
+    args = _problem(rows, cols, logit_scale, {"negatives": negatives, "positives": positives}, row_bias, col_bias, offset, normalize)
     if args.cols is None:  # one row sum per anchor needs the whole matrix, from both triangles
         args = args._replace(cols=args.rows, col_ids=args.row_ids, col_views=args.row_views, col_bias=args.row_bias)
     name = backends.choose(backend, rows.z.device.type)
@@ -144,7 +144,7 @@ def pair_sum(
 
 
 def _pair_stats_of(stats: Tensor) -> PairStats:
-    lse, pos_lse, pos_sum, pos_count = stats.unbind()
+    lse, pos_lse, pos_sum, pos_count = stats[:STATS].unbind()
     return PairStats(lse, pos_lse, pos_sum, pos_count.detach())
 
 
@@ -152,17 +152,17 @@ def _problem(
     rows: Points,
     cols: Points | None,
     logit_scale: float | Tensor,
-    denominator: Pairs,
-    positives: Pairs,
+    sets: dict[str, Pairs],
     row_bias: Tensor | None,
     col_bias: Tensor | None,
     offset: int | None,
     normalize: bool,
 ) -> Problem:
     """Validate everything once and bring it into the form the operators take."""
-    for name, pairs in (("denominator", denominator), ("positives", positives)):
+    for name, pairs in sets.items():
         if not isinstance(pairs, Pairs):
             raise TypeError(f"{name} must be a union of pycl.Pairs, got {pairs!r}")
+    denominator, positives = map(int, sets.values())
     z = _embeddings("rows", rows.z)
     dtype = accumulation_dtype(z.dtype)
     scale = _scale(logit_scale, z, dtype)
@@ -172,8 +172,9 @@ def _problem(
             raise ValueError(f"offset must be 0 when cols is None (the points are compared with themselves), got {offset}")
         row_bias, col_bias = _bias("row_bias", row_bias, z, z, dtype), _bias("col_bias", col_bias, z, z, dtype)
         if scale.dim() == 0 and row_bias is col_bias:
-            sets = int(denominator), int(positives)
-            return Problem(z, None, row_ids, row_views, None, None, scale, row_bias, None, *sets, 0, normalize)
+            return Problem(
+                z, None, row_ids, row_views, None, None, scale, row_bias, None, denominator, positives, 0, normalize
+            )
         cols_z, col_ids, col_views = z, row_ids, row_views
     else:
         cols_z = _embeddings("cols", cols.z)
@@ -198,8 +199,8 @@ def _problem(
         scale,
         row_bias,
         col_bias,
-        int(denominator),
-        int(positives),
+        denominator,
+        positives,
         offset,
         normalize,
     )

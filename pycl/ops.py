@@ -51,13 +51,20 @@ class Needs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """One entry per differentiable input; what was not asked for is empty. ``logit_scale`` is one entry per row."""
+    """One entry per differentiable input; what was not asked for is empty.
+
+    ``logit_scale`` has one entry per row; in a symmetric problem only their sum is defined.
+    """
 
     rows: Tensor
     cols: Tensor
     logit_scale: Tensor
     row_bias: Tensor
     col_bias: Tensor
+
+
+# Rows of the statistics: lse, pos_lse, pos_sum, pos_count, then what the backend keeps for its own backward.
+STATS, STATE = 4, 2
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -106,7 +113,7 @@ def _stats_fake(*args: object) -> tuple[Tensor, Tensor]:
     problem, both_sides = Problem(*args[:_WIDTH]), args[_WIDTH]  # type: ignore[arg-type]
     dtype = accumulation_dtype(problem.rows.dtype)
     n = problem.n_cols if both_sides and problem.cols is not None else 0
-    return problem.rows.new_empty(4, problem.rows.shape[0], dtype=dtype), problem.rows.new_empty(4, n, dtype=dtype)
+    return tuple(problem.rows.new_empty(STATS + STATE, size, dtype=dtype) for size in (problem.rows.shape[0], n))  # type: ignore[return-value]
 
 
 def _sum_fake(*args: object) -> Tensor:

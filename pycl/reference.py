@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid
 
-from .ops import Gradients, Needs, Problem, accumulation_dtype, empty_gradients
+from .ops import STATE, STATS, Gradients, Needs, Problem, accumulation_dtype, empty_gradients
 from .pairs import Pairs
 
 DEVICES = None  # every device
@@ -62,7 +62,7 @@ def _strips(problem: Problem, rows: _Side, cols: _Side) -> Iterator[_Strip]:
     scale = problem.logit_scale.expand(len(rows.x))[:, None]
     for start in range(0, len(rows.x), STRIP):
         i = slice(start, min(start + STRIP, len(rows.x)))
-        logits = (rows.x[i] @ cols.x.T) * scale[i]
+        logits = _product(rows.x[i], cols.x.T) * scale[i]
         if problem.row_bias is not None:
             logits = logits + problem.row_bias[i, None]
         if col_bias is not None:
@@ -78,6 +78,11 @@ def _strips(problem: Problem, rows: _Side, cols: _Side) -> Iterator[_Strip]:
             position = torch.arange(i.start, i.stop, device=cls.device) + problem.offset
             cls[position[:, None] == torch.arange(len(col_ids), device=cls.device)] = int(Pairs.SELF)
         yield _Strip(i, logits, (cls & problem.denominator) != 0, (cls & problem.positives) != 0)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    with torch.autocast(a.device.type, enabled=False):  # the inputs' dtype was chosen where they were made
+        return a @ b
 
 
 def _lse(logits: Tensor, mask: Tensor, dim: int) -> Tensor:
@@ -97,11 +102,11 @@ def _reduce(strip: _Strip, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def pair_stats(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor]:
     rows, cols = _sides(problem)
     both_sides = both_sides and problem.cols is not None
-    row_stats = rows.x.new_empty(4, len(rows.x))
-    col_stats = rows.x.new_zeros(4, len(cols.x) if both_sides else 0)
+    row_stats = rows.x.new_zeros(STATS + STATE, len(rows.x))
+    col_stats = rows.x.new_zeros(STATS + STATE, len(cols.x) if both_sides else 0)
     col_stats[:2] = -torch.inf
     for strip in _strips(problem, rows, cols):
-        row_stats[:, strip.i] = torch.stack(_reduce(strip, 1))
+        row_stats[:STATS, strip.i] = torch.stack(_reduce(strip, 1))
         if both_sides:
             part = _reduce(strip, 0)
             col_stats[0] = torch.logaddexp(col_stats[0], part[0])
@@ -133,8 +138,9 @@ def pair_sum(problem: Problem) -> Tensor:
     rows, cols = _sides(problem)
     out = rows.x.new_empty(len(rows.x))
     for strip in _strips(problem, rows, cols):
-        negative = torch.where(strip.in_den, softplus(strip.logits), 0)
-        out[strip.i] = (negative + torch.where(strip.in_pos, softplus(-strip.logits), 0)).sum(1)
+        # softplus(l) = -logsigmoid(-l); torch's softplus turns linear above 20, short of float64
+        negative = torch.where(strip.in_den, -logsigmoid(-strip.logits), 0)
+        out[strip.i] = (negative - torch.where(strip.in_pos, logsigmoid(strip.logits), 0)).sum(1)
     return out
 
 
@@ -155,8 +161,8 @@ def _apply(problem: Problem, weights, needs: Needs) -> Gradients:  # type: ignor
     d_row_bias, d_col_bias = rows.x.new_zeros(len(rows.x)), rows.x.new_zeros(len(cols.x))
     for strip in _strips(problem, rows, cols):
         w = weights(strip)
-        d_rows[strip.i] = w @ cols.x
-        d_cols += w.T @ (rows.x[strip.i] * scale[strip.i])
+        d_rows[strip.i] = _product(w, cols.x)
+        d_cols += _product(w.T, rows.x[strip.i] * scale[strip.i])
         d_row_bias[strip.i] = w.sum(1)
         d_col_bias += w.sum(0)
     d_scale = (d_rows * rows.x).sum(1)

@@ -56,21 +56,21 @@ void store_row(void* data, DType dtype, int64_t i, int64_t d, const T* line) {
   }
 }
 
-// The norm by way of the largest entry, so that neither huge nor tiny entries leave the range when squared.
+// The norm, by way of the largest entry where squares would leave the range of double.
 template <class T>
 double norm_of(const T* line, int64_t d) {
-  T peak = 0;
+  double sum = 0;
+  for (int64_t k = 0; k < d; ++k) sum += double(line[k]) * double(line[k]);
+  if (sizeof(T) == 4 || (sum > 1e-200 && sum < 1e200)) return __builtin_sqrt(sum);
+  double peak = 0;
   for (int64_t k = 0; k < d; ++k) {
-    const T a = line[k] < 0 ? -line[k] : line[k];
-    peak = a <= peak ? peak : a;  // keeps a NaN
+    const double size = __builtin_fabs(double(line[k]));
+    peak = size <= peak ? peak : size;  // keeps a NaN
   }
   if (!(peak > 0)) return peak;
-  double sum = 0;
-  for (int64_t k = 0; k < d; ++k) {
-    const double a = double(line[k]) / double(peak);
-    sum += a * a;
-  }
-  return double(peak) * __builtin_sqrt(sum);
+  sum = 0;
+  for (int64_t k = 0; k < d; ++k) sum += (double(line[k]) / peak) * (double(line[k]) / peak);
+  return peak * __builtin_sqrt(sum);
 }
 
 struct Layouts {
@@ -138,14 +138,14 @@ struct Packed {
     return {by_col + b * block * width, block, 1, transposed_plane()};
   }
 
+  double inverse_norm(int64_t i) const { return 1 / (norm[i] < kNormEps ? kNormEps : norm[i]); }
+
   // The point as the logits see it.
   void load_point(int64_t i, T* line) const {
     load_row(z, i, line);
-    if (normalize) {
-      // Two factors: the inverse of a tiny norm may be beyond the range.
-      const double size = norm[i] < kNormEps ? kNormEps : norm[i];
-      for (int64_t k = 0; k < z.d; ++k) line[k] = T(double(line[k]) / size);
-    }
+    if (!normalize) return;
+    const double inverse = inverse_norm(i);
+    for (int64_t k = 0; k < z.d; ++k) line[k] = T(double(line[k]) * inverse);
   }
 
   void pack_block(int64_t b, T* line) {
@@ -160,28 +160,29 @@ struct Packed {
         for (int64_t k = 0; k < z.d; ++k) line[k] = 0;
       }
       const T factor = scale && i < z.n ? scale[scale_per_row ? i : 0] : T(1);
-      if (has.by_row) {
-        E* p = by_row + i * row;
-        const T by_row_factor = P::kScalesOperand ? factor : T(1);
-        for (int64_t k = 0; k < width; ++k) encode(p + k, row_plane(), line[k] * by_row_factor);
-      }
-      if (has.by_col) {
-        E* p = by_col + b * block * width + r;
-        for (int64_t k = 0; k < width; ++k) encode(p + k * block, transposed_plane(), line[k] * factor);
-      }
-      if (has.panels_t) {
-        E* p = panels_t + b * block * width + r / P::kPanel * width * P::kPanel + r % P::kPanel * P::kPair;
-        for (int64_t k = 0; k < width; ++k)
-          encode(p + k / P::kPair * P::kPanel * P::kPair + k % P::kPair, transposed_plane(), line[k]);
-      }
-      if (has.panels) {
-        E* p = panels + b * panel_block() + r / P::kPair * P::kPanel * P::kPair + r % P::kPair;
-        for (int64_t k = 0; k < width; ++k)
-          encode(p + k / P::kPanel * block * P::kPanel + k % P::kPanel * P::kPair, panel_plane(), line[k]);
-      }
+      if (has.by_row)
+        scatter<P::kAlign>(line, P::kScalesOperand ? factor : T(1), by_row + i * row, row_plane(), P::kAlign, 1);
+      if (has.by_col)
+        scatter<P::kAlign>(line, factor, by_col + b * block * width + r, transposed_plane(), P::kAlign * block, block);
+      if (has.panels_t)
+        scatter<P::kPair>(line, 1, panels_t + b * block * width + r / P::kPanel * width * P::kPanel + r % P::kPanel * P::kPair,
+                          transposed_plane(), P::kPanel * P::kPair, 1);
+      if (has.panels)
+        scatter<P::kPanel>(line, 1, panels + b * panel_block() + r / P::kPair * P::kPanel * P::kPair + r % P::kPair,
+                           panel_plane(), int64_t(block) * P::kPanel, P::kPair);
     }
   }
 
+  // Entries of a point go to p in groups of kGroup.
+  template <int kGroup>
+  PYCL_INLINE void scatter(const T* line, T factor, E* p, int64_t plane, int64_t group_step, int64_t step) const {
+    for (int64_t k = 0; k < width; k += kGroup, p += group_step) {
+      if (k + kGroup <= width)
+        for (int r = 0; r < kGroup; ++r) encode(p + r * step, plane, line[k + r] * factor);
+      else
+        for (int r = 0; r < width - k; ++r) encode(p + r * step, plane, line[k + r] * factor);
+    }
+  }
   static PYCL_INLINE void encode(float* p, int64_t, float x) { *p = x; }
   static PYCL_INLINE void encode(double* p, int64_t, double x) { *p = x; }
   static PYCL_INLINE void encode(uint16_t* p, int64_t plane, float x) {
@@ -217,16 +218,19 @@ struct Packed {
   }
 
   void normalized_gradient(int64_t i, const T* x, T* g) const {
-    const bool frozen = norm[i] < kNormEps;  // the norm was clamped: a constant
-    double along = 0;
-    for (int64_t k = 0; k < z.d && !frozen; ++k) along += double(x[k]) * double(g[k]);
-    const double size = frozen ? kNormEps : norm[i];
-    for (int64_t k = 0; k < z.d; ++k) {
-      double value = (double(g[k]) - double(x[k]) * along) / size;
-      if (frozen && z.dtype == DType::kFloat16)  // 1 / kNormEps is beyond float16
-        value = value > 65504. ? 65504. : value < -65504. ? -65504. : value;
-      g[k] = T(value);
+    const double inverse = inverse_norm(i);
+    if (norm[i] < kNormEps) {  // the norm was clamped: a constant
+      for (int64_t k = 0; k < z.d; ++k) {
+        double value = double(g[k]) * inverse;
+        if (z.dtype == DType::kFloat16)  // 1 / kNormEps is beyond float16
+          value = value > 65504. ? 65504. : value < -65504. ? -65504. : value;
+        g[k] = T(value);
+      }
+      return;
     }
+    double along = 0;
+    for (int64_t k = 0; k < z.d; ++k) along += double(x[k]) * double(g[k]);
+    for (int64_t k = 0; k < z.d; ++k) g[k] = T((double(g[k]) - double(x[k]) * along) * inverse);
   }
 };
 

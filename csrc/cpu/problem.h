@@ -38,7 +38,8 @@ struct Problem {
 };
 
 // Gradients of one problem; null where not wanted. logit_scale has one entry per row and comes with rows.
-// rows and cols have the dtype of z and are contiguous, the rest has the accumulation type.
+// rows and cols have the dtype of z and are contiguous, the rest has the accumulation type. In a symmetric problem only
+// the sum over logit_scale is defined: a tile's pairs are counted with the row they were visited from.
 struct Gradients {
   void *rows, *cols, *logit_scale, *row_bias, *col_bias;
 };
@@ -52,7 +53,9 @@ struct Host {
   void* owner;
 };
 
-// Row-major [4, n]: lse, pos_lse, pos_sum, pos_count in the accumulation type.
+// Row-major [6, n] in the accumulation type: lse, pos_lse, pos_sum, pos_count, and for the backward lse and pos_lse in
+// units of log 2, as the tiles computed them: converted back they would be off by a rounding, which a large logit
+// turns into a visible error of its weight.
 struct Stats {
   void *rows, *cols;  // cols null: row statistics only
 };

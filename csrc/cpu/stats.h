@@ -32,13 +32,12 @@ struct RunningLse {
       const Vec<T> shift = raw == -kInf<T> ? Vec<T>{} : raw;
       const Vec<T> top = p == T(0) ? m : ::max<T>(m, shift);
       const Vec<T> base = top == -kInf<T> ? Vec<T>{} : top;
-      // unscaled where nothing moved: a proven shift stays, and 2^0 is off by the polynomial's error
-      const Vec<T> old_sum = m == base ? s : s * exp2<T>(m - base), new_sum = shift == base ? p : p * exp2<T>(shift - base);
+      const Vec<T> total = s * exp2<T>(m - base) + p * exp2<T>(shift - base);
       store<T>(max + first + k, top);
-      store<T>(sum + first + k, p == T(0) ? s : old_sum + new_sum);
+      store<T>(sum + first + k, p == T(0) ? s : total);
     }
   }
-  T natural(int64_t i) const { return sum[i] == 0 ? -kInf<T> : T((double(max[i]) + ::log2(double(sum[i]))) * kLn2); }
+  double total(int64_t i) const { return sum[i] == 0 ? -__builtin_inf() : double(max[i]) + ::log2(double(sum[i])); }
 };
 
 template <class T>
@@ -57,10 +56,13 @@ struct SideStats {
   void write(void* out, int64_t n) const {
     T* o = static_cast<T*>(out);
     for (int64_t i = 0; i < n; ++i) {
-      o[i] = den.natural(i);
-      o[n + i] = pos.natural(i);
+      const double lse = den.total(i), pos_lse = pos.total(i);
+      o[i] = T(lse * kLn2);
+      o[n + i] = T(pos_lse * kLn2);
       o[2 * n + i] = T(double(pos_sum[i]) * kLn2);
       o[3 * n + i] = pos_count[i];
+      o[4 * n + i] = T(lse);
+      o[5 * n + i] = T(pos_lse);
     }
   }
 };
@@ -68,15 +70,16 @@ struct SideStats {
 // Buffers of one worker.
 template <class T>
 struct StatsScratch {
-  T *pos_logits, *row_part, *col_part, *row_max, *col_max, *pos_row_max, *pos_col_max;
+  T *pos_logits, *row_part, *col_part, *pos_row_part, *pos_col_part;
+  T *row_max, *col_max, *pos_row_max, *pos_col_max;
 
   void carve(T* memory, int block) {
     pos_logits = memory;
     T* next = memory + int64_t(block) * block;
-    T** const vectors[] = {&row_part, &col_part, &row_max, &col_max, &pos_row_max, &pos_col_max};
+    T** const vectors[] = {&row_part, &col_part, &pos_row_part, &pos_col_part, &row_max, &col_max, &pos_row_max, &pos_col_max};
     for (T** p : vectors) *p = next, next += block;
   }
-  static int64_t size(int block) { return int64_t(block) * (block + 6); }
+  static int64_t size(int block) { return int64_t(block) * (block + 8); }
 };
 
 template <class P>
@@ -87,41 +90,73 @@ struct StatsForward {
   T shift;  // of every sum, where proven
   SideStats<T> rows, cols;
 
-  // Row and column sums of 2^(l - shift) of a plain tile, straight from the products.
-  template <bool kBoth>
-  void add_plain(const Tile<T>& tile, StatsScratch<T>& s) {
-    const int block = tile.block;
-    std::memset(s.col_part, 0, sizeof(T) * block);
-    std::memset(s.row_part, 0, sizeof(T) * block);
-    constexpr int kUnroll = 4;
-    const T *factor = sweep.row_factor + tile.i0, *bias = sweep.row_bias + tile.i0, *col_bias = sweep.col_bias + tile.j0;
-    auto strip = [&](int i, auto count) {
-      constexpr int kCount = decltype(count)::value;
-      Vec<T> a[kCount], b[kCount], sum[kCount] = {};
-      for (int r = 0; r < kCount; ++r) a[r] = splat<T>(factor[i + r]), b[r] = splat<T>(bias[i + r] - shift);
-      for (int j = 0; j < block; j += kLanes<T>) {
-        const Vec<T> cb = load<T>(col_bias + j);
-        Vec<T> down{};
-#pragma GCC unroll 4
-        for (int r = 0; r < kCount; ++r) {
-          const Vec<T> e = exp2<T>(load<T>(tile.products + int64_t(i + r) * block + j) * a[r] + (b[r] + cb));
-          sum[r] += e;
-          if (kBoth) down += e;
-        }
-        if (kBoth) store<T>(s.col_part + j, load<T>(s.col_part + j) + down);
-      }
-      for (int r = 0; r < kCount; ++r) s.row_part[i + r] = reduce_add<T>(sum[r]);
-    };
-    int i = 0;
-    for (; i + kUnroll <= tile.rows; i += kUnroll) strip(i, Count<kUnroll>{});
-    for (; i < tile.rows; ++i) strip(i, Count<1>{});
-    rows.den.merge(tile.i0, block, &shift, true, s.row_part);
-    if (kBoth) cols.den.merge(tile.j0, block, &shift, true, s.col_part);
-  }
   template <int n>
   struct Count {
     static constexpr int value = n;
   };
+
+  // Row and column sums of 2^(l - shift), straight from the products.
+  template <bool kBoth, bool kMixed>
+  void add_proven(const Tile<T>& tile, StatsScratch<T>& s) {
+    const int block = tile.block;
+    std::memset(s.row_part, 0, sizeof(T) * 4 * block);  // all four parts
+    const T *factor = sweep.row_factor + tile.i0, *bias = sweep.row_bias + tile.i0, *col_bias = sweep.col_bias + tile.j0;
+    auto strip = [&](int i, auto count) {
+      constexpr int kRows = decltype(count)::value;
+      Vec<T> a[kRows], b[kRows], sum[kRows] = {};
+      for (int r = 0; r < kRows; ++r) a[r] = splat<T>(factor[i + r]), b[r] = splat<T>(bias[i + r] - shift);
+      for (int j = 0; j < block; j += kLanes<T>) {
+        const Vec<T> cb = load<T>(col_bias + j);
+        Vec<T> down{};
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) {
+          const Vec<T> e = exp2<T>(load<T>(tile.products + int64_t(i + r) * block + j) * a[r] + (b[r] + cb));
+          sum[r] += e;
+          if (kBoth) down += e;
+        }
+        if (kBoth) add_to(s.col_part + j, down);
+      }
+      for (int r = 0; r < kRows; ++r) s.row_part[i + r] = reduce_add<T>(sum[r]);
+    };
+    int i = 0;
+    if (kMixed)
+      for (; i < tile.rows; ++i) add_mixed_row<kBoth>(tile, s, i);
+    for (; i + 4 <= tile.rows; i += 4) strip(i, Count<4>{});
+    for (; i < tile.rows; ++i) strip(i, Count<1>{});
+    rows.den.merge(tile.i0, block, &shift, true, s.row_part);
+    if (kBoth) cols.den.merge(tile.j0, block, &shift, true, s.col_part);
+    if (kMixed) rows.pos.merge(tile.i0, block, &shift, true, s.pos_row_part);
+    if (kMixed && kBoth) cols.pos.merge(tile.j0, block, &shift, true, s.pos_col_part);
+  }
+
+  template <bool kBoth>
+  void add_mixed_row(const Tile<T>& tile, StatsScratch<T>& s, int i) {
+    const auto row = sweep.classes.row(tile.i0 + i, tile.jb);
+    const Vec<T> a = splat<T>(sweep.row_factor[tile.i0 + i]), b = splat<T>(sweep.row_bias[tile.i0 + i]);
+    Vec<T> den_sum{}, pos_exp_sum{}, pos_sum{}, pos_count{};
+    for (int j = 0; j < tile.block; j += kLanes<T>) {
+      const Vec<T> l = load<T>(tile.products + int64_t(i) * tile.block + j) * a + (b + load<T>(sweep.col_bias + tile.j0 + j));
+      const Vec<T> e = exp2<T>(l - shift);
+      const IVec<T> cls = sweep.classes.of(row, tile.jb, j);
+      const auto in_pos = (cls & Int<T>(sweep.classes.positives)) != 0;
+      const Vec<T> den = (cls & Int<T>(sweep.classes.denominator)) != 0 ? e : Vec<T>{}, pos_exp = in_pos ? e : Vec<T>{};
+      const Vec<T> pos = in_pos ? l : Vec<T>{}, one = in_pos ? splat<T>(1) : Vec<T>{};
+      den_sum += den;
+      pos_exp_sum += pos_exp;
+      pos_sum += pos;
+      pos_count += one;
+      if (!kBoth) continue;
+      add_to(s.col_part + j, den);
+      add_to(s.pos_col_part + j, pos_exp);
+      add_to(cols.pos_sum + tile.j0 + j, pos);
+      add_to(cols.pos_count + tile.j0 + j, one);
+    }
+    s.row_part[i] = reduce_add<T>(den_sum);
+    s.pos_row_part[i] = reduce_add<T>(pos_exp_sum);
+    rows.pos_sum[tile.i0 + i] += reduce_add<T>(pos_sum);
+    rows.pos_count[tile.i0 + i] += reduce_add<T>(pos_count);
+  }
+  static PYCL_INLINE void add_to(T* p, Vec<T> x) { store<T>(p, load<T>(p) + x); }
 
   // Logits in place of products, -inf outside the denominator set; positives apart; maxima of rows and columns.
   template <bool kMixed>
@@ -148,9 +183,8 @@ struct StatsForward {
           pos_sum += value;
           pos_count += one;
           if (tile.both) {
-            T *sum = cols.pos_sum + tile.j0 + j, *count = cols.pos_count + tile.j0 + j;
-            store<T>(sum, load<T>(sum) + value);
-            store<T>(count, load<T>(count) + one);
+            add_to(cols.pos_sum + tile.j0 + j, value);
+            add_to(cols.pos_count + tile.j0 + j, one);
           }
         }
         store<T>(at, l);
@@ -194,7 +228,7 @@ struct StatsForward {
         sum += e;
         if (!tile.both) continue;
         const Vec<T> down = shared ? e : exp2<T>(l - load<T>(col_max + j));
-        store<T>(s.col_part + j, load<T>(s.col_part + j) + down);
+        add_to(s.col_part + j, down);
       }
       s.row_part[i] = reduce_add<T>(sum);
     }
@@ -203,8 +237,10 @@ struct StatsForward {
   }
 
   void visit(const Tile<T>& tile, StatsScratch<T>& s) {
-    if (tile.kind == TileKind::kPlain && proven) return tile.both ? add_plain<true>(tile, s) : add_plain<false>(tile, s);
-    if (tile.kind == TileKind::kPlain) {
+    const bool plain = tile.kind == TileKind::kPlain;
+    if (proven && plain) return tile.both ? add_proven<true, false>(tile, s) : add_proven<false, false>(tile, s);
+    if (proven) return tile.both ? add_proven<true, true>(tile, s) : add_proven<false, true>(tile, s);
+    if (plain) {
       logits<false>(tile, s);
     } else {
       logits<true>(tile, s);
@@ -256,9 +292,9 @@ struct SideWeights {
     for (int64_t i = 0; i < blocks * block; ++i) {
       const bool inside = s && i < n;
       const bool den = inside && s[i] != -kInf<T>, pos = inside && s[n + i] != -kInf<T>;
-      lse[i] = den ? T(double(s[i]) * kLog2E) : T(0);
+      lse[i] = den ? s[4 * n + i] : T(0);
       d_lse[i] = den ? d[i] : T(0);
-      pos_lse[i] = pos ? T(double(s[n + i]) * kLog2E) : T(0);
+      pos_lse[i] = pos ? s[5 * n + i] : T(0);
       d_pos_lse[i] = pos ? d[n + i] : T(0);
       d_pos_sum[i] = inside ? d[2 * n + i] : T(0);
       any_pos_lse = any_pos_lse || d_pos_lse[i] != 0;
@@ -301,11 +337,12 @@ struct StatsWeights {
       for (int j = 0; j < block; j += kLanes<T>) {
         T* at = tile.products + int64_t(i) * block + j;
         const int64_t gj = tile.j0 + j;
-        const Vec<T> x = load<T>(at), cb = load<T>(sweep.col_bias + gj);
-        const Vec<T> e = exp2<T>(x * a + ((bias - row_shift) + cb));
+        // rounded as in the forward before anything is subtracted: a pair that is all of the sum has a weight of 1
+        const Vec<T> l = load<T>(at) * a + (bias + load<T>(sweep.col_bias + gj));
+        const Vec<T> e = exp2<T>(l - row_shift);
         Vec<T> w;
         if (kTwo)
-          w = e * al + exp2<T>(x * a + (bias + (cb - load<T>(cols.lse + gj)))) * load<T>(beta + j);
+          w = e * al + exp2<T>(l - load<T>(cols.lse + gj)) * load<T>(beta + j);
         else
           w = e * (al + load<T>(beta + j));
         if (kMixed) {
@@ -313,9 +350,9 @@ struct StatsWeights {
           w = (cls & Int<T>(sweep.classes.denominator)) != 0 ? w : Vec<T>{};
           Vec<T> positive = splat<T>(rows.d_pos_sum[gi]);
           if (by_col) positive += load<T>(cols.d_pos_sum + gj);
-          if (rows.any_pos_lse) positive += exp2<T>(x * a + ((bias - rows.pos_lse[gi]) + cb)) * rows.d_pos_lse[gi];
+          if (rows.any_pos_lse) positive += exp2<T>(l - rows.pos_lse[gi]) * rows.d_pos_lse[gi];
           if (by_col && cols.any_pos_lse)
-            positive += exp2<T>(x * a + (bias + (cb - load<T>(cols.pos_lse + gj)))) * load<T>(cols.d_pos_lse + gj);
+            positive += exp2<T>(l - load<T>(cols.pos_lse + gj)) * load<T>(cols.d_pos_lse + gj);
           w += (cls & Int<T>(sweep.classes.positives)) != 0 ? positive : Vec<T>{};
         }
         store<T>(at, w);

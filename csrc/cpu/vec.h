@@ -100,18 +100,18 @@ PYCL_INLINE float reduce_max<float>(Vec<float> x) {
 }
 #endif
 
-// 2^x: minimax polynomials for 2^r on [-1/2, 1/2] (relative error 7.5e-8 and 3e-18), then the exponent. Exactly 0 for
-// -inf and below the normal range, NaN for NaN.
+// 2^x: minimax polynomials for 2^r on [-1/2, 1/2] that are 1 at 0 (relative error 9.1e-8 and 3e-18), then the exponent.
+// Exactly 1 for 0, so that a saturated softmax has no error; exactly 0 for -inf and below the normal range.
 template <class T>
 struct Exp2;
 template <>
 struct Exp2<float> {
   static PYCL_INLINE Vec<float> polynomial(Vec<float> r) {
-    Vec<float> p = r * 0.00132764726f + 0.00967554134f;
-    p = p * r + 0.0555071327f;
-    p = p * r + 0.240221197f;
-    p = p * r + 0.693146967f;
-    return p * r + 1.00000007f;
+    Vec<float> p = r * 0.00132647275519f + 0.00967151264138f;
+    p = p * r + 0.0555073374212f;
+    p = p * r + 0.240222420854f;
+    p = p * r + 0.6931469776f;
+    return p * r + 1.f;
   }
   static constexpr float kRound = 12582912.f, kSmallest = -126.f, kClamp = -150.f;
   static constexpr int kMantissa = 23, kBias = 127;

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The losses as functions; each is a sentence about pair sets on :func:`pycl.engine.pair_stats`.
+
+Shared by all of them: ``views`` is a tensor ``[V, N, d]`` or a sequence of V tensors ``[N, d]``; ``temperature`` is
+a number or a 0-d tensor, which receives its gradient when it requires one. Losses and statistics are float32
+(float64 for float64 input), gradients have the dtype of the input. ``reduction="none"`` returns one term per anchor
+or, where the formula has one term per instance, per instance.
+"""
+
+from __future__ import annotations
+
+from pycl.functional.alignment import alignment, uniformity
+from pycl.functional.clip import clip, siglip
+from pycl.functional.dcl import dcl, dclw
+from pycl.functional.dhel import dhel, mv_dhel
+from pycl.functional.info_nce import info_nce
+from pycl.functional.multi_view import mv_info_nce, poly_view
+from pycl.functional.nt_xent import nt_xent, pairwise_nt_xent
+from pycl.functional.similarity import similarity, similarity_histogram, similarity_topk
+from pycl.functional.sup_con import sup_con
+
+__all__ = [
+    "alignment",
+    "clip",
+    "dcl",
+    "dclw",
+    "dhel",
+    "info_nce",
+    "mv_dhel",
+    "mv_info_nce",
+    "nt_xent",
+    "pairwise_nt_xent",
+    "poly_view",
+    "siglip",
+    "similarity",
+    "similarity_histogram",
+    "similarity_topk",
+    "sup_con",
+    "uniformity",
+]

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every loss shares: checks of the arguments, temperature to logit scale, the reduction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Views: TypeAlias = Tensor | Sequence[Tensor]
+Scalar: TypeAlias = float | Tensor
+
+REDUCTIONS = ("mean", "sum", "none")
+NORM_EPS = 1e-12  # as torch.nn.functional.normalize
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    if value not in (known := tuple(choices)):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+
+
+def check_call(reduction: str, group: ProcessGroup | None = None) -> None:
+    """The two checks that come before any work: the reduction's name, and no process group yet."""
+    check_choice("reduction", reduction, REDUCTIONS)
+    if group is not None:
+        raise NotImplementedError("group: a process group is not supported yet; pass group=None for the local batch")
+
+
+def reduce(terms: Tensor, reduction: str) -> Tensor:
+    """Mean, sum or the terms themselves."""
+    return terms.mean() if reduction == "mean" else terms.sum() if reduction == "sum" else terms
+
+
+def as_scalar(name: str, value: Scalar) -> Scalar:
+    """A python float, or a 0-d tensor of at least float32 that keeps its gradient."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"{name} must be a number or a tensor with one element, got shape {tuple(value.shape)}")
+        if not value.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {value.dtype}")
+        return widen(value).reshape(())
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
+    return float(value)
+
+
+def check_positive(name: str, value: Scalar) -> Scalar:
+    """``as_scalar`` that also refuses zero, negative and non-finite values.
+
+    The value of a tensor is looked at where that costs nothing: on the CPU, outside ``torch.compile``.
+    """
+    value = as_scalar(name, value)
+    readable = not isinstance(value, Tensor) or (value.device.type == "cpu" and not torch.compiler.is_compiling())
+    if readable and not 0.0 < (number := float(value.detach() if isinstance(value, Tensor) else value)) < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {number}")
+    return value
+
+
+def to_logit_scale(temperature: Scalar) -> Scalar:
+    """``1 / temperature``, with the gradient of a tensor."""
+    return 1.0 / check_positive("temperature", temperature)
+
+
+def expand_scalar(name: str, value: Scalar, like: Tensor) -> Tensor:
+    """One value per row of ``like``, in the dtype statistics of ``like`` have."""
+    value = as_scalar(name, value)
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return torch.as_tensor(value, dtype=dtype, device=like.device).expand(len(like))
+
+
+def check_matched(**tensors: Tensor) -> None:
+    """Two sets of embeddings that belong together row by row: ``[N, d]``, N >= 1, one device."""
+    (a, x), (b, y) = tensors.items()
+    check_features(**tensors)
+    if x.shape != y.shape:
+        raise ValueError(
+            f"{a} and {b} must have one and the same shape [N, d], got {tuple(x.shape)} and {tuple(y.shape)}"
+        )
+
+
+def check_features(**tensors: Tensor) -> None:
+    """Sets of embeddings ``[n, d]``, n >= 1, that can be multiplied: same d, same device (dtypes are promoted)."""
+    first, x = next(iter(tensors.items()))
+    for name, t in tensors.items():
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+        if not t.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {t.dtype}")
+        if t.dim() != 2 or t.numel() == 0:
+            raise ValueError(f"{name} must have shape [n, d] with n, d >= 1, got {tuple(t.shape)}")
+        if t.shape[1] != x.shape[1]:
+            raise ValueError(f"{name} must have {x.shape[1]} features as {first} has, got shape {tuple(t.shape)}")
+        if t.device != x.device:
+            raise ValueError(f"{name} must be on {x.device} as {first} is, got {t.device}")
+
+
+def check_two_views(loss: str, n_views: int) -> None:
+    """For the losses that are defined on exactly two views."""
+    if n_views != 2:
+        raise ValueError(f"views: {loss} is defined for exactly two views, got {n_views}")
+
+
+def widen(z: Tensor) -> Tensor:
+    """At least float32: half types become float32, the others stay."""
+    return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+
+
+def unit(z: Tensor, normalize: bool = True) -> Tensor:
+    """Embeddings in at least float32, L2-normalised (eps 1e-12) unless told otherwise.
+
+    Rows are divided by their largest entry first, or squares of huge and tiny entries would leave the range. A
+    zero row has no direction and passes no gradient: 1 / eps would overflow float16.
+    """
+    z = widen(z)
+    if not normalize:
+        return z
+    peak = z.detach().abs().amax(-1, keepdim=True)
+    peak = peak.masked_fill(zero := peak == 0, 1.0)
+    z = (z / peak).masked_fill(zero, 0.0)
+    norm: Tensor = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+    return z / norm.clamp_min(NORM_EPS / peak)
+
+
+def no_autocast(z: Tensor) -> torch.autocast:
+    """A context in which products of float32 tensors stay float32."""
+    return torch.autocast(z.device.type, enabled=False)
+
+
+def zero_if_empty(lse: Tensor) -> Tensor:
+    """The log-sum-exp of an empty set counts as 0 and passes no gradient."""
+    return lse.masked_fill(lse == -torch.inf, 0.0)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Alignment and uniformity, as losses and as measures of a trained representation."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from pycl.engine import pair_stats
+from pycl.functional._common import Scalar, check_call, check_features, check_matched, check_positive, reduce, unit
+from pycl.pairs import Pairs, Points
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def alignment(
+    x: Tensor,
+    y: Tensor,
+    *,
+    reduction: str = "mean",
+    normalize: bool = False,
+    group: ProcessGroup | None = None,
+) -> Tensor:
+    r"""Squared distance between positive pairs, ``term_i = |x_i - y_i|^2``.
+
+    Features are taken as they are given (``normalize=False``); the paper puts them on the unit sphere first.
+
+    Args:
+        x: ``[N, d]``; float64, float32, bfloat16 or float16.
+        y: ``[N, d]``; row i is the positive of ``x_i``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        normalize: L2-normalise both inside.
+        group: must be None.
+
+    Returns:
+        A scalar, or ``[N]`` with ``"none"``; float32 (float64 for float64 input).
+
+    Raises:
+        TypeError: features that are not floating point.
+        ValueError: differing shapes or devices, an empty batch, an unknown reduction.
+        NotImplementedError: a group is given.
+
+    Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
+    Hypersphere", arXiv 2005.10242, section 4.1 (alpha = 2).
+    """
+    check_call(reduction, group)
+    check_matched(x=x, y=y)
+    return reduce((unit(x, normalize) - unit(y, normalize)).square().sum(-1), reduction)
+
+
+def uniformity(
+    x: Tensor,
+    *,
+    t: Scalar = 2.0,
+    normalize: bool = False,
+    group: ProcessGroup | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    r"""Logarithm of the mean Gaussian potential over all pairs of points.
+
+    ::
+
+        log mean_{i != j} exp(-t |x_i - x_j|^2)
+
+    One number for the whole batch, so there is no ``reduction``. Features are taken as they are given
+    (``normalize=False``); the paper puts them on the unit sphere first. A single point has no pair: the value is
+    then 0 with zero gradient.
+
+    Args:
+        x: ``[N, d]``; float64, float32, bfloat16 or float16.
+        t: positive number or 0-d tensor.
+        normalize: L2-normalise inside.
+        group: must be None.
+        backend: name of the backend to run on; None picks one.
+
+    Returns:
+        A scalar; float32 (float64 for float64 input).
+
+    Raises:
+        TypeError: features that are not floating point.
+        ValueError: not ``[N, d]``, an empty batch, a t that is not positive, an unknown backend.
+        RuntimeError: the backend asked for is not built.
+        NotImplementedError: a group is given.
+
+    Wang and Isola, arXiv 2005.10242, section 4.1 (their pairs i < j have the same mean).
+    """
+    check_call("none", group)
+    t = check_positive("t", t)
+    check_features(x=x)
+    z = unit(x, normalize)
+    n, bias = len(z), -t * z.square().sum(-1)
+    if n == 1:
+        return 0.0 * bias.sum()
+    stats = pair_stats(
+        Points(z if normalize else x),
+        None,
+        2.0 * t,
+        denominator=Pairs.OTHERS,
+        row_bias=bias,
+        col_bias=bias,
+        backend=backend,
+    )
+    return stats.lse.logsumexp(0) - math.log(n * (n - 1))

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image-text losses: the softmax loss of CLIP and the sigmoid loss of SigLIP."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from pycl.engine import pair_stats, pair_sum
+from pycl.functional._common import Scalar, as_scalar, check_call, check_matched, expand_scalar, reduce
+from pycl.pairs import Pairs, Points
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def clip(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Scalar,
+    logit_bias: Scalar | None = None,
+    *,
+    reduction: str = "mean",
+    normalize: bool = False,
+    group: ProcessGroup | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    r"""Symmetric cross entropy over image-to-text and text-to-image (CLIP).
+
+    With ``l_ij = logit_scale <image_i, text_j> + logit_bias``::
+
+        term_i = ( log sum_j exp l_ij + log sum_j exp l_ji ) / 2  -  l_ii
+
+    Features are taken **as they are given** (``normalize=False``) and ``logit_scale`` multiplies, as in open_clip:
+    pass ``log_scale.exp()`` of the learnable log-scale. A constant bias does not change a softmax; it is accepted so
+    that a model's parameter stays in the graph (its gradient is zero up to rounding).
+
+    Args:
+        image: ``[N, d]``; float64, float32, bfloat16 or float16.
+        text: ``[N, d]``; row i belongs to image i.
+        logit_scale: number or 0-d tensor.
+        logit_bias: number, 0-d tensor or None.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        normalize: L2-normalise images and texts inside.
+        group: must be None.
+        backend: name of the backend to run on; None picks one.
+
+    Returns:
+        A scalar, or ``[N]`` with ``"none"`` (both directions of pair i averaged); float32 (float64 for float64 input).
+
+    Raises:
+        TypeError: features that are not floating point, a logit_scale that is no number.
+        ValueError: differing shapes or devices, an empty batch, an unknown reduction or backend.
+        RuntimeError: the backend asked for is not built.
+        NotImplementedError: a group is given.
+
+    Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", arXiv 2103.00020, figure 3.
+    """
+    check_call(reduction, group)
+    check_matched(image=image, text=text)
+    rows, columns = pair_stats(
+        Points(image),
+        Points(text),
+        as_scalar("logit_scale", logit_scale),
+        denominator=Pairs.OTHERS,
+        positives=Pairs.POSITIVE,
+        col_bias=None if logit_bias is None else expand_scalar("logit_bias", logit_bias, text),
+        offset=None,
+        sides="both",
+        normalize=normalize,
+        backend=backend,
+    )
+    return reduce((rows.lse + columns.lse) / 2 - rows.pos_sum, reduction)
+
+
+def siglip(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Scalar,
+    logit_bias: Scalar,
+    *,
+    reduction: str = "mean",
+    normalize: bool = False,
+    group: ProcessGroup | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    r"""Sigmoid loss over all image-text pairs (SigLIP).
+
+    With ``l_ij = logit_scale <image_i, text_j> + logit_bias``::
+
+        term_i = softplus(-l_ii) + sum_{j != i} softplus(l_ij)
+
+    The mean divides the sum over all ``N^2`` pairs by N, not by ``N^2``, as the paper and open_clip do. Features
+    are taken as they are given (``normalize=False``). Usual start: ``logit_scale = 10``, ``logit_bias = -10``.
+
+    Args:
+        image: ``[N, d]``; float64, float32, bfloat16 or float16.
+        text: ``[N, d]``; row i belongs to image i.
+        logit_scale: number or 0-d tensor.
+        logit_bias: number or 0-d tensor.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        normalize: L2-normalise images and texts inside.
+        group: must be None.
+        backend: name of the backend to run on; None picks one.
+
+    Returns:
+        A scalar, or ``[N]`` with ``"none"`` (the sum over image i's pairs); float32 (float64 for float64 input).
+
+    Raises:
+        TypeError: features that are not floating point, a logit_scale or logit_bias that is no number.
+        ValueError: differing shapes or devices, an empty batch, an unknown reduction or backend.
+        RuntimeError: the backend asked for is not built.
+        NotImplementedError: a group is given.
+
+    Zhai et al., "Sigmoid Loss for Language Image Pre-Training", arXiv 2303.15343, section 3.2 and algorithm 1.
+    """
+    check_call(reduction, group)
+    check_matched(image=image, text=text)
+    terms = pair_sum(
+        Points(image),
+        Points(text),
+        as_scalar("logit_scale", logit_scale),
+        negatives=Pairs.NEGATIVE,
+        positives=Pairs.POSITIVE,
+        col_bias=expand_scalar("logit_bias", logit_bias, text),
+        offset=None,
+        normalize=normalize,
+        backend=backend,
+    )
+    return reduce(terms, reduction)

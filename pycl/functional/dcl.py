@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decoupled contrastive learning: the positive leaves the denominator."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from pycl.engine import pair_stats
+from pycl.functional._common import (
+    Scalar,
+    Views,
+    check_call,
+    check_positive,
+    check_two_views,
+    reduce,
+    to_logit_scale,
+    zero_if_empty,
+)
+from pycl.pairs import Pairs, stack_views
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def dcl(
+    views: Views,
+    *,
+    temperature: Scalar = 0.1,
+    reduction: str = "mean",
+    normalize: bool = True,
+    group: ProcessGroup | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    r"""Decoupled contrastive loss on two views, both directions averaged.
+
+    With ``s`` the cosine over temperature, anchor i of view a, other view b::
+
+        term_ai = log sum_{j != i} ( exp s(a i, a j) + exp s(a i, b j) )  -  s(a i, b i)
+
+    The mean runs over the ``2N`` anchors, so it averages the two directions as lightly does (the training loop of
+    the third-party code raminnakhli/Decoupled-Contrastive-Learning adds them). The loss may be negative. With
+    one instance there is no negative: the first term is then 0, and so is its gradient.
+
+    Args:
+        views: ``[2, N, d]``, or two tensors ``[N, d]``; float64, float32, bfloat16 or float16.
+        temperature: positive number or 0-d tensor.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        normalize: L2-normalise the embeddings inside.
+        group: must be None.
+        backend: name of the backend to run on; None picks one.
+
+    Returns:
+        A scalar, or ``[2, N]`` with ``"none"``; float32 (float64 for float64 views).
+
+    Raises:
+        TypeError: views that are not floating point.
+        ValueError: not exactly two views, differing shapes, an empty batch, a temperature that is not positive, an
+            unknown reduction or backend.
+        RuntimeError: the backend asked for is not built.
+        NotImplementedError: a group is given.
+
+    Yeh et al., "Decoupled Contrastive Learning", arXiv 2110.06848, section 3 (the loss L_DC).
+    """
+    lse, pos = _decoupled(views, temperature, reduction, normalize, group, backend)
+    return reduce(lse - pos, reduction)
+
+
+def dclw(
+    views: Views,
+    *,
+    temperature: Scalar = 0.1,
+    sigma: Scalar = 0.5,
+    reduction: str = "mean",
+    normalize: bool = True,
+    group: ProcessGroup | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    r"""Decoupled contrastive loss with weighted positives.
+
+    As :func:`dcl`, with the positive of instance i weighted by a negative von Mises-Fisher term::
+
+        term_ai = log sum_{j != i} ( exp s(a i, a j) + exp s(a i, b j) )  -  w_i s(a i, b i)
+        w_i     = 2 - N softmax_i( <z1_i, z2_i> / sigma )
+
+    The softmax runs over the batch, so the weights average 1; a weight can be negative. **The weights are
+    constants**: no gradient flows through them, as in lightly (the third-party code raminnakhli/
+    Decoupled-Contrastive-Learning lets it flow; the paper does not say).
+
+    Args:
+        views: ``[2, N, d]``, or two tensors ``[N, d]``; float64, float32, bfloat16 or float16.
+        temperature: positive number or 0-d tensor.
+        sigma: positive number or 0-d tensor (it receives no gradient).
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        normalize: L2-normalise the embeddings inside.
+        group: must be None.
+        backend: name of the backend to run on; None picks one.
+
+    Returns:
+        A scalar, or ``[2, N]`` with ``"none"``; float32 (float64 for float64 views).
+
+    Raises:
+        TypeError, ValueError, RuntimeError, NotImplementedError: as :func:`dcl`, and for a sigma that is not positive.
+
+    Yeh et al., "Decoupled Contrastive Learning", arXiv 2110.06848, section 3 (the loss L_DCW).
+    """
+    sigma = check_positive("sigma", sigma)
+    lse, pos = _decoupled(views, temperature, reduction, normalize, group, backend)
+    cosine = pos.detach()[0] / to_logit_scale(temperature)
+    weight = (2 - len(cosine) * (cosine / sigma).softmax(0)).detach()
+    return reduce(lse - weight * pos, reduction)
+
+
+def _decoupled(
+    views: Views,
+    temperature: Scalar,
+    reduction: str,
+    normalize: bool,
+    group: ProcessGroup | None,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp over the negatives and the positive logit, both ``[2, N]``."""
+    check_call(reduction, group)
+    scale = to_logit_scale(temperature)
+    points, n_views = stack_views(views)
+    check_two_views("the decoupled loss", n_views)
+    stats = pair_stats(
+        points,
+        None,
+        scale,
+        denominator=Pairs.NEGATIVE,
+        positives=Pairs.POS_OTHER_VIEW,
+        normalize=normalize,
+        backend=backend,
+    )
+    return zero_if_empty(stats.lse).view(2, -1), stats.pos_sum.view(2, -1)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""InfoNCE between queries and keys, in-batch or against a shared set of negatives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pycl.engine import pair_stats
+from pycl.functional._common import Scalar, check_call, check_features, check_matched, reduce, to_logit_scale, unit
+from pycl.pairs import Pairs, Points
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def info_nce(
+    query: Tensor,
+    key: Tensor,
+    negatives: Tensor | None = None,
+    *,
+    temperature: Scalar = 0.1,
+    symmetric: bool = False,
+    reduction: str = "mean",
+    normalize: bool = True,
+    group: ProcessGroup | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    r"""InfoNCE: pick the own key among the candidates.
+
+    With ``s_ij = <q_i, k_j> / temperature`` and ``n_ij = <q_i, negative_j> / temperature``::
+
+        negatives None:   term_i = log sum_j exp s_ij                      -  s_ii
+        negatives given:  term_i = log( exp s_ii + sum_j exp n_ij )        -  s_ii
+
+    Without ``negatives`` the other keys of the batch are the negatives. With them (a queue, a memory bank) the
+    candidates are the own key and the M shared negatives **only**, as in the unpaired mode of the package
+    ``info-nce-pytorch`` and in MoCo. ``symmetric=True`` averages query-to-key and key-to-query.
+
+    Args:
+        query: ``[N, d]``; float64, float32, bfloat16 or float16.
+        key: ``[N, d]``; row i is the positive of query i.
+        negatives: ``[M, d]``, shared by all queries, or None. (Negatives of each query's own, ``[N, M, d]``, are
+            not supported.)
+        temperature: positive number or 0-d tensor.
+        symmetric: average both directions; only without ``negatives``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        normalize: L2-normalise queries, keys and negatives inside.
+        group: must be None.
+        backend: name of the backend to run on; None picks one.
+
+    Returns:
+        A scalar, or ``[N]`` with ``"none"``; float32 (float64 for float64 input).
+
+    Raises:
+        TypeError: inputs that are not floating point.
+        ValueError: differing shapes or devices, an empty batch, negatives that are not ``[M, d]`` with
+            M >= 1, ``symmetric`` with negatives, a temperature that is not positive, an unknown reduction or backend.
+        RuntimeError: the backend asked for is not built.
+        NotImplementedError: a group is given.
+
+    van den Oord et al., "Representation Learning with Contrastive Predictive Coding", arXiv 1807.03748, equation 4;
+    with a queue: He et al., "Momentum Contrast", arXiv 1911.05722, equation 1.
+    """
+    check_call(reduction, group)
+    scale = to_logit_scale(temperature)
+    check_matched(query=query, key=key)
+    among: dict[str, Any] = {"denominator": Pairs.OTHERS, "offset": None, "normalize": normalize, "backend": backend}
+    if negatives is not None:
+        if symmetric:
+            raise ValueError("symmetric=True needs negatives=None: shared negatives belong to the queries only")
+        check_features(query=query, negatives=negatives)
+        pos = scale * (unit(query, normalize) * unit(key, normalize)).sum(-1)
+        stats = pair_stats(Points(query), Points(negatives), scale, **among)
+        return reduce(-F.logsigmoid(pos - stats.lse), reduction)
+    if symmetric:
+        rows, columns = pair_stats(Points(query), Points(key), scale, positives=Pairs.POSITIVE, sides="both", **among)
+        return reduce((rows.lse + columns.lse) / 2 - rows.pos_sum, reduction)
+    stats = pair_stats(Points(query), Points(key), scale, positives=Pairs.POSITIVE, **among)
+    return reduce(stats.lse - stats.pos_sum, reduction)

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses that take all views of an instance at once: MV-InfoNCE and poly-view."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pycl.engine import pair_stats
+from pycl.functional._common import (
+    Scalar,
+    Views,
+    check_call,
+    check_choice,
+    no_autocast,
+    reduce,
+    to_logit_scale,
+    unit,
+)
+from pycl.pairs import Pairs, stack_views
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+DENOMINATORS = {"all": Pairs.OTHERS, "cross_view": Pairs.POS_OTHER_VIEW | Pairs.NEG_OTHER_VIEW}
+MEANS = ("geometric", "arithmetic")
+
+
+def mv_info_nce(
+    views: Views,
+    *,
+    temperature: Scalar = 0.5,
+    denominator: str = "all",
+    reduction: str = "mean",
+    normalize: bool = True,
+    group: ProcessGroup | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    r"""Multi-view InfoNCE: one term per instance, all views in the numerator and the denominator.
+
+    With ``s(a i, b j) = <u_ai, u_bj> / temperature``::
+
+        term_i = log sum_a sum_{(b, j) in D(a, i)} exp s(a i, b j)  -  log sum_{a != b} exp s(a i, b i)
+
+    * ``denominator="all"``: D is everything but the point itself, negatives of the own view included. This is the
+      authors' released code.
+    * ``denominator="cross_view"``: D is all points of the **other** views, the formula printed in its README.
+
+    Numerator: ordered pairs of views, in both.
+
+    Args:
+        views: ``[V, N, d]``, or V tensors ``[N, d]``, V >= 2; float64, float32, bfloat16 or float16.
+        temperature: positive number or 0-d tensor.
+        denominator: ``"all"`` or ``"cross_view"``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        normalize: L2-normalise the embeddings inside.
+        group: must be None.
+        backend: name of the backend to run on; None picks one.
+
+    Returns:
+        A scalar, or ``[N]`` with ``"none"``; float32 (float64 for float64 views).
+
+    Raises:
+        TypeError: views that are not floating point.
+        ValueError: fewer than two views, differing shapes, an empty batch, a temperature that is not positive, an
+            unknown denominator, reduction or backend.
+        RuntimeError: the backend asked for is not built.
+        NotImplementedError: a group is given.
+
+    Koromilas et al., "A Principled Framework for Multi-View Contrastive Learning", arXiv 2507.06979, the loss
+    MV-InfoNCE.
+    """
+    check_call(reduction, group)
+    check_choice("denominator", denominator, DENOMINATORS)
+    scale = to_logit_scale(temperature)
+    points, n_views = stack_views(views)
+    stats = pair_stats(
+        points,
+        None,
+        scale,
+        denominator=DENOMINATORS[denominator],
+        positives=Pairs.POS_OTHER_VIEW,
+        normalize=normalize,
+        backend=backend,
+    )
+    lse, pos_lse = (t.view(n_views, -1).logsumexp(0) for t in (stats.lse, stats.pos_lse))
+    return reduce(lse - pos_lse, reduction)
+
+
+def poly_view(
+    views: Views,
+    *,
+    temperature: Scalar = 0.2,
+    mean: str = "geometric",
+    reduction: str = "mean",
+    normalize: bool = True,
+    group: ProcessGroup | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    r"""Poly-view contrastive loss: each pair of views against every view of the other instances.
+
+    With ``P_ab = <u_ai, u_bi> / temperature`` and ``R_a = log sum_{j != i} sum_b exp( <u_ai, u_bj> / temperature )``,
+    ``p_ab = sigmoid(P_ab - R_a)`` is the probability that b is a's partner::
+
+        geometric:   term_ai = - mean_{b != a} log p_ab        arithmetic:   term_ai = - log mean_{b != a} p_ab
+
+    **Every** view of the other instances is a negative, the anchor's own view included; the other views of the
+    same instance are in no denominator but their own. With one instance there is no negative and the loss is 0. Two
+    views make both means one and the same.
+
+    Args:
+        views: ``[V, N, d]``, or V tensors ``[N, d]``, V >= 2; float64, float32, bfloat16 or float16.
+        temperature: positive number or 0-d tensor.
+        mean: ``"geometric"`` or ``"arithmetic"``, the mean over partner views.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        normalize: L2-normalise the embeddings inside.
+        group: must be None.
+        backend: name of the backend to run on; None picks one.
+
+    Returns:
+        A scalar, or ``[V, N]`` with ``"none"``; float32 (float64 for float64 views).
+
+    Raises:
+        TypeError: views that are not floating point.
+        ValueError: fewer than two views, differing shapes, an empty batch, a temperature that is not positive, an
+            unknown mean, reduction or backend.
+        RuntimeError: the backend asked for is not built.
+        NotImplementedError: a group is given.
+
+    Shidani et al., "Poly-View Contrastive Learning", arXiv 2403.05490, the arithmetic and the geometric PVC loss.
+    """
+    check_call(reduction, group)
+    check_choice("mean", mean, MEANS)
+    scale = to_logit_scale(temperature)
+    points, n_views = stack_views(views)
+    lse = pair_stats(points, None, scale, denominator=Pairs.NEGATIVE, normalize=normalize, backend=backend).lse
+    z = unit(points.z, normalize).view(n_views, -1, points.z.shape[1])
+    with no_autocast(z):
+        pair_logits = scale * torch.einsum("aid,bid->abi", z, z)
+    log_p = F.logsigmoid(pair_logits - lse.view(n_views, 1, -1))
+    itself = torch.eye(n_views, dtype=torch.bool, device=z.device).unsqueeze(-1)
+    if mean == "geometric":
+        terms = log_p.masked_fill(itself, 0.0).sum(1) / (1 - n_views)
+    else:
+        terms = math.log(n_views - 1) - log_p.masked_fill(itself, -torch.inf).logsumexp(1)
+    return reduce(terms, reduction)

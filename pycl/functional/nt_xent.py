@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NT-Xent on any number of views, and its mean over pairs of views."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pycl.engine import pair_stats
+from pycl.functional._common import Scalar, Views, check_call, reduce, to_logit_scale
+from pycl.pairs import Pairs, Points, stack_views
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def nt_xent(
+    views: Views,
+    *,
+    temperature: Scalar = 0.5,
+    reduction: str = "mean",
+    normalize: bool = True,
+    group: ProcessGroup | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    r"""Normalised temperature-scaled cross entropy (SimCLR) over V views of N instances.
+
+    With ``s_ij = <u_i, u_j> / temperature`` over all ``V * N`` points, ``P(i)`` the other views of i's instance::
+
+        term_i = log sum_{j != i} exp s_ij  -  mean_{p in P(i)} s_ip
+
+    The mean runs over all ``V * N`` anchors: SimCLR's equation 1 averaged over ``2N``. (The released SimCLR code
+    adds the means of the two views and so is twice as large.) More than two views give the multi-positive form:
+    every positive stays in the denominator. One instance and two views give 0 with zero gradient.
+
+    Args:
+        views: ``[V, N, d]``, or V tensors ``[N, d]``, V >= 2; float64, float32, bfloat16 or float16.
+        temperature: positive number or 0-d tensor.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        normalize: L2-normalise the embeddings inside.
+        group: must be None.
+        backend: name of the backend to run on; None picks one.
+
+    Returns:
+        A scalar, or ``[V, N]`` with ``"none"``; float32 (float64 for float64 views).
+
+    Raises:
+        TypeError: views that are not floating point.
+        ValueError: fewer than two views, differing shapes, an empty batch, a temperature that is not positive, an
+            unknown reduction or backend.
+        RuntimeError: the backend asked for is not built.
+        NotImplementedError: a group is given.
+
+    Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", arXiv 2002.05709, equation 1.
+    """
+    check_call(reduction, group)
+    scale = to_logit_scale(temperature)
+    points, n_views = stack_views(views)
+    stats = pair_stats(
+        points, None, scale, denominator=Pairs.OTHERS, positives=Pairs.POSITIVE, normalize=normalize, backend=backend
+    )
+    return reduce((stats.lse - stats.pos_sum / stats.pos_count).view(n_views, -1), reduction)
+
+
+def pairwise_nt_xent(
+    views: Views,
+    *,
+    temperature: Scalar = 0.5,
+    reduction: str = "mean",
+    normalize: bool = True,
+    group: ProcessGroup | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    r"""Two-view NT-Xent averaged over all ``V (V - 1) / 2`` pairs of views ("PWE").
+
+    For anchor i of view a, with ``s`` as in :func:`nt_xent`::
+
+        term_ai = mean_{b != a} [ log( sum_{j != i} exp s(a i, a j) + sum_j exp s(a i, b j) ) - s(a i, b i) ]
+
+    With two views it is :func:`nt_xent`. Each pair of views costs ``N^2`` similarities and each view its own
+    ``N^2 / 2`` once, so the whole costs what one NT-Xent over ``V * N`` points does.
+
+    Args:
+        views: ``[V, N, d]``, or V tensors ``[N, d]``, V >= 2; float64, float32, bfloat16 or float16.
+        temperature: positive number or 0-d tensor.
+        reduction: ``"mean"``, ``"sum"`` (over the ``V * N`` anchors) or ``"none"``.
+        normalize: L2-normalise the embeddings inside.
+        group: must be None.
+        backend: name of the backend to run on; None picks one.
+
+    Returns:
+        A scalar, or ``[V, N]`` with ``"none"``; float32 (float64 for float64 views).
+
+    Raises:
+        TypeError, ValueError, RuntimeError, NotImplementedError: as :func:`nt_xent`.
+
+    The pairwise baseline of Koromilas et al., arXiv 2507.06979; the two-view loss is arXiv 2002.05709, equation 1.
+    """
+    check_call(reduction, group)
+    scale = to_logit_scale(temperature)
+    points, n_views = stack_views(views)
+    own = pair_stats(points, None, scale, denominator=Pairs.NEG_SAME_VIEW, normalize=normalize, backend=backend).lse
+    z, own = points.z.reshape(n_views, -1, points.z.shape[1]), own.view(n_views, -1)
+    terms: list[list[Tensor]] = [[] for _ in range(n_views)]
+    for a, b in combinations(range(n_views), 2):
+        both = pair_stats(
+            Points(z[a]),
+            Points(z[b]),
+            scale,
+            denominator=Pairs.OTHERS,
+            positives=Pairs.POSITIVE,
+            offset=None,
+            sides="both",
+            normalize=normalize,
+            backend=backend,
+        )
+        for anchor, stats in zip((a, b), both, strict=True):
+            terms[anchor].append(torch.logaddexp(own[anchor], stats.lse) - stats.pos_sum)
+    return reduce(torch.stack([torch.stack(t).mean(0) for t in terms]), reduction)

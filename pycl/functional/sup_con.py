@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Supervised contrastive learning, both forms."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from pycl.engine import pair_stats
+from pycl.functional._common import Scalar, Views, check_call, check_choice, reduce, to_logit_scale
+from pycl.pairs import Pairs, Points, stack_views
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+FORMS = ("out", "in")
+
+
+def sup_con(
+    views: Views,
+    labels: Tensor,
+    *,
+    temperature: Scalar = 0.07,
+    form: str = "out",
+    reduction: str = "mean",
+    normalize: bool = True,
+    group: ProcessGroup | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    r"""Supervised contrastive loss: the points of one class attract each other.
+
+    With ``s_ij = <u_i, u_j> / temperature`` over all ``V * N`` points, ``P(i)`` the other points of i's class::
+
+        form="out":  term_i = log sum_{j != i} exp s_ij  -  mean_{p in P(i)} s_ip
+        form="in":   term_i = log sum_{j != i} exp s_ij  -  log mean_{p in P(i)} exp s_ip
+
+    The mean runs over **all** anchors; an anchor without positives (a class met once, which takes a single view)
+    contributes 0 and still counts, as in the authors' code. (pytorch-metric-learning leaves such anchors out of the
+    mean.) The authors' factor temperature / base_temperature is 1 here.
+
+    Args:
+        views: ``[V, N, d]``, or V tensors ``[N, d]``; one view is enough here; float64, float32, bfloat16 or float16.
+        labels: integers ``[N]``, one class per instance.
+        temperature: positive number or 0-d tensor.
+        form: ``"out"`` (mean of logarithms) or ``"in"`` (logarithm of the mean).
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        normalize: L2-normalise the embeddings inside.
+        group: must be None.
+        backend: name of the backend to run on; None picks one.
+
+    Returns:
+        A scalar, or ``[V, N]`` with ``"none"``; float32 (float64 for float64 views).
+
+    Raises:
+        TypeError: views that are not floating point, labels that are not integers.
+        ValueError: no view, differing shapes, an empty batch, labels of another length or device, a temperature
+            that is not positive, an unknown form, reduction or backend.
+        RuntimeError: the backend asked for is not built.
+        NotImplementedError: a group is given.
+
+    Khosla et al., "Supervised Contrastive Learning", arXiv 2004.11362, equations 2 ("out") and 3 ("in").
+    """
+    check_call(reduction, group)
+    check_choice("form", form, FORMS)
+    scale = to_logit_scale(temperature)
+    points, n_views = _stack(views, labels)
+    stats = pair_stats(
+        points, None, scale, denominator=Pairs.OTHERS, positives=Pairs.POSITIVE, normalize=normalize, backend=backend
+    )
+    count = stats.pos_count
+    mean_positive = stats.pos_sum / count.clamp_min(1) if form == "out" else stats.pos_lse - count.log()
+    terms = (stats.lse - mean_positive).masked_fill(count == 0, 0.0)
+    return reduce(terms.view(n_views, -1), reduction)
+
+
+def _stack(views: Views, labels: Tensor) -> tuple[Points, int]:
+    """``stack_views`` that also takes a single view: classes give it positives."""
+    if len(views) != 1:
+        return stack_views(views, labels)
+    z = views[0]
+    twice, _ = stack_views((z, z), labels)
+    assert twice.ids is not None  # as stack_views returns them
+    return Points(z, twice.ids[: len(z)]), 1

@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The losses as modules: arguments are checked at construction, ``forward`` calls the function of the same name.
+
+Losses on views take ``loss(views)`` with a tensor ``[V, N, d]`` or a sequence of ``[N, d]``, and ``loss(z1, z2, ...)``.
+With ``learnable_temperature=True`` the logarithm of the temperature is the parameter ``log_temperature``, so that it
+stays positive; ``loss.temperature`` is then a tensor with a gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from pycl import backends, functional
+from pycl.functional._common import check_call, check_choice, check_positive
+from pycl.functional.multi_view import DENOMINATORS, MEANS
+from pycl.functional.sup_con import FORMS
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+__all__ = [
+    "CLIPLoss",
+    "DCLLoss",
+    "DCLWLoss",
+    "DHELLoss",
+    "InfoNCELoss",
+    "MVDHELLoss",
+    "MVInfoNCELoss",
+    "NTXentLoss",
+    "PolyViewLoss",
+    "SigLIPLoss",
+    "SupConLoss",
+]
+
+CHOICES = {"denominator": DENOMINATORS, "mean": MEANS, "form": FORMS}
+
+
+class _Loss(nn.Module):
+    """Keeps the keyword arguments of ``function`` and checks them once.
+
+    A subclass writes its signature out and hands ``locals()`` on, so each argument is named in one place.
+    """
+
+    function: ClassVar[Callable[..., Tensor]]
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        super().__init__()
+        options = {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
+        check_call(options["reduction"], options["group"])
+        if options["backend"] is not None:
+            check_choice("backend", options["backend"], backends.KNOWN)
+        for name, choices in CHOICES.items():
+            if name in options:
+                check_choice(name, options[name], choices)
+        for name in ("temperature", "sigma"):
+            if name in options:
+                check_positive(name, options[name])
+        if options.pop("learnable_temperature", False):
+            self.log_temperature = nn.Parameter(torch.tensor(math.log(options.pop("temperature"))))
+        self.options = options
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """The number given, or the exponential of the learnable ``log_temperature``."""
+        if "log_temperature" in self._parameters:
+            return self.log_temperature.exp()
+        if "temperature" in self.options:
+            return cast("float", self.options["temperature"])
+        raise AttributeError(f"{type(self).__name__} has no temperature")
+
+    def _call(self, *inputs: Any) -> Tensor:
+        options = dict(self.options)
+        if "log_temperature" in self._parameters:
+            options["temperature"] = self.temperature
+        return type(self).function(*inputs, **options)
+
+    def extra_repr(self) -> str:
+        shown = {name: value for name, value in self.options.items() if value is not None}
+        if "log_temperature" in self._parameters:
+            shown = {"temperature": f"{self.log_temperature.exp().item():.4g} (learnable)", **shown}
+        return ", ".join(f"{name}={value}" for name, value in shown.items())
+
+
+class _ViewsLoss(_Loss):
+    def forward(self, *views: Tensor | Sequence[Tensor]) -> Tensor:
+        """``forward(views)`` with all views in one tensor or sequence, or ``forward(z1, z2, ...)``."""
+        return self._call(_gather(views))
+
+
+def _gather(views: Sequence[Any]) -> Any:
+    return views[0] if len(views) == 1 else views
+
+
+class NTXentLoss(_ViewsLoss):
+    """Module of :func:`pycl.functional.nt_xent`."""
+
+    function = staticmethod(functional.nt_xent)
+
+    def __init__(
+        self,
+        temperature: float = 0.5,
+        *,
+        learnable_temperature: bool = False,
+        reduction: str = "mean",
+        normalize: bool = True,
+        group: ProcessGroup | None = None,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(locals())
+
+
+class InfoNCELoss(_Loss):
+    """Module of :func:`pycl.functional.info_nce`."""
+
+    function = staticmethod(functional.info_nce)
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        *,
+        symmetric: bool = False,
+        learnable_temperature: bool = False,
+        reduction: str = "mean",
+        normalize: bool = True,
+        group: ProcessGroup | None = None,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(locals())
+
+    def forward(self, query: Tensor, key: Tensor, negatives: Tensor | None = None) -> Tensor:
+        """Queries ``[N, d]``, their keys ``[N, d]``, shared negatives ``[M, d]`` or None for the batch's keys."""
+        return self._call(query, key, negatives)
+
+
+class CLIPLoss(_Loss):
+    """Module of :func:`pycl.functional.clip`; the model owns the logit scale and passes it."""
+
+    function: ClassVar[Callable[..., Tensor]] = staticmethod(functional.clip)
+
+    def __init__(
+        self,
+        *,
+        reduction: str = "mean",
+        normalize: bool = False,
+        group: ProcessGroup | None = None,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(locals())
+
+    def forward(
+        self, image: Tensor, text: Tensor, logit_scale: float | Tensor, logit_bias: float | Tensor | None = None
+    ) -> Tensor:
+        """Image features ``[N, d]``, text features ``[N, d]``, the scale (not its logarithm) and the bias."""
+        return self._call(image, text, logit_scale, logit_bias)
+
+
+class SigLIPLoss(CLIPLoss):
+    """Module of :func:`pycl.functional.siglip`; called as :class:`CLIPLoss` is, with the bias a must."""
+
+    function = staticmethod(functional.siglip)
+
+
+class DCLLoss(_ViewsLoss):
+    """Module of :func:`pycl.functional.dcl`."""
+
+    function = staticmethod(functional.dcl)
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        *,
+        learnable_temperature: bool = False,
+        reduction: str = "mean",
+        normalize: bool = True,
+        group: ProcessGroup | None = None,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(locals())
+
+
+class DCLWLoss(_ViewsLoss):
+    """Module of :func:`pycl.functional.dclw`."""
+
+    function = staticmethod(functional.dclw)
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        sigma: float = 0.5,
+        *,
+        learnable_temperature: bool = False,
+        reduction: str = "mean",
+        normalize: bool = True,
+        group: ProcessGroup | None = None,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(locals())
+
+
+class DHELLoss(_ViewsLoss):
+    """Module of :func:`pycl.functional.dhel`."""
+
+    function = staticmethod(functional.dhel)
+
+    def __init__(
+        self,
+        temperature: float = 0.3,
+        *,
+        learnable_temperature: bool = False,
+        reduction: str = "mean",
+        normalize: bool = True,
+        group: ProcessGroup | None = None,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(locals())
+
+
+class MVDHELLoss(_ViewsLoss):
+    """Module of :func:`pycl.functional.mv_dhel`."""
+
+    function = staticmethod(functional.mv_dhel)
+
+    def __init__(
+        self,
+        temperature: float = 0.5,
+        *,
+        learnable_temperature: bool = False,
+        reduction: str = "mean",
+        normalize: bool = True,
+        group: ProcessGroup | None = None,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(locals())
+
+
+class MVInfoNCELoss(_ViewsLoss):
+    """Module of :func:`pycl.functional.mv_info_nce`."""
+
+    function = staticmethod(functional.mv_info_nce)
+
+    def __init__(
+        self,
+        temperature: float = 0.5,
+        *,
+        denominator: str = "all",
+        learnable_temperature: bool = False,
+        reduction: str = "mean",
+        normalize: bool = True,
+        group: ProcessGroup | None = None,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(locals())
+
+
+class PolyViewLoss(_ViewsLoss):
+    """Module of :func:`pycl.functional.poly_view`."""
+
+    function = staticmethod(functional.poly_view)
+
+    def __init__(
+        self,
+        temperature: float = 0.2,
+        *,
+        mean: str = "geometric",
+        learnable_temperature: bool = False,
+        reduction: str = "mean",
+        normalize: bool = True,
+        group: ProcessGroup | None = None,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(locals())
+
+
+class SupConLoss(_Loss):
+    """Module of :func:`pycl.functional.sup_con`."""
+
+    function = staticmethod(functional.sup_con)
+
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        *,
+        form: str = "out",
+        learnable_temperature: bool = False,
+        reduction: str = "mean",
+        normalize: bool = True,
+        group: ProcessGroup | None = None,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(locals())
+
+    def forward(self, *views: Tensor | Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
+        """``forward(views, labels)`` or ``forward(z1, z2, ..., labels)``; the labels are last or given by name."""
+        if labels is not None:
+            return self._call(_gather(views), labels)
+        if len(views) < 2:
+            raise TypeError("labels are missing: call loss(views, labels)")
+        return self._call(_gather(views[:-1]), views[-1])
