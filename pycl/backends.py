@@ -27,7 +27,7 @@ class BackendUnavailable(RuntimeError):
 def load(name: str) -> ModuleType:
     """The module of a backend; raises ``BackendUnavailable`` where its compiled part is missing."""
     if name not in MODULES:
-        raise BackendUnavailable(f"backend={name!r} is not available: {_missing(name)}; this build has {sorted(MODULES)}")
+        raise BackendUnavailable(f"backend={name!r} is not available: {_missing(name)}; there are {sorted(MODULES)}")
     return importlib.import_module(MODULES[name])
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine: reductions over the logits of all pairs of points, which are never stored.
 
-``pair_stats`` and ``pair_sum`` are the only two things a loss needs; validation happens here once, and the two
-``autograd.Function`` below are the only gradient rules of the library.
+``pair_stats`` and ``pair_sum`` are the only two things a loss needs, and the two ``autograd.Function`` below are the
+only gradient rules of the library.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from . import backends
-from .ops import STATS, Needs, Problem, accumulation_dtype
+from .ops import STATS, Needs, Problem
 from .pairs import Pairs, Points
+from .validation import problem_of
 
 __all__ = ["PairStats", "Pairs", "Points", "pair_stats", "pair_sum"]
-
-FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class PairStats(NamedTuple):
@@ -107,7 +106,8 @@ def pair_stats(
     """
     if sides not in ("rows", "both"):
         raise ValueError(f"sides must be 'rows' or 'both', got {sides!r}")
-    args = _problem(rows, cols, logit_scale, {"denominator": denominator, "positives": positives}, row_bias, col_bias, offset, normalize)
+    sets = {"denominator": denominator, "positives": positives}
+    args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize)
     name = backends.choose(backend, rows.z.device.type)
     row_stats, col_stats = cast("tuple[Tensor, Tensor]", _PairStats.apply(*args, sides == "both", name))
     of_rows = _pair_stats_of(row_stats)
@@ -136,7 +136,8 @@ def pair_sum(
 
     Logits, arguments and errors are those of ``pair_stats``.
     """
-    args = _problem(rows, cols, logit_scale, {"negatives": negatives, "positives": positives}, row_bias, col_bias, offset, normalize)
+    sets = {"negatives": negatives, "positives": positives}
+    args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize)
     if args.cols is None:  # one row sum per anchor needs the whole matrix, from both triangles
         args = args._replace(cols=args.rows, col_ids=args.row_ids, col_views=args.row_views, col_bias=args.row_bias)
     name = backends.choose(backend, rows.z.device.type)
@@ -146,111 +147,6 @@ def pair_sum(
 def _pair_stats_of(stats: Tensor) -> PairStats:
     lse, pos_lse, pos_sum, pos_count = stats[:STATS].unbind()
     return PairStats(lse, pos_lse, pos_sum, pos_count.detach())
-
-
-def _problem(
-    rows: Points,
-    cols: Points | None,
-    logit_scale: float | Tensor,
-    sets: dict[str, Pairs],
-    row_bias: Tensor | None,
-    col_bias: Tensor | None,
-    offset: int | None,
-    normalize: bool,
-) -> Problem:
-    """Validate everything once and bring it into the form the operators take."""
-    for name, pairs in sets.items():
-        if not isinstance(pairs, Pairs):
-            raise TypeError(f"{name} must be a union of pycl.Pairs, got {pairs!r}")
-    denominator, positives = map(int, sets.values())
-    z = _embeddings("rows", rows.z)
-    dtype = accumulation_dtype(z.dtype)
-    scale = _scale(logit_scale, z, dtype)
-    row_ids, row_views = _integers("rows", rows)
-    if cols is None:
-        if offset != 0:
-            raise ValueError(f"offset must be 0 when cols is None (the points are compared with themselves), got {offset}")
-        row_bias, col_bias = _bias("row_bias", row_bias, z, z, dtype), _bias("col_bias", col_bias, z, z, dtype)
-        if scale.dim() == 0 and row_bias is col_bias:
-            return Problem(
-                z, None, row_ids, row_views, None, None, scale, row_bias, None, denominator, positives, 0, normalize
-            )
-        cols_z, col_ids, col_views = z, row_ids, row_views
-    else:
-        cols_z = _embeddings("cols", cols.z)
-        if cols_z.shape[1] != z.shape[1]:
-            raise ValueError(f"rows and cols must have one feature size, got {z.shape[1]} and {cols_z.shape[1]}")
-        if cols_z.device != z.device:
-            raise ValueError(f"rows and cols must be on one device, got {z.device} and {cols_z.device}")
-        if cols_z.dtype != z.dtype:
-            common = torch.promote_types(z.dtype, cols_z.dtype)
-            z, cols_z = z.to(common), cols_z.to(common)
-            dtype = accumulation_dtype(common)
-            scale = scale.to(dtype)
-        col_ids, col_views = _integers("cols", cols)
-        row_bias, col_bias = _bias("row_bias", row_bias, z, z, dtype), _bias("col_bias", col_bias, cols_z, z, dtype)
-    return Problem(
-        z,
-        cols_z,
-        row_ids,
-        row_views,
-        col_ids,
-        col_views,
-        scale,
-        row_bias,
-        col_bias,
-        denominator,
-        positives,
-        offset,
-        normalize,
-    )
-
-
-def _embeddings(name: str, z: Tensor) -> Tensor:
-    if not isinstance(z, Tensor) or z.dtype not in FLOATS:
-        got = z.dtype if isinstance(z, Tensor) else type(z).__name__
-        raise TypeError(f"{name}.z must be a floating-point tensor ({', '.join(map(str, FLOATS))}), got {got}")
-    if z.dim() != 2 or 0 in z.shape:
-        raise ValueError(f"{name}.z must have shape [n, d] with n >= 1 and d >= 1, got {tuple(z.shape)}")
-    return z
-
-
-def _integers(name: str, points: Points) -> tuple[Tensor, Tensor]:
-    n, device = points.z.shape[0], points.z.device
-    ids = torch.arange(n, device=device) if points.ids is None else points.ids
-    views = torch.zeros(n, dtype=torch.int64, device=device) if points.views is None else points.views
-    for field, values in (("ids", ids), ("views", views)):
-        if values.is_floating_point() or values.is_complex():
-            raise TypeError(f"{name}.{field} must be integers, got {values.dtype}")
-        if values.shape != (n,):
-            raise ValueError(f"{name}.{field} must have shape [{n}], one per point, got {tuple(values.shape)}")
-        if values.device != device:
-            raise ValueError(f"{name}.{field} must be on {device} as {name}.z is, got {values.device}")
-    return ids.to(torch.int64).contiguous(), views.to(torch.int64).contiguous()
-
-
-def _scale(logit_scale: float | Tensor, z: Tensor, dtype: torch.dtype) -> Tensor:
-    if not isinstance(logit_scale, Tensor):
-        return torch.full((), float(logit_scale), dtype=dtype, device=z.device)
-    if logit_scale.numel() == 1:
-        logit_scale = logit_scale.reshape(())
-    elif logit_scale.shape != z.shape[:1]:
-        raise ValueError(f"logit_scale must be a number or have shape [] or [{len(z)}], got {tuple(logit_scale.shape)}")
-    if logit_scale.device != z.device and logit_scale.dim() > 0:
-        raise ValueError(f"logit_scale must be on {z.device} as rows.z is, got {logit_scale.device}")
-    return logit_scale.to(z.device, dtype).contiguous()
-
-
-def _bias(name: str, bias: Tensor | None, points: Tensor, z: Tensor, dtype: torch.dtype) -> Tensor | None:
-    if bias is None:
-        return None
-    if not isinstance(bias, Tensor) or not bias.is_floating_point():
-        raise TypeError(f"{name} must be a floating-point tensor, got {getattr(bias, 'dtype', type(bias).__name__)}")
-    if bias.shape != points.shape[:1]:
-        raise ValueError(f"{name} must have shape [{len(points)}], got {tuple(bias.shape)}")
-    if bias.device != z.device:
-        raise ValueError(f"{name} must be on {z.device} as rows.z is, got {bias.device}")
-    return bias.to(dtype).contiguous()
 
 
 _INPUTS = len(Problem._fields)
@@ -285,8 +181,8 @@ class _Final(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:
         raise RuntimeError(
-            "pycl's losses can be differentiated once: their backward recomputes the logits and has no derivative of its "
-            "own. For second derivatives use a dense formula in plain torch."
+            "pycl's losses can be differentiated once: their backward recomputes the logits and has no derivative of "
+            "its own. For second derivatives use a dense formula in plain torch."
         )
 
 

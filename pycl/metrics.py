@@ -76,7 +76,7 @@ def knn_accuracy(
     # only ratios of votes count; the largest cosine is taken off so that a small temperature does not overflow
     weight = ((cosine - cosine[:, :1]) / temperature).exp()
     votes = weight.new_zeros(len(queries), len(classes)).scatter_add_(1, bank_class[neighbour], weight)
-    return (classes[votes.argmax(1)] == query_labels).double().mean().item()
+    return float((classes[votes.argmax(1)] == query_labels).double().mean())
 
 
 @torch.no_grad()
@@ -150,7 +150,7 @@ def effective_rank(z: Tensor) -> float:
     if sigma[0] == 0:
         return 0.0
     p = sigma / sigma.sum()
-    return torch.special.entr(p).sum().exp().item()
+    return float(torch.special.entr(p).sum().exp())
 
 
 @torch.no_grad()

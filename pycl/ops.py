@@ -8,7 +8,7 @@ share one argument list, the ``Problem``; a backend is a module with one functio
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -90,34 +90,35 @@ _library.define(f"pair_sum({_PROBLEM}, str backend) -> Tensor")
 _library.define(f"pair_sum_backward({_PROBLEM}, Tensor d_sum, bool[3] needs, str backend) -> {_GRADIENTS}")
 
 
-def _stats(*args: object) -> tuple[Tensor, Tensor]:
-    problem, (both_sides, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]  # type: ignore[arg-type]
-    return backends.load(backend).pair_stats(problem, both_sides)
+def _stats(*args: Any) -> tuple[Tensor, Tensor]:
+    problem, (both_sides, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
+    return cast("tuple[Tensor, Tensor]", backends.load(backend).pair_stats(problem, both_sides))
 
 
-def _stats_backward(*args: object) -> Gradients:
-    problem, (*tensors, needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]  # type: ignore[arg-type]
-    return backends.load(backend).pair_stats_backward(problem, *tensors, Needs(*needs))
+def _stats_backward(*args: Any) -> Gradients:
+    problem, (*tensors, needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
+    return cast(Gradients, backends.load(backend).pair_stats_backward(problem, *tensors, Needs(*needs)))
 
 
-def _sum(*args: object) -> Tensor:
-    return backends.load(args[_WIDTH]).pair_sum(Problem(*args[:_WIDTH]))  # type: ignore[arg-type]
+def _sum(*args: Any) -> Tensor:
+    return cast(Tensor, backends.load(args[_WIDTH]).pair_sum(Problem(*args[:_WIDTH])))
 
 
-def _sum_backward(*args: object) -> Gradients:
-    problem, (d_sum, needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]  # type: ignore[arg-type]
-    return backends.load(backend).pair_sum_backward(problem, d_sum, Needs(*needs))
+def _sum_backward(*args: Any) -> Gradients:
+    problem, (d_sum, needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
+    return cast(Gradients, backends.load(backend).pair_sum_backward(problem, d_sum, Needs(*needs)))
 
 
-def _stats_fake(*args: object) -> tuple[Tensor, Tensor]:
-    problem, both_sides = Problem(*args[:_WIDTH]), args[_WIDTH]  # type: ignore[arg-type]
+def _stats_fake(*args: Any) -> tuple[Tensor, Tensor]:
+    problem, both_sides = Problem(*args[:_WIDTH]), args[_WIDTH]
     dtype = accumulation_dtype(problem.rows.dtype)
     n = problem.n_cols if both_sides and problem.cols is not None else 0
-    return tuple(problem.rows.new_empty(STATS + STATE, size, dtype=dtype) for size in (problem.rows.shape[0], n))  # type: ignore[return-value]
+    new = problem.rows.new_empty
+    return new(STATS + STATE, problem.rows.shape[0], dtype=dtype), new(STATS + STATE, n, dtype=dtype)
 
 
-def _sum_fake(*args: object) -> Tensor:
-    rows = Problem(*args[:_WIDTH]).rows  # type: ignore[arg-type]
+def _sum_fake(*args: Any) -> Tensor:
+    rows = Problem(*args[:_WIDTH]).rows
     return rows.new_empty(rows.shape[0], dtype=accumulation_dtype(rows.dtype))
 
 
@@ -136,9 +137,9 @@ def empty_gradients(problem: Problem, needs: Needs) -> Gradients:
     )
 
 
-def _backward_fake(*args: object) -> Gradients:
-    needs: Sequence[bool] = args[-2]  # type: ignore[assignment]
-    return empty_gradients(Problem(*args[:_WIDTH]), Needs(*needs))  # type: ignore[arg-type]
+def _backward_fake(*args: Any) -> Gradients:
+    needs: Sequence[bool] = args[-2]
+    return empty_gradients(Problem(*args[:_WIDTH]), Needs(*needs))
 
 
 for _name, _implementation, _fake in (

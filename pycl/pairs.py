@@ -65,7 +65,7 @@ def stack_views(views: Tensor | Sequence[Tensor], labels: Tensor | None = None) 
     """
     if isinstance(views, Tensor):
         if views.dim() != 3:
-            raise ValueError(f"views must be a [V, N, d] tensor or a sequence of [N, d] tensors, got shape {tuple(views.shape)}")
+            raise ValueError(f"views must be a [V, N, d] tensor or V tensors [N, d], got shape {tuple(views.shape)}")
         z, n_views, n = views.flatten(0, 1), views.shape[0], views.shape[1]
     else:
         views = tuple(views)
@@ -86,10 +86,7 @@ def stack_views(views: Tensor | Sequence[Tensor], labels: Tensor | None = None) 
         raise TypeError(f"views must be floating point, got {z.dtype}")
     if n == 0:
         raise ValueError(f"views must hold at least one instance, got N = 0 (V = {n_views})")
-    if labels is None:
-        ids = torch.arange(n, device=z.device)
-    else:
-        ids = check_labels(labels, n, z)
+    ids = torch.arange(n, device=z.device) if labels is None else check_labels(labels, n, z)
     index = torch.arange(n_views, device=z.device)
     return Points(z, ids.repeat(n_views), index.repeat_interleave(n)), n_views
 

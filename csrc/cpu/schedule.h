@@ -55,16 +55,20 @@ void for_each_tile(const pycl::Host& host, bool symmetric, int64_t row_blocks, i
   Schedule<Visit>{host, symmetric, row_blocks, col_blocks, workers, visit}.run();
 }
 
-// Calls body(task) for every task, split among the threads.
+// Below this many elements a worker is not worth waking: a parallel region costs what copying as many elements does.
+constexpr int64_t kElementsPerWorker = 1 << 15;
+
+// Calls body(task) for every task, split among the threads; `elements` is the work of one task.
 template <class Body>
-void parallel(const pycl::Host& host, int64_t tasks, Body body) {
+void parallel(const pycl::Host& host, int64_t tasks, int64_t elements, Body body) {
+  const int64_t worth = tasks * elements / kElementsPerWorker + 1;
   struct Range {
     Body& body;
-    int64_t tasks;
-    int workers;
-  } range{body, tasks, host.threads < tasks ? host.threads : int(tasks)};
+    int64_t tasks, workers;
+  } range{body, tasks, worth < host.threads ? worth : host.threads};
+  if (range.workers > tasks) range.workers = tasks;
   host.run(
-      host, range.workers,
+      host, int(range.workers),
       [](void* arg, int w) {
         const Range& r = *static_cast<Range*>(arg);
         for (int64_t t = r.tasks * w / r.workers; t < r.tasks * (w + 1) / r.workers; ++t) r.body(t);

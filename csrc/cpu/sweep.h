@@ -60,7 +60,7 @@ struct Sweep {
 
   int block_size(int64_t m, int64_t n) const {
     const int64_t smaller = m < n ? m : n, per_worker = problem.symmetric ? 4 : 2;
-    int size = 96;
+    int size = P::kMaxBlock;
     while (size > P::kMinBlock && smaller < per_worker * host.threads * size) size /= 2;
     return size;
   }
@@ -123,7 +123,7 @@ void apply_weights(Sweep<P>& sweep, const Gradients& out, MakeWeights make_weigh
     if (!wanted) return nullptr;
     T* x = allocate<T>(host, n);
     const int64_t chunk = 1 << 16, chunks = (n + chunk - 1) / chunk;
-    parallel(host, chunks, [&](int64_t c) {
+    parallel(host, chunks, chunk, [&](int64_t c) {
       std::memset(x + c * chunk, 0, sizeof(T) * size_t(c + 1 < chunks ? chunk : n - c * chunk));
     });
     return x;

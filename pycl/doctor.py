@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What pycl finds on this machine, for bug reports and for records of measurements: ``python -m pycl.doctor [--json]``.
+
+It says which backend serves the tensors of each device and why not a faster one, and it runs without a compiled part,
+without Triton and without a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pycl
+
+from . import _load, backends
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+EMULATED = "amx-emulated"  # runs everywhere, for tests: says nothing about the machine
+
+
+def report() -> dict[str, Any]:
+    """Everything the doctor knows, as plain values: the content of ``--json``."""
+    compiled = _compiled()
+    return {
+        "pycl": {"version": pycl.__version__, "path": str(Path(pycl.__file__).parent)},
+        "python": platform.python_version(),
+        "torch": {"version": torch.__version__, "build": torch_build()},
+        "triton": _version("triton"),
+        "numpy": _version("numpy"),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "compiled": compiled,
+        "threads": _threads(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith("PYCL_")},
+        "gpus": _gpus(),
+        "backends": {device: _backend(device) for device in ("cpu", "cuda")},
+    }
+
+
+def torch_build() -> str:
+    """What torch was built for: ``"CUDA 13.0"``, ``"ROCm 7.1"`` or ``"CPU only"``."""
+    if torch.version.cuda:
+        return f"CUDA {torch.version.cuda}"
+    return f"ROCm {torch.version.hip}" if torch.version.hip else "CPU only"
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:  # another system, or a sandbox that hides it
+        return ""
+
+
+def _cpu() -> dict[str, Any]:
+    """The processor and the instruction set the CPU backend took; ``isas`` are all that can run here, best first."""
+    info = _read("/proc/cpuinfo")
+    model = re.search(r"^model name\s*:\s*(.+)$", info, re.MULTILINE)
+    try:
+        isas = [isa for isa in _load.extension().supported_isas() if isa != EMULATED]
+    except ImportError:
+        isas = []
+    has_cpu = _why_not("cpu", "cpu") is None
+    return {
+        "model": model[1] if model else platform.processor() or platform.machine(),
+        "isa": backends.load("cpu").ISA if has_cpu else None,
+        "isas": isas,
+        "amx": _amx(info, isas),
+    }
+
+
+def _amx(cpu_info: str, isas: Sequence[str]) -> str:
+    if "amx" in isas:
+        return "available"
+    flags = re.search(r"^flags\s*:(.*)$", cpu_info, re.MULTILINE)
+    if flags is None:
+        return "not available"
+    if "amx_bf16" not in flags[1].split():
+        return "the CPU has none"
+    return "the CPU has it; " + ("the system refused it" if isas else "not used, pycl._C is not built")
+
+
+def _compiled() -> dict[str, Any]:
+    try:
+        module = _load.extension()
+    except ImportError as error:
+        return {"built": False, "path": None, "why_not": str(error)}
+    return {"built": True, "path": module.__file__, "why_not": None}
+
+
+def _threads() -> dict[str, Any]:
+    """How many threads a call uses, what set that number and whose pool they come from."""
+    count = torch.get_num_threads()
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    variables = [f"{name}={count}" for name in THREAD_VARIABLES if os.environ.get(name) == str(count)]
+    return {
+        "count": count,
+        "from": variables[0] if variables else "torch.get_num_threads()",
+        "pool": _pool(),
+        "usable_cores": usable,
+        "cores": os.cpu_count(),
+        "cgroup_cores": _cgroup_cores(),
+    }
+
+
+def _pool() -> str | None:
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        module = _load.extension()
+    except ImportError:
+        return None
+    return "torch's" if library.exists() and module.use_thread_pool_of(str(library)) else "std::thread"
+
+
+def _cgroup_cores() -> float | None:
+    """The share of processors a container grants: more threads than that slow each other down."""
+    quota = _read("/sys/fs/cgroup/cpu.max").split()
+    return int(quota[0]) / int(quota[1]) if len(quota) == 2 and quota[0] != "max" else None
+
+
+def _gpus() -> list[str]:
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+
+def _backend(device_type: str) -> dict[str, Any]:
+    """The backend that tensors of this device get, or the error they get, and why not the others."""
+    try:
+        takes, error = backends.choose(None, device_type), None
+    except Exception as refusal:  # whatever is wrong with a backend is what this report is for
+        takes, error = None, str(refusal)
+    others = {name: _why_not(name, device_type) for name in backends.KNOWN if name != takes}
+    return {"takes": takes, "error": error, "why_not": {name: reason for name, reason in others.items() if reason}}
+
+
+def _why_not(name: str, device_type: str) -> str | None:
+    try:
+        return backends.why_not(name, device_type)
+    except Exception as error:
+        return f"backend={name!r} fails to load: {type(error).__name__}: {error}"
+
+
+def text(found: dict[str, Any]) -> str:
+    """The report for people, one aligned line a fact."""
+    cpu, threads, compiled = found["cpu"], found["threads"], found["compiled"]
+    limits = [f"{threads['usable_cores']} of {threads['cores']} cores usable"]
+    if threads["cgroup_cores"] is not None:
+        limits.append(f"the container grants {threads['cgroup_cores']:g}")
+    if threads["pool"]:
+        limits.append(f"{threads['pool']} pool")
+    lines = [
+        ("pycl", f"{found['pycl']['version']} in {found['pycl']['path']}"),
+        ("compiled part", compiled["path"] if compiled["built"] else f"none: {compiled['why_not']}"),
+        ("torch", f"{found['torch']['version']} ({found['torch']['build']})"),
+        ("python", found["python"]),
+        ("triton", found["triton"] or "not installed"),
+        ("numpy", found["numpy"] or "not installed"),
+        ("platform", found["platform"]),
+        ("CPU", cpu["model"]),
+        ("instruction set", f"{cpu['isa'] or 'none'} (can run: {', '.join(cpu['isas']) or 'none'})"),
+        ("AMX", cpu["amx"]),
+        ("threads", f"{threads['count']} from {threads['from']}; {', '.join(limits)}"),
+        ("matmul precision", f"{found['float32_matmul_precision']} (float32)"),
+        ("GPU", ", ".join(found["gpus"]) or "none that torch can use"),
+        ("environment", " ".join(f"{k}={v}" for k, v in found["environment"].items()) or "no PYCL_ variable"),
+    ]
+    for device, backend in found["backends"].items():
+        lines.append((f"{device} tensors", backend["takes"] or f"error: {backend['error']}"))
+        lines += [("", f"not {name}: {reason}") for name, reason in backend["why_not"].items()]
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:{width}}  {value}" for name, value in lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m pycl.doctor", description="What pycl finds on this machine.")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+    logging.getLogger("pycl").setLevel(logging.WARNING)  # the choice of a backend is in the report
+    found = report()
+    print(json.dumps(found, indent=2) if options.json else text(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

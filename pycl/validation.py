@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one place where the engine's arguments are checked and brought into the form the operators take."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .ops import Problem, accumulation_dtype
+from .pairs import Pairs, Points
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def problem_of(
+    rows: Points,
+    cols: Points | None,
+    logit_scale: float | Tensor,
+    sets: dict[str, Pairs],
+    row_bias: Tensor | None,
+    col_bias: Tensor | None,
+    offset: int | None,
+    normalize: bool,
+) -> Problem:
+    """Validate everything once and bring it into the form the operators take."""
+    for name, pairs in sets.items():
+        if not isinstance(pairs, Pairs):
+            raise TypeError(f"{name} must be a union of pycl.Pairs, got {pairs!r}")
+    den, pos = map(int, sets.values())
+    z = _embeddings("rows", rows.z)
+    row_ids, row_views = _integers("rows", rows)
+    if cols is None:
+        if offset != 0:
+            raise ValueError(f"offset must be 0 where cols is None and the points meet themselves, got {offset}")
+        cols_z, col_ids, col_views = z, row_ids, row_views
+    else:
+        cols_z = _embeddings("cols", cols.z)
+        col_ids, col_views = _integers("cols", cols)
+        if cols_z.shape[1] != z.shape[1]:
+            raise ValueError(f"rows and cols must have one feature size, got {z.shape[1]} and {cols_z.shape[1]}")
+        if cols_z.device != z.device:
+            raise ValueError(f"rows and cols must be on one device, got {z.device} and {cols_z.device}")
+        common = torch.promote_types(z.dtype, cols_z.dtype)
+        z, cols_z = z.to(common), cols_z.to(common)
+    dtype = accumulation_dtype(z.dtype)
+    scale = _scale(logit_scale, z, dtype)
+    symmetric = cols is None and scale.dim() == 0 and row_bias is col_bias
+    row_bias, col_bias = _bias("row_bias", row_bias, z, dtype), _bias("col_bias", col_bias, cols_z, dtype)
+    if symmetric:
+        return Problem(z, None, row_ids, row_views, None, None, scale, row_bias, None, den, pos, 0, normalize)
+    labels = row_ids, row_views, col_ids, col_views
+    return Problem(z, cols_z, *labels, scale, row_bias, col_bias, den, pos, offset, normalize)
+
+
+def _embeddings(name: str, z: Tensor) -> Tensor:
+    if not isinstance(z, Tensor) or z.dtype not in FLOATS:
+        got = z.dtype if isinstance(z, Tensor) else type(z).__name__
+        raise TypeError(f"{name}.z must be a floating-point tensor ({', '.join(map(str, FLOATS))}), got {got}")
+    if z.dim() != 2 or 0 in z.shape:
+        raise ValueError(f"{name}.z must have shape [n, d] with n >= 1 and d >= 1, got {tuple(z.shape)}")
+    return z
+
+
+def _integers(name: str, points: Points) -> tuple[Tensor, Tensor]:
+    n, device = points.z.shape[0], points.z.device
+    ids = torch.arange(n, device=device) if points.ids is None else points.ids
+    views = torch.zeros(n, dtype=torch.int64, device=device) if points.views is None else points.views
+    for field, values in (("ids", ids), ("views", views)):
+        if values.is_floating_point() or values.is_complex():
+            raise TypeError(f"{name}.{field} must be integers, got {values.dtype}")
+        if values.shape != (n,):
+            raise ValueError(f"{name}.{field} must have shape [{n}], one per point, got {tuple(values.shape)}")
+        if values.device != device:
+            raise ValueError(f"{name}.{field} must be on {device} as {name}.z is, got {values.device}")
+    return ids.to(torch.int64).contiguous(), views.to(torch.int64).contiguous()
+
+
+def _scale(logit_scale: float | Tensor, z: Tensor, dtype: torch.dtype) -> Tensor:
+    if not isinstance(logit_scale, Tensor):
+        return torch.full((), float(logit_scale), dtype=dtype, device=z.device)
+    if logit_scale.numel() == 1:
+        logit_scale = logit_scale.reshape(())
+    elif logit_scale.shape != z.shape[:1]:
+        raise ValueError(f"logit_scale must be a number or have shape [] or [{len(z)}], got {tuple(logit_scale.shape)}")
+    if logit_scale.device != z.device and logit_scale.dim() > 0:
+        raise ValueError(f"logit_scale must be on {z.device} as rows.z is, got {logit_scale.device}")
+    return logit_scale.to(z.device, dtype).contiguous()
+
+
+def _bias(name: str, bias: Tensor | None, z: Tensor, dtype: torch.dtype) -> Tensor | None:
+    if bias is None:
+        return None
+    if not isinstance(bias, Tensor) or not bias.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got {getattr(bias, 'dtype', type(bias).__name__)}")
+    if bias.shape != z.shape[:1]:
+        raise ValueError(f"{name} must have shape [{len(z)}], got {tuple(bias.shape)}")
+    if bias.device != z.device:
+        raise ValueError(f"{name} must be on {z.device} as the embeddings are, got {bias.device}")
+    return bias.to(dtype).contiguous()
