@@ -55,12 +55,12 @@ def stack_views(views: Tensor | Sequence[Tensor], labels: Tensor | None = None) 
     """Stack V views of N instances into ``V * N`` points, views-major; returns the points and V.
 
     Args:
-        views: ``[V, N, d]``, or a sequence of V tensors ``[N, d]``; V >= 2.
-        labels: int ``[N]``, used as ids instead of the instance numbers.
+        views: ``[V, N, d]``, or a sequence of V tensors ``[N, d]``; V >= 2, or with labels V >= 1.
+        labels: int ``[N]``, used as ids instead of the instance numbers; they give positives within one view.
 
     Raises:
         TypeError: a view is not a floating-point tensor, or the labels are not integers.
-        ValueError: fewer than two views, an empty batch, views of differing shape, dtype or device, or
+        ValueError: too few views, an empty batch, views of differing shape, dtype or device, or
             labels of the wrong length or on another device.
     """
     if isinstance(views, Tensor):
@@ -80,8 +80,9 @@ def stack_views(views: Tensor | Sequence[Tensor], labels: Tensor | None = None) 
             raise ValueError(f"every view must have one dtype, got {[str(v.dtype) for v in views]}")
         n_views, n = len(views), shapes[0][0] if views else 0
         z = torch.cat(views) if n_views else torch.empty(0, 0)
-    if n_views < 2:
-        raise ValueError(f"views must hold at least two views, got {n_views}")
+    least = 2 if labels is None else 1
+    if n_views < least:
+        raise ValueError(f"views must hold at least two views (one where there are labels), got {n_views}")
     if not z.is_floating_point():
         raise TypeError(f"views must be floating point, got {z.dtype}")
     if n == 0:

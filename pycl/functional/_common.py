@@ -115,15 +115,18 @@ def widen(z: Tensor) -> Tensor:
 def unit(z: Tensor, normalize: bool = True) -> Tensor:
     """Embeddings in at least float32, L2-normalised (eps 1e-12) unless told otherwise.
 
-    Rows are divided by their largest entry first, or squares of huge and tiny entries would leave the range. A
-    zero row has no direction and passes no gradient: 1 / eps would overflow float16.
+    Rows are divided by their largest entry first, or squares of huge and tiny entries would leave the range. The
+    gradient of a zero row is that of x / eps; in float16, where 1 / eps overflows, it is 0.
     """
+    half = z.dtype == torch.float16
     z = widen(z)
     if not normalize:
         return z
     peak = z.detach().abs().amax(-1, keepdim=True)
     peak = peak.masked_fill(zero := peak == 0, 1.0)
-    z = (z / peak).masked_fill(zero, 0.0)
+    z = z / peak
+    if half:
+        z = z.masked_fill(zero, 0.0)
     norm: Tensor = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
     return z / norm.clamp_min(NORM_EPS / peak)
 

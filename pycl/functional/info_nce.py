@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from pycl.engine import pair_stats
-from pycl.functional._common import Scalar, check_call, check_features, check_matched, reduce, to_logit_scale, unit
+from pycl.functional._common import Scalar, check_call, check_features, check_matched, reduce, to_logit_scale
 from pycl.pairs import Pairs, Points
 
 if TYPE_CHECKING:
@@ -72,9 +72,11 @@ def info_nce(
         if symmetric:
             raise ValueError("symmetric=True needs negatives=None: shared negatives belong to the queries only")
         check_features(query=query, negatives=negatives)
-        pos = scale * (unit(query, normalize) * unit(key, normalize)).sum(-1)
-        stats = pair_stats(Points(query), Points(negatives), scale, **among)
-        return reduce(-F.logsigmoid(pos - stats.lse), reduction)
+        own = pair_stats(
+            Points(query), Points(key), scale, positives=Pairs.POSITIVE, **among | {"denominator": Pairs.NONE}
+        )
+        others = pair_stats(Points(query), Points(negatives), scale, **among)
+        return reduce(-logsigmoid(own.pos_sum - others.lse), reduction)
     if symmetric:
         rows, columns = pair_stats(Points(query), Points(key), scale, positives=Pairs.POSITIVE, sides="both", **among)
         return reduce((rows.lse + columns.lse) / 2 - rows.pos_sum, reduction)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pycl.engine import pair_stats
 from pycl.functional._common import Scalar, Views, check_call, check_choice, reduce, to_logit_scale
-from pycl.pairs import Pairs, Points, stack_views
+from pycl.pairs import Pairs, stack_views
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -64,7 +64,7 @@ def sup_con(
     check_call(reduction, group)
     check_choice("form", form, FORMS)
     scale = to_logit_scale(temperature)
-    points, n_views = _stack(views, labels)
+    points, n_views = stack_views(views, labels)
     stats = pair_stats(
         points, None, scale, denominator=Pairs.OTHERS, positives=Pairs.POSITIVE, normalize=normalize, backend=backend
     )
@@ -72,13 +72,3 @@ def sup_con(
     mean_positive = stats.pos_sum / count.clamp_min(1) if form == "out" else stats.pos_lse - count.log()
     terms = (stats.lse - mean_positive).masked_fill(count == 0, 0.0)
     return reduce(terms.view(n_views, -1), reduction)
-
-
-def _stack(views: Views, labels: Tensor) -> tuple[Points, int]:
-    """``stack_views`` that also takes a single view: classes give it positives."""
-    if len(views) != 1:
-        return stack_views(views, labels)
-    z = views[0]
-    twice, _ = stack_views((z, z), labels)
-    assert twice.ids is not None  # as stack_views returns them
-    return Points(z, twice.ids[: len(z)]), 1
