@@ -89,10 +89,10 @@ Side side(const MatrixTuple& z, Address ids, Address views, Address bias) {
           reinterpret_cast<const void*>(bias)};
 }
 
-PyProblem make_problem(const MatrixTuple& rows, Address row_ids, Address row_views, Address row_bias, const MatrixTuple& cols,
-                       Address col_ids, Address col_views, Address col_bias, bool symmetric, Address logit_scale,
-                       bool scale_per_row, uint32_t denominator, uint32_t positives, bool has_self, int64_t offset,
-                       bool normalize, int precision, int threads) {
+PyProblem make_problem(const MatrixTuple& rows, Address row_ids, Address row_views, Address row_bias,
+                       const MatrixTuple& cols, Address col_ids, Address col_views, Address col_bias, bool symmetric,
+                       Address logit_scale, bool scale_per_row, uint32_t denominator, uint32_t positives, bool has_self,
+                       int64_t offset, bool normalize, int precision, int threads) {
   PyProblem p;
   p.rows = side(rows, row_ids, row_views, row_bias);
   p.cols = side(cols, col_ids, col_views, col_bias);
@@ -153,7 +153,8 @@ PYBIND11_MODULE(_C, m) {
       },
       unlocked);
   m.def(
-      "pair_sum", [](const PyProblem& p, Address out) { p.kernels().pair_sum(p, Call(p.threads), pointer(out)); }, unlocked);
+      "pair_sum", [](const PyProblem& p, Address out) { p.kernels().pair_sum(p, Call(p.threads), pointer(out)); },
+      unlocked);
   m.def(
       "pair_sum_backward",
       [](const PyProblem& p, Address d_sum, Address g_rows, Address g_cols, Address g_scale, Address g_row_bias,

@@ -29,7 +29,8 @@ bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf
 bool has_amx() {
 #ifdef __linux__
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl: the kernel saves tiles on request only
-  return has_avx512_bf16() && __builtin_cpu_supports("amx-bf16") && !syscall(SYS_arch_prctl, kRequestPermission, kTileData);
+  return has_avx512_bf16() && __builtin_cpu_supports("amx-bf16") &&
+         !syscall(SYS_arch_prctl, kRequestPermission, kTileData);
 #else
   return false;
 #endif
@@ -46,12 +47,9 @@ const Isa kIsas[] = {
     {"amx", has_amx, nullptr, nullptr, &k_amx_bfloat16, &k_amx_bfloat16x3},
 #endif
 };
-const Isa kEmulated = {"amx-emulated",
-                       always,
-                       &k_generic_float32,
-                       &k_generic_float64,
-                       &k_amx_emulated_bfloat16,
-                       &k_amx_emulated_bfloat16x3};
+const Isa kEmulated = {"amx-emulated",           always,
+                       &k_generic_float32,       &k_generic_float64,
+                       &k_amx_emulated_bfloat16, &k_amx_emulated_bfloat16x3};
 
 Isa chosen = kIsas[0];
 

@@ -2,7 +2,7 @@
 // Included by the files named after an instruction set: everything above it has internal linkage, so that no code
 // compiled with special flags can be picked by the linker for another file.
 #pragma once
-#include "stats.h"
+#include "stats_backward.h"
 #include "sum.h"
 
 namespace {

@@ -8,8 +8,8 @@
 #define PYCL_VECTOR_BYTES 64
 #define PYCL_TABLE(type) k_amx_##type
 #endif
-#include "product_bf16.h"
 #include "isa.h"
+#include "product_bf16.h"
 
 namespace pycl {
 extern const Kernels PYCL_TABLE(bfloat16), PYCL_TABLE(bfloat16x3);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #define PYCL_VECTOR_BYTES 64
-#include "product_bf16.h"
 #include "isa.h"
+#include "product_bf16.h"
 
 namespace pycl {
 extern const Kernels k_avx512_bf16_bfloat16;

@@ -109,7 +109,8 @@ struct Classes {
     return {rows.ids.value[i], rows.views.value[i], Int<T>(has_self && self >= 0 && self < block ? self : -1)};
   }
   PYCL_INLINE IVec<T> of(const Row& row, int64_t jb, int j) const {
-    const IVec<T> id = load_int<T>(cols.ids.value + jb * block + j), view = load_int<T>(cols.views.value + jb * block + j);
+    const IVec<T> id = load_int<T>(cols.ids.value + jb * block + j),
+                  view = load_int<T>(cols.views.value + jb * block + j);
     const IVec<T> position = lane_index<T>() + Int<T>(j);
     const IVec<T> zero{};
     const auto all = [&](pycl::PairClass c) { return zero + Int<T>(c); };

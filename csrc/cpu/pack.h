@@ -29,10 +29,12 @@ void load_row(const Matrix& z, int64_t i, T* line) {
       for (int64_t k = 0; k < z.d; ++k) line[k] = T(static_cast<const double*>(z.data)[start + k * step]);
       break;
     case DType::kBFloat16:
-      for (int64_t k = 0; k < z.d; ++k) line[k] = T(bf16_to_float(static_cast<const uint16_t*>(z.data)[start + k * step]));
+      for (int64_t k = 0; k < z.d; ++k)
+        line[k] = T(bf16_to_float(static_cast<const uint16_t*>(z.data)[start + k * step]));
       break;
     case DType::kFloat16:
-      for (int64_t k = 0; k < z.d; ++k) line[k] = T(half_to_float(static_cast<const uint16_t*>(z.data)[start + k * step]));
+      for (int64_t k = 0; k < z.d; ++k)
+        line[k] = T(half_to_float(static_cast<const uint16_t*>(z.data)[start + k * step]));
       break;
   }
 }
@@ -175,7 +177,8 @@ struct Packed {
       if (has.by_col)
         scatter<P::kAlign>(line, factor, by_col + b * block * width + r, transposed_plane(), P::kAlign * block, block);
       if (has.panels_t)
-        scatter<P::kPair>(line, 1, panels_t + b * block * width + r / P::kPanel * width * P::kPanel + r % P::kPanel * P::kPair,
+        scatter<P::kPair>(line, 1,
+                          panels_t + b * block * width + r / P::kPanel * width * P::kPanel + r % P::kPanel * P::kPair,
                           transposed_plane(), P::kPanel * P::kPair, 1);
       if (has.panels)
         scatter<P::kPanel>(line, 1, panels + b * panel_block() + r / P::kPair * P::kPanel * P::kPair + r % P::kPair,

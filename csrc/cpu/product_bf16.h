@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // C (+)= A B with bfloat16 operands and float32 sums: AVX-512 dot products or AMX tiles, on the same packed layout.
-// With two planes every value is the sum of two bfloat16 numbers and the product is three products: hi hi, hi lo, lo hi.
+// With two planes every value is the sum of two bfloat16 numbers and the product is three products: hi hi, hi lo, lo
+// hi.
 #pragma once
 #include "product_fma.h"
 #if defined(PYCL_AMX) || defined(PYCL_AMX_EMULATED)
@@ -25,16 +26,15 @@ struct Bf16Product {
   static void begin_thread() { amx::configure(); }
   static void end_thread() { amx::release(); }
 
-  static void one(const E* a, int64_t a_row, const E* b, const BView<E>& view, int m, int n, int k, float* c, int64_t c_row,
-                  bool accumulate) {
+  static void one(const E* a, int64_t a_row, const E* b, const BView<E>& view, int m, int n, int k, float* c,
+                  int64_t c_row, bool accumulate) {
     for (int j = 0; j < n; j += kPanel)
       for (int i = 0; i < m; i += kRows) {
         const E* ai = a + i * a_row;
         const E* bj = b + (j / kPanel) * view.panel;
         float* cij = c + i * c_row + j;
         amx::start(cij, c_row, accumulate);
-        for (int kk = 0; kk < k; kk += 32)
-          amx::step(ai + kk, a_row, bj + (kk / 2) * view.step, view.step);
+        for (int kk = 0; kk < k; kk += 32) amx::step(ai + kk, a_row, bj + (kk / 2) * view.step, view.step);
         amx::finish(cij, c_row);
       }
   }
@@ -43,13 +43,14 @@ struct Bf16Product {
   static void end_thread() {}
 
   template <int NV>
-  static PYCL_INLINE void micro(const E* a, int64_t a_row, const E* b, int64_t b_step, int k_size, float* c, int64_t c_row,
-                                bool accumulate) {
+  static PYCL_INLINE void micro(const E* a, int64_t a_row, const E* b, int64_t b_step, int k_size, float* c,
+                                int64_t c_row, bool accumulate) {
     __m512 sum[kRows][NV];
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 3
-      for (int v = 0; v < NV; ++v) sum[i][v] = accumulate ? _mm512_loadu_ps(c + i * c_row + v * 16) : _mm512_setzero_ps();
+      for (int v = 0; v < NV; ++v)
+        sum[i][v] = accumulate ? _mm512_loadu_ps(c + i * c_row + v * 16) : _mm512_setzero_ps();
     for (int k = 0; k < k_size; k += 2) {
       __m512bh bv[NV];
 #pragma GCC unroll 3
@@ -71,8 +72,8 @@ struct Bf16Product {
       for (int v = 0; v < NV; ++v) _mm512_storeu_ps(c + i * c_row + v * 16, sum[i][v]);
   }
 
-  static void one(const E* a, int64_t a_row, const E* b, const BView<E>& view, int m, int n, int k, float* c, int64_t c_row,
-                  bool accumulate) {
+  static void one(const E* a, int64_t a_row, const E* b, const BView<E>& view, int m, int n, int k, float* c,
+                  int64_t c_row, bool accumulate) {
     for (int j = 0; j < n; j += kPanel) {
       const E* bj = b + (j / kPanel) * view.panel;
       const int vectors = (n - j) / 16;
@@ -89,7 +90,8 @@ struct Bf16Product {
   }
 #endif
 
-  static void multiply(const AView<E>& a, const BView<E>& b, int m, int n, int k, float* c, int64_t c_row, bool accumulate) {
+  static void multiply(const AView<E>& a, const BView<E>& b, int m, int n, int k, float* c, int64_t c_row,
+                       bool accumulate) {
     one(a.p, a.row, b.p, b, m, n, k, c, c_row, accumulate);
     if (kPlanes == 2) {
       one(a.p, a.row, b.p + b.plane, b, m, n, k, c, c_row, true);

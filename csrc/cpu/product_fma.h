@@ -31,7 +31,7 @@ struct FmaProduct {
   static constexpr int kPair = 1, kPlanes = 1, kVectors = 3;
   static constexpr int kPanel = kVectors * kLanes<T>;
   static constexpr int kAlign = kLanes<T> > kRows ? kLanes<T> : kRows;  // feature sizes are padded to it
-  static constexpr int kMinBlock = 48, kMaxBlock = 192;  // multiples of kRows and kPanel on every set
+  static constexpr int kMinBlock = 48, kMaxBlock = 192;                 // multiples of kRows and kPanel on every set
   static constexpr bool kScalesOperand = true;                          // logit_scale goes into A, before the product
 
   static void begin_thread() {}
@@ -65,7 +65,8 @@ struct FmaProduct {
   }
 
   // m and k are multiples of kRows and 1, n of the vector length.
-  static void multiply(const AView<E>& a, const BView<E>& b, int m, int n, int k, T* c, int64_t c_row, bool accumulate) {
+  static void multiply(const AView<E>& a, const BView<E>& b, int m, int n, int k, T* c, int64_t c_row,
+                       bool accumulate) {
     for (int j = 0; j < n; j += kPanel) {
       const E* bj = b.p + (j / kPanel) * b.panel;
       const int vectors = (n - j) / kLanes<T>;

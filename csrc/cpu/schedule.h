@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which worker visits which tile when. Blocks are dealt out to groups round-robin, and the sweep is a sequence of rounds
-// in which every group of rows and every group of columns has one worker: each output has one writer, no worker needs
-// a private copy of an output, and the order of additions depends on the number of threads alone.
+// Which worker visits which tile when. Blocks are dealt out to groups round-robin, and the sweep is a sequence of
+// rounds in which every group of rows and every group of columns has one worker: each output has one writer, no worker
+// needs a private copy of an output, and the order of additions depends on the number of threads alone.
 #pragma once
 #include "problem.h"
 

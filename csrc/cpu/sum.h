@@ -73,7 +73,8 @@ void pair_sum_backward(const Problem& problem, const Host& host, const void* d_s
     auto done = [&](int i) {
       if (i % 2 == 1 || i + 1 == tile.rows) emit(i / 2 * 2);
     };
-    tile.kind == TileKind::kMixed ? map_tile<true>(sweep, tile, value, done) : map_tile<false>(sweep, tile, value, done);
+    tile.kind == TileKind::kMixed ? map_tile<true>(sweep, tile, value, done)
+                                  : map_tile<false>(sweep, tile, value, done);
   });
 }
 

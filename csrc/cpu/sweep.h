@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The one tile loop. A Sweep holds the packed sides of a problem and hands out tiles of products; Apply turns a rule for
-// the weights dL/dl of a tile into gradients of everything the logits depend on.
+// The one tile loop. A Sweep holds the packed sides of a problem and hands out tiles of products; Apply turns a rule
+// for the weights dL/dl of a tile into gradients of everything the logits depend on.
 #pragma once
 #include "labels.h"
 
@@ -12,11 +12,11 @@ using pycl::Gradients;
 template <class T>
 struct Tile {
   int worker;
-  int64_t ib, jb;    // blocks
-  int64_t i0, j0;    // first row and column
-  int rows, block;   // rows < block at the lower edge; columns beyond the last have a bias of -inf
+  int64_t ib, jb;   // blocks
+  int64_t i0, j0;   // first row and column
+  int rows, block;  // rows < block at the lower edge; columns beyond the last have a bias of -inf
   TileKind kind;
-  bool both;         // columns take their share too: not so on the diagonal of a symmetric problem
+  bool both;  // columns take their share too: not so on the diagonal of a symmetric problem
   T* products;
 };
 
@@ -71,7 +71,9 @@ struct Sweep {
     row_bias = allocate<T>(host, row_blocks * block);
     col_bias = allocate<T>(host, col_blocks * block);
     double largest_scale = 0, largest_row = 0, largest_col = 0;
-    auto bias = [](const Side& side, int64_t i) { return side.bias ? double(static_cast<const T*>(side.bias)[i]) : 0.; };
+    auto bias = [](const Side& side, int64_t i) {
+      return side.bias ? double(static_cast<const T*>(side.bias)[i]) : 0.;
+    };
     auto keep_larger = [](double& largest, double x) {
       x = x < 0 ? -x : x;
       largest = x <= largest ? largest : x;
@@ -151,8 +153,8 @@ void apply_weights(Sweep<P>& sweep, const Gradients& out, MakeWeights make_weigh
   const T* scale = static_cast<const T*>(p.logit_scale);
   const T scale_after = P::kScalesOperand || p.scale_per_row ? T(1) : scale[0];
   if (out.rows)
-    sweep.row_points.unpack(host, direct, scale, p.scale_per_row, p.symmetric ? transposed : nullptr, scale_after, out.rows,
-                            static_cast<T*>(out.logit_scale));
+    sweep.row_points.unpack(host, direct, scale, p.scale_per_row, p.symmetric ? transposed : nullptr, scale_after,
+                            out.rows, static_cast<T*>(out.logit_scale));
   if (out.cols) {
     const T one = 1;
     sweep.col_points.unpack(host, nullptr, &one, false, transposed, scale_after, out.cols, nullptr);

@@ -200,7 +200,7 @@ PYCL_INLINE uint16_t float_to_half(float x) {
   const uint32_t sign = (to_bits(x) >> 16) & 0x8000, bits = to_bits(x) & 0x7fffffff;
   if (bits > 0x7f800000) return uint16_t(sign | 0x7e00);
   if (bits >= 0x477ff000) return uint16_t(sign | 0x7c00);  // rounds to 65536 or more
-  if (bits < 0x38800000) {                                  // below 2^-14: the sum rounds to multiples of 2^-24
+  if (bits < 0x38800000) {                                 // below 2^-14: the sum rounds to multiples of 2^-24
     const uint32_t subnormal = to_bits(from_bits(bits) + 0.5f) - to_bits(0.5f);
     return uint16_t(sign | subnormal);
   }

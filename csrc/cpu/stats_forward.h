@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Log-sum-exps and sums of logits over pair sets, for rows and columns in one sweep, and their gradients.
+// Log-sum-exps and sums of logits over pair sets, for rows and columns in one sweep.
 //
-// Exponentials: where every |logit| is provably at most 35 nats, all sums of the problem share one shift and one
-// exponential serves the row and the column of an entry. Elsewhere each row and column keeps a running maximum, and a
-// tile shares one exponential only where its maxima lie within 80 (in units of log 2) of each other.
+// Where every |logit| is provably at most 35 nats, all sums of the problem share one shift and one exponential serves
+// the row and the column of an entry. Elsewhere each row and column keeps a running maximum, and a tile shares one
+// exponential only where its maxima lie within 80 (in units of log 2) of each other.
 #pragma once
 #include "sweep.h"
 
@@ -76,7 +76,8 @@ struct StatsScratch {
   void carve(T* memory, int block) {
     pos_logits = memory;
     T* next = memory + int64_t(block) * block;
-    T** const vectors[] = {&row_part, &col_part, &pos_row_part, &pos_col_part, &row_max, &col_max, &pos_row_max, &pos_col_max};
+    T** const vectors[] = {&row_part, &col_part, &pos_row_part, &pos_col_part,
+                           &row_max,  &col_max,  &pos_row_max,  &pos_col_max};
     for (T** p : vectors) *p = next, next += block;
   }
   static int64_t size(int block) { return int64_t(block) * (block + 8); }
@@ -100,7 +101,8 @@ struct StatsForward {
   void add_proven(const Tile<T>& tile, StatsScratch<T>& s) {
     const int block = tile.block;
     std::memset(s.row_part, 0, sizeof(T) * 4 * block);  // all four parts
-    const T *factor = sweep.row_factor + tile.i0, *bias = sweep.row_bias + tile.i0, *col_bias = sweep.col_bias + tile.j0;
+    const T *factor = sweep.row_factor + tile.i0, *bias = sweep.row_bias + tile.i0,
+            *col_bias = sweep.col_bias + tile.j0;
     auto strip = [&](int i, auto count) {
       constexpr int kRows = decltype(count)::value;
       Vec<T> a[kRows], b[kRows], sum[kRows] = {};
@@ -135,7 +137,8 @@ struct StatsForward {
     const Vec<T> a = splat<T>(sweep.row_factor[tile.i0 + i]), b = splat<T>(sweep.row_bias[tile.i0 + i]);
     Vec<T> den_sum{}, pos_exp_sum{}, pos_sum{}, pos_count{};
     for (int j = 0; j < tile.block; j += kLanes<T>) {
-      const Vec<T> l = load<T>(tile.products + int64_t(i) * tile.block + j) * a + (b + load<T>(sweep.col_bias + tile.j0 + j));
+      const Vec<T> l =
+          load<T>(tile.products + int64_t(i) * tile.block + j) * a + (b + load<T>(sweep.col_bias + tile.j0 + j));
       const Vec<T> e = exp2<T>(l - shift);
       const IVec<T> cls = sweep.classes.of(row, tile.jb, j);
       const auto in_pos = (cls & Int<T>(sweep.classes.positives)) != 0;
@@ -201,8 +204,8 @@ struct StatsForward {
   }
 
   // Add a tile of logits to the running log-sum-exps.
-  void add_logits(const Tile<T>& tile, StatsScratch<T>& s, const T* logits, T* row_max, T* col_max, RunningLse<T>& by_row,
-                  RunningLse<T>& by_col) {
+  void add_logits(const Tile<T>& tile, StatsScratch<T>& s, const T* logits, T* row_max, T* col_max,
+                  RunningLse<T>& by_row, RunningLse<T>& by_col) {
     const int block = tile.block;
     T top = -kInf<T>, lowest = kInf<T>;
     for (int k = 0; k < block; ++k) {
@@ -273,123 +276,6 @@ void pair_stats(const Problem& problem, const Host& host, const Stats& out) {
   });
   forward.rows.write(out.rows, problem.rows.z.n);
   if (out.cols) forward.cols.write(out.cols, problem.cols.z.n);
-}
-
-// One side's statistics and the gradients with respect to them, in units of log 2, -inf replaced by an inert pair.
-template <class T>
-struct SideWeights {
-  T *lse, *d_lse, *pos_lse, *d_pos_lse, *d_pos_sum;
-  T *low, *high;  // range of lse in every block
-  bool any_pos_lse;
-
-  void fill(const Host& host, int64_t n, int64_t blocks, int block, const void* stats, const void* d_stats) {
-    const T *s = static_cast<const T*>(stats), *d = static_cast<const T*>(d_stats);
-    T** const vectors[] = {&lse, &d_lse, &pos_lse, &d_pos_lse, &d_pos_sum};
-    for (T** p : vectors) *p = allocate<T>(host, blocks * block);
-    low = allocate<T>(host, blocks);
-    high = allocate<T>(host, blocks);
-    any_pos_lse = false;
-    for (int64_t i = 0; i < blocks * block; ++i) {
-      const bool inside = s && i < n;
-      const bool den = inside && s[i] != -kInf<T>, pos = inside && s[n + i] != -kInf<T>;
-      lse[i] = den ? s[4 * n + i] : T(0);
-      d_lse[i] = den ? d[i] : T(0);
-      pos_lse[i] = pos ? s[5 * n + i] : T(0);
-      d_pos_lse[i] = pos ? d[n + i] : T(0);
-      d_pos_sum[i] = inside ? d[2 * n + i] : T(0);
-      any_pos_lse = any_pos_lse || d_pos_lse[i] != 0;
-      const int64_t b = i / block;
-      if (i % block == 0) low[b] = kInf<T>, high[b] = -kInf<T>;
-      if (den) low[b] = lse[i] < low[b] ? lse[i] : low[b];
-      if (den) high[b] = lse[i] < high[b] ? high[b] : lse[i];
-    }
-  }
-};
-
-template <class P>
-struct StatsWeights {
-  using T = typename P::T;
-  Sweep<P>& sweep;
-  SideWeights<T> rows, cols;
-  bool has_cols;
-
-  // The weight of a denominator pair is 2^(l - lse_i) d_i + 2^(l - lse_j) d_j: with a shift near all lse of the tile
-  // it is 2^(l - shift) (alpha_i + beta_j), one exponential; otherwise (kTwo) the two are computed apart.
-  template <bool kMixed, bool kTwo, class Emit>
-  void fill(const Tile<T>& tile, T* buffer, T shift, bool by_col, Emit emit) {
-    const int block = tile.block;
-    T *alpha = buffer, *beta = buffer + block;
-    for (int k = 0; k < block; k += kLanes<T>) {
-      const Vec<T> d_row = load<T>(rows.d_lse + tile.i0 + k);
-      const Vec<T> d_col = by_col ? load<T>(cols.d_lse + tile.j0 + k) : Vec<T>{};
-      const bool rescale = by_col && !kTwo;
-      const Vec<T> at_row = rescale ? exp2<T>(shift - load<T>(rows.lse + tile.i0 + k)) : splat<T>(1);
-      const Vec<T> at_col = rescale ? exp2<T>(shift - load<T>(cols.lse + tile.j0 + k)) : splat<T>(1);
-      store<T>(alpha + k, d_row == T(0) ? d_row : d_row * at_row);
-      store<T>(beta + k, d_col == T(0) ? d_col : d_col * at_col);
-    }
-    for (int i = 0; i < tile.rows; ++i) {
-      const int64_t gi = tile.i0 + i;
-      const auto row = sweep.classes.row(gi, tile.jb);
-      const Vec<T> a = splat<T>(sweep.row_factor[gi]), al = splat<T>(alpha[i]);
-      const T row_shift = by_col && !kTwo ? shift : rows.lse[gi];
-      const T bias = sweep.row_bias[gi];
-      for (int j = 0; j < block; j += kLanes<T>) {
-        T* at = tile.products + int64_t(i) * block + j;
-        const int64_t gj = tile.j0 + j;
-        // rounded as in the forward before anything is subtracted: a pair that is all of the sum has a weight of 1
-        const Vec<T> l = load<T>(at) * a + (bias + load<T>(sweep.col_bias + gj));
-        const Vec<T> e = exp2<T>(l - row_shift);
-        Vec<T> w;
-        if (kTwo)
-          w = e * al + exp2<T>(l - load<T>(cols.lse + gj)) * load<T>(beta + j);
-        else
-          w = e * (al + load<T>(beta + j));
-        if (kMixed) {
-          const IVec<T> cls = sweep.classes.of(row, tile.jb, j);
-          w = (cls & Int<T>(sweep.classes.denominator)) != 0 ? w : Vec<T>{};
-          Vec<T> positive = splat<T>(rows.d_pos_sum[gi]);
-          if (by_col) positive += load<T>(cols.d_pos_sum + gj);
-          if (rows.any_pos_lse) positive += exp2<T>(l - rows.pos_lse[gi]) * rows.d_pos_lse[gi];
-          if (by_col && cols.any_pos_lse)
-            positive += exp2<T>(l - load<T>(cols.pos_lse + gj)) * load<T>(cols.d_pos_lse + gj);
-          w += (cls & Int<T>(sweep.classes.positives)) != 0 ? positive : Vec<T>{};
-        }
-        store<T>(at, w);
-      }
-      if (i % 2 == 1 || i + 1 == tile.rows) emit(i / 2 * 2);
-    }
-  }
-
-  template <class Emit>
-  void operator()(const Tile<T>& tile, T* buffer, Emit emit) {
-    const bool by_col = has_cols && tile.both, mixed = tile.kind == TileKind::kMixed;
-    const T high = ::fmax(rows.high[tile.ib], by_col ? cols.high[tile.jb] : -kInf<T>);
-    const T low = ::fmin(rows.low[tile.ib], by_col ? cols.low[tile.jb] : kInf<T>);
-    // high < low: no denominator in the tile, the weights are zero at any shift
-    const bool two = by_col && !(high - low <= T(kSharedShift));
-    const T shift = high >= low ? high : T(0);
-    if (mixed)
-      two ? fill<true, true>(tile, buffer, shift, by_col, emit) : fill<true, false>(tile, buffer, shift, by_col, emit);
-    else
-      two ? fill<false, true>(tile, buffer, shift, by_col, emit) : fill<false, false>(tile, buffer, shift, by_col, emit);
-  }
-};
-
-template <class P>
-void pair_stats_backward(const Problem& problem, const Host& host, const Stats& stats, const Stats& d_stats,
-                         const Gradients& out) {
-  using T = typename P::T;
-  Sweep<P> sweep(problem, host, true, &out);
-  StatsWeights<P> weights{sweep, {}, {}, problem.symmetric || stats.cols != nullptr};
-  const int block = sweep.block;
-  weights.rows.fill(host, problem.rows.z.n, sweep.row_blocks, block, stats.rows, d_stats.rows);
-  if (problem.symmetric)
-    weights.cols = weights.rows;
-  else
-    weights.cols.fill(host, problem.cols.z.n, sweep.col_blocks, block, stats.cols, d_stats.cols);
-  T* buffers = allocate<T>(host, int64_t(sweep.workers) * 2 * block);
-  apply_weights(sweep, out, [&](const Tile<T>& tile, auto emit) { weights(tile, buffers + tile.worker * 2 * block, emit); });
 }
 
 }  // namespace
