@@ -15,7 +15,7 @@ log = logging.getLogger("pycl")
 
 MODULES = {"cpu": "pycl.cpu", "reference": "pycl.reference"}
 # the order the automatic choice tries, by the device of the tensors
-PREFERENCE = {"cpu": ("cpu", "reference")}
+PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
 KNOWN = ("cpu", "triton", "cuda", "reference")
 
 
@@ -82,5 +82,7 @@ def _automatic(device_type: str) -> str:
     name = installed(device_type)[0]
     skipped = [why_not(other, device_type) for other in PREFERENCE.get(device_type, ()) if other != name]
     reasons = "; ".join(reason for reason in skipped if reason)
-    log.info("pycl uses backend %r for %s tensors%s", name, device_type, f" ({reasons})" if reasons else "")
+    # not the best there is: a slow path must not be a silent one
+    level = logging.WARNING if reasons else logging.INFO
+    log.log(level, "pycl uses backend %r for %s tensors%s", name, device_type, f" ({reasons})" if reasons else "")
     return name

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import logging
 import os
 import platform
 import re
@@ -142,8 +141,10 @@ def _gpus() -> list[str]:
 
 def _backend(device_type: str) -> dict[str, Any]:
     """The backend that tensors of this device get, or the error they get, and why not the others."""
+    asked = os.environ.get("PYCL_BACKEND")
     try:
-        takes, error = backends.choose(None, device_type), None
+        # not choose(None): it would log its one message here, and not where a user's loss runs
+        takes, error = backends.choose(asked, device_type) if asked else backends.installed(device_type)[0], None
     except Exception as refusal:  # whatever is wrong with a backend is what this report is for
         takes, error = None, str(refusal)
     others = {name: _why_not(name, device_type) for name in backends.KNOWN if name != takes}
@@ -192,7 +193,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pycl.doctor", description="What pycl finds on this machine.")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
-    logging.getLogger("pycl").setLevel(logging.WARNING)  # the choice of a backend is in the report
     found = report()
     print(json.dumps(found, indent=2) if options.json else text(found))
     return 0

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Peak memory of one step above its inputs, in a fresh process: ``python -m pycl.bench.memory JSON`` is that process.
+
+It is what the resident set grows to, so it counts what compiled code allocates, and the gradients that are returned.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pycl
+
+from .losses import LOSSES, Row, step_of
+
+STATUS = Path("/proc/self/status")
+WARM_UP = 64  # rows; loads the code and starts the threads before anything is measured
+EAGER_SIZE = 4096  # dense memory is measured up to this size and grows with its square from there
+
+
+class Failed(RuntimeError):
+    """The process that measures ended without a result."""
+
+
+def measure(row: Row, baselines: Sequence[str]) -> dict[str, Any]:
+    """``peak_mib`` and ``seconds`` by provider; the dense formula's peak is extrapolated where it would not fit."""
+    ours = peak(row, "ours")
+    record: dict[str, Any] = {"peak_mib": {"ours": ours["peak_mib"]}, "seconds": {"ours": ours["seconds"]}}
+    if "eager" in baselines:
+        small = row.at(min(row.size, EAGER_SIZE))
+        record["peak_mib"]["eager"] = peak(small, "eager")["peak_mib"] * (row.size / small.size) ** 2
+        record["eager_measured_at"] = small.size
+    return record
+
+
+def peak(row: Row, provider: str) -> dict[str, float]:
+    """MiB and seconds of one step of ``"ours"`` or ``"eager"``; raises ``Failed``."""
+    job = {
+        "loss": row.loss,
+        "provider": provider,
+        "size": row.size,
+        "dim": row.dim,
+        "dtype": str(row.dtype).removeprefix("torch."),
+        "precision": row.precision,
+        "threads": torch.get_num_threads(),
+    }
+    # the pycl that is imported here, wherever the process is started
+    here = {"PYTHONPATH": os.pathsep.join([str(Path(pycl.__file__).parent.parent), *filter(None, sys.path)])}
+    command = [sys.executable, "-m", "pycl.bench.memory", json.dumps(job)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | here)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise Failed(f"the step of {provider} failed: {reason}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _peak_here(job: dict[str, Any]) -> dict[str, float]:
+    torch.set_num_threads(job["threads"])
+    torch.set_float32_matmul_precision(job["precision"])
+    loss, size, shape = LOSSES[job["loss"]], job["size"], (job["dim"], getattr(torch, job["dtype"]))
+    function = loss.ours if job["provider"] == "ours" else loss.dense
+    step_of(function, loss.inputs(min(size, WARM_UP), *shape))()
+    step = step_of(function, loss.inputs(size, *shape))
+    before = _restart_high_water_mib()
+    start = time.perf_counter()
+    step()
+    return {"seconds": time.perf_counter() - start, "peak_mib": _high_water_mib() - before}
+
+
+def _restart_high_water_mib() -> float:
+    """Forget the highest resident size so far and return the size now."""
+    with suppress(AttributeError, OSError, TypeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)  # memory that the inputs' making left behind would serve the step unseen
+    with suppress(OSError):  # where it is not allowed the result may only come out too large
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status_mib("VmRSS") if STATUS.exists() else _high_water_mib()
+
+
+def _high_water_mib() -> float:
+    # not ru_maxrss on Linux: it starts at the size of the process that started this one
+    if STATUS.exists():
+        return _status_mib("VmHWM")
+    from resource import RUSAGE_SELF, getrusage
+
+    return getrusage(RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
+
+
+def _status_mib(field: str) -> float:
+    return int(STATUS.read_text().split(f"{field}:")[1].split()[0]) / 2**10
+
+
+if __name__ == "__main__":
+    print(json.dumps(_peak_here(json.loads(sys.argv[1]))))
