@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdlib>
 #include <memory>
 #include <thread>
@@ -18,6 +19,7 @@ using namespace pycl;
 namespace {
 
 using Address = uintptr_t;
+using Addresses = std::array<Address, 3>;
 using MatrixTuple = std::tuple<Address, int64_t, int64_t, int64_t, int64_t, int>;
 
 // torch_parallel_for of libtorch_cpu, a C symbol of its stable interface.
@@ -145,10 +147,11 @@ PYBIND11_MODULE(_C, m) {
       unlocked);
   m.def(
       "pair_stats_backward",
-      [](const PyProblem& p, Address rows, Address cols, Address d_rows, Address d_cols, Address g_rows, Address g_cols,
-         Address g_scale, Address g_row_bias, Address g_col_bias) {
+      [](const PyProblem& p, Address rows, Address cols, const Addresses& d_rows, const Addresses& d_cols,
+         Address g_rows, Address g_cols, Address g_scale, Address g_row_bias, Address g_col_bias) {
+        auto gradient = [](const Addresses& d) { return StatsGradient{pointer(d[0]), pointer(d[1]), pointer(d[2])}; };
         p.kernels().pair_stats_backward(
-            p, Call(p.threads), {pointer(rows), pointer(cols)}, {pointer(d_rows), pointer(d_cols)},
+            p, Call(p.threads), {pointer(rows), pointer(cols)}, gradient(d_rows), gradient(d_cols),
             {pointer(g_rows), pointer(g_cols), pointer(g_scale), pointer(g_row_bias), pointer(g_col_bias)});
       },
       unlocked);

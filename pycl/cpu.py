@@ -96,11 +96,17 @@ def pair_stats(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor]:
 
 
 def pair_stats_backward(
-    problem: Problem, row_stats: Tensor, col_stats: Tensor, d_row_stats: Tensor, d_col_stats: Tensor, needs: Needs
+    problem: Problem,
+    row_stats: Tensor,
+    col_stats: Tensor,
+    d_row_stats: list[Tensor | None],
+    d_col_stats: list[Tensor | None],
+    needs: Needs,
 ) -> Gradients:
     out = empty_gradients(problem, needs)
-    stats = [_pointer(t) for t in (row_stats, col_stats, d_row_stats, d_col_stats)]
-    _C.pair_stats_backward(_compiled(problem), *stats, *map(_pointer, out))
+    d_stats = [[_pointer(d) for d in side] for side in (d_row_stats, d_col_stats)]
+    stats = _pointer(row_stats), _pointer(col_stats)
+    _C.pair_stats_backward(_compiled(problem), *stats, *d_stats, *map(_pointer, out))
     return out
 
 

@@ -109,11 +109,12 @@ def pair_stats(
     sets = {"denominator": denominator, "positives": positives}
     args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize)
     name = backends.choose(backend, rows.z.device.type)
-    row_stats, col_stats = cast("tuple[Tensor, Tensor]", _PairStats.apply(*args, sides == "both", name))
-    of_rows = _pair_stats_of(row_stats)
+    both = sides == "both" and args.cols is not None
+    stats = cast("tuple[Tensor, ...]", _PairStats.apply(*args, both, name))
+    of_rows = PairStats(*stats[:STATS])
     if sides == "rows":
         return of_rows
-    return of_rows, of_rows if args.cols is None else _pair_stats_of(col_stats)
+    return of_rows, PairStats(*stats[STATS:]) if both else of_rows
 
 
 def pair_sum(
@@ -142,11 +143,6 @@ def pair_sum(
         args = args._replace(cols=args.rows, col_ids=args.row_ids, col_views=args.row_views, col_bias=args.row_bias)
     name = backends.choose(backend, rows.z.device.type)
     return cast("Tensor", _PairSum.apply(*args, name))
-
-
-def _pair_stats_of(stats: Tensor) -> PairStats:
-    lse, pos_lse, pos_sum, pos_count = stats[:STATS].unbind()
-    return PairStats(lse, pos_lse, pos_sum, pos_count.detach())
 
 
 _INPUTS = len(Problem._fields)
@@ -188,34 +184,37 @@ class _Final(torch.autograd.Function):
 
 def _gradients(ctx: Any, problem: Problem, found: tuple[Tensor, ...], rest: int) -> tuple[Tensor | None, ...]:
     """Map an operator's gradients onto the inputs of the Function, ``None`` where none is needed."""
-    d_rows, d_cols, d_scale, d_row_bias, d_col_bias = found
-    by_name = {
-        "rows": d_rows,
-        "cols": d_cols,
-        "logit_scale": d_scale.sum() if problem.logit_scale.dim() == 0 else d_scale,
-        "row_bias": d_row_bias,
-        "col_bias": d_col_bias,
-    }
-    if torch.is_grad_enabled():  # create_graph=True
-        by_name = {name: _Final.apply(gradient, problem.rows) for name, gradient in by_name.items()}
-    needed = zip(Problem._fields, ctx.needs_input_grad, strict=False)
-    return (*(by_name[name] if need else None for name, need in needed), *([None] * rest))
+    by_name = dict(zip(("rows", "cols", "logit_scale", "row_bias", "col_bias"), found, strict=True))
+    gradients: list[Tensor | None] = []
+    for name, needed in zip(Problem._fields, ctx.needs_input_grad, strict=False):
+        gradient = by_name[name] if needed else None
+        if gradient is not None and name == "logit_scale" and problem.logit_scale.dim() == 0:
+            gradient = gradient.sum()
+        if gradient is not None and torch.is_grad_enabled():  # create_graph=True
+            gradient = _Final.apply(gradient, problem.rows)
+        gradients.append(gradient)
+    return (*gradients, *([None] * rest))
 
 
 class _PairStats(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+        *_, both_sides, backend = args
         row_stats, col_stats = torch.ops.pycl.pair_stats(*args)
         _save(ctx, Problem(*args[:_INPUTS]), row_stats, col_stats)
-        ctx.backend = args[-1]
-        return row_stats, col_stats
+        ctx.backend = backend
+        ctx.set_materialize_grads(False)
+        sides = (row_stats, col_stats) if both_sides else (row_stats,)
+        stats = [row for side in sides for row in side[:STATS].unbind()]
+        ctx.mark_non_differentiable(*stats[STATS - 1 :: STATS])  # the counts
+        return tuple(stats)
 
     @staticmethod
-    def backward(ctx: Any, *d_stats: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *d_stats: Tensor | None) -> tuple[Tensor | None, ...]:
         problem, stats = _restore(ctx)
-        d_stats = tuple(d.contiguous() for d in d_stats)
-        arguments = (*problem, *stats, *d_stats, _needs(ctx), ctx.backend)
-        found = torch.ops.pycl.pair_stats_backward(*arguments)
+        d_sides = [None if d is None else d.contiguous() for d in d_stats]
+        d_rows, d_cols = d_sides[: STATS - 1], d_sides[STATS : 2 * STATS - 1] or [None] * (STATS - 1)
+        found = torch.ops.pycl.pair_stats_backward(*problem, *stats, d_rows, d_cols, _needs(ctx), ctx.backend)
         return _gradients(ctx, problem, found, rest=2)
 
 

@@ -63,7 +63,8 @@ class Gradients(NamedTuple):
     col_bias: Tensor
 
 
-# Rows of the statistics: lse, pos_lse, pos_sum, pos_count, then what the backend keeps for its own backward.
+# Rows of the statistics: lse, pos_lse, pos_sum, pos_count, then what the backend keeps for its own backward. The first
+# three have gradients, handed over as a list of three contiguous vectors or None.
 STATS, STATE = 4, 2
 
 
@@ -83,8 +84,8 @@ _WIDTH = len(Problem._fields)
 _library = torch.library.Library("pycl", "DEF")
 _library.define(f"pair_stats({_PROBLEM}, bool both_sides, str backend) -> (Tensor, Tensor)")
 _library.define(
-    f"pair_stats_backward({_PROBLEM}, Tensor row_stats, Tensor col_stats, Tensor d_row_stats, Tensor d_col_stats, "
-    f"bool[3] needs, str backend) -> {_GRADIENTS}"
+    f"pair_stats_backward({_PROBLEM}, Tensor row_stats, Tensor col_stats, "
+    f"Tensor?[] d_row_stats, Tensor?[] d_col_stats, bool[3] needs, str backend) -> {_GRADIENTS}"
 )
 _library.define(f"pair_sum({_PROBLEM}, str backend) -> Tensor")
 _library.define(f"pair_sum_backward({_PROBLEM}, Tensor d_sum, bool[3] needs, str backend) -> {_GRADIENTS}")

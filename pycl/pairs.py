@@ -88,8 +88,8 @@ def stack_views(views: Tensor | Sequence[Tensor], labels: Tensor | None = None) 
     if n == 0:
         raise ValueError(f"views must hold at least one instance, got N = 0 (V = {n_views})")
     ids = torch.arange(n, device=z.device) if labels is None else check_labels(labels, n, z)
-    index = torch.arange(n_views, device=z.device)
-    return Points(z, ids.repeat(n_views), index.repeat_interleave(n)), n_views
+    index = torch.arange(n_views, device=z.device)[:, None]
+    return Points(z, ids.expand(n_views, n).reshape(-1), index.expand(n_views, n).reshape(-1)), n_views
 
 
 def check_labels(labels: Tensor, n: int, like: Tensor) -> Tensor:

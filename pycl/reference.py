@@ -116,20 +116,27 @@ def pair_stats(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor]:
     return row_stats, col_stats
 
 
-def _softmax_weights(strip: _Strip, stats: Tensor, d_stats: Tensor) -> Tensor:
-    """d loss / d logits of one side; ``stats`` and ``d_stats`` broadcast against the strip."""
-    den = torch.where(strip.in_den, d_stats[0] * (strip.logits - stats[0]).exp(), 0)
-    return den + torch.where(strip.in_pos, d_stats[1] * (strip.logits - stats[1]).exp() + d_stats[2], 0)
+def _softmax_weights(strip: _Strip, stats: Tensor, d_stats: list[Tensor | None], dim: int) -> Tensor:
+    """d loss / d logits of one side, whose statistics run along ``dim`` of the strip."""
+    at = (strip.i, None) if dim == 0 else (None, slice(None))
+    # an empty or wholly masked set weighs nothing: exp(-inf - 0), not exp(-inf + inf)
+    lse, pos_lse = (x.masked_fill(x == -torch.inf, 0)[at] for x in stats[:2])
+    d_lse, d_pos_lse, d_pos_sum = (0.0 if d is None else d[at] for d in d_stats)
+    den = torch.where(strip.in_den, d_lse * (strip.logits - lse).exp(), 0)
+    return den + torch.where(strip.in_pos, d_pos_lse * (strip.logits - pos_lse).exp() + d_pos_sum, 0)
 
 
 def pair_stats_backward(
-    problem: Problem, row_stats: Tensor, col_stats: Tensor, d_row_stats: Tensor, d_col_stats: Tensor, needs: Needs
+    problem: Problem,
+    row_stats: Tensor,
+    col_stats: Tensor,
+    d_row_stats: list[Tensor | None],
+    d_col_stats: list[Tensor | None],
+    needs: Needs,
 ) -> Gradients:
     def weights(strip: _Strip) -> Tensor:
-        w = _softmax_weights(strip, row_stats[:, strip.i, None], d_row_stats[:, strip.i, None])
-        if col_stats.shape[1]:
-            w = w + _softmax_weights(strip, col_stats[:, None], d_col_stats[:, None])
-        return w
+        w = _softmax_weights(strip, row_stats, d_row_stats, 0)
+        return w + _softmax_weights(strip, col_stats, d_col_stats, 1) if col_stats.shape[1] else w
 
     return _apply(problem, weights, needs)
 

@@ -60,10 +60,16 @@ struct Stats {
   void *rows, *cols;  // cols null: row statistics only
 };
 
+// Gradients with respect to the statistics, [n] each; null for zero.
+struct StatsGradient {
+  const void *lse, *pos_lse, *pos_sum;
+};
+
 // The kernels of one instruction set and one type of product.
 struct Kernels {
   void (*pair_stats)(const Problem&, const Host&, const Stats& out);
-  void (*pair_stats_backward)(const Problem&, const Host&, const Stats& stats, const Stats& d_stats, const Gradients&);
+  void (*pair_stats_backward)(const Problem&, const Host&, const Stats&, const StatsGradient& rows,
+                              const StatsGradient& cols, const Gradients&);
   void (*pair_sum)(const Problem&, const Host&, void* out);
   void (*pair_sum_backward)(const Problem&, const Host&, const void* d_sum, const Gradients&);
 };

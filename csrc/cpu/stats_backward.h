@@ -5,6 +5,8 @@
 
 namespace {
 
+using pycl::StatsGradient;
+
 // One side's statistics and the gradients with respect to them, in units of log 2, -inf replaced by an inert pair.
 template <class T>
 struct SideWeights {
@@ -12,8 +14,9 @@ struct SideWeights {
   T *low, *high;  // range of lse in every block
   bool any_pos_lse;
 
-  void fill(const Host& host, int64_t n, int64_t blocks, int block, const void* stats, const void* d_stats) {
-    const T *s = static_cast<const T*>(stats), *d = static_cast<const T*>(d_stats);
+  void fill(const Host& host, int64_t n, int64_t blocks, int block, const void* stats, const StatsGradient& d) {
+    const T* s = static_cast<const T*>(stats);
+    auto at = [](const void* values, int64_t i) { return values ? static_cast<const T*>(values)[i] : T(0); };
     T** const vectors[] = {&lse, &d_lse, &pos_lse, &d_pos_lse, &d_pos_sum};
     for (T** p : vectors) *p = allocate<T>(host, blocks * block);
     low = allocate<T>(host, blocks);
@@ -23,10 +26,10 @@ struct SideWeights {
       const bool inside = s && i < n;
       const bool den = inside && s[i] != -kInf<T>, pos = inside && s[n + i] != -kInf<T>;
       lse[i] = den ? s[4 * n + i] : T(0);
-      d_lse[i] = den ? d[i] : T(0);
+      d_lse[i] = den ? at(d.lse, i) : T(0);
       pos_lse[i] = pos ? s[5 * n + i] : T(0);
-      d_pos_lse[i] = pos ? d[n + i] : T(0);
-      d_pos_sum[i] = inside ? d[2 * n + i] : T(0);
+      d_pos_lse[i] = pos ? at(d.pos_lse, i) : T(0);
+      d_pos_sum[i] = inside ? at(d.pos_sum, i) : T(0);
       any_pos_lse = any_pos_lse || d_pos_lse[i] != 0;
       const int64_t b = i / block;
       if (i % block == 0) low[b] = kInf<T>, high[b] = -kInf<T>;
@@ -108,17 +111,17 @@ struct StatsWeights {
 };
 
 template <class P>
-void pair_stats_backward(const Problem& problem, const Host& host, const Stats& stats, const Stats& d_stats,
-                         const Gradients& out) {
+void pair_stats_backward(const Problem& problem, const Host& host, const Stats& stats, const StatsGradient& d_rows,
+                         const StatsGradient& d_cols, const Gradients& out) {
   using T = typename P::T;
   Sweep<P> sweep(problem, host, true, &out);
   StatsWeights<P> weights{sweep, {}, {}, problem.symmetric || stats.cols != nullptr};
   const int block = sweep.block;
-  weights.rows.fill(host, problem.rows.z.n, sweep.row_blocks, block, stats.rows, d_stats.rows);
+  weights.rows.fill(host, problem.rows.z.n, sweep.row_blocks, block, stats.rows, d_rows);
   if (problem.symmetric)
     weights.cols = weights.rows;
   else
-    weights.cols.fill(host, problem.cols.z.n, sweep.col_blocks, block, stats.cols, d_stats.cols);
+    weights.cols.fill(host, problem.cols.z.n, sweep.col_blocks, block, stats.cols, d_cols);
   T* buffers = allocate<T>(host, int64_t(sweep.workers) * 2 * block);
   apply_weights(sweep, out,
                 [&](const Tile<T>& tile, auto emit) { weights(tile, buffers + tile.worker * 2 * block, emit); });
