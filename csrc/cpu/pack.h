@@ -120,9 +120,9 @@ struct Packed {
     row = round_up(width, line);
     if (row / line % 2 == 0) row += line;
     by_row = allocate<E>(host, has.by_row ? row_plane() * P::kPlanes : 0);
-    panels_t = allocate<E>(host, has.panels_t ? transposed_plane() * P::kPlanes : 0);
+    panels_t = allocate<E>(host, has.panels_t ? panels_t_plane() * P::kPlanes : 0);
     panels = allocate<E>(host, has.panels ? panel_plane() * P::kPlanes : 0);
-    by_col = allocate<E>(host, has.by_col ? transposed_plane() * P::kPlanes : 0);
+    by_col = allocate<E>(host, has.by_col ? by_col_plane() * P::kPlanes : 0);
     norm = allocate<double>(host, blocks * block);
     T* lines = allocate<T>(host, blocks * width);
     parallel(host, blocks, block * width, [&](int64_t b) { pack_block(b, lines + b * width); });
@@ -134,20 +134,22 @@ struct Packed {
   }
 
   int64_t row_plane() const { return blocks * block * row; }
-  int64_t transposed_plane() const { return blocks * block * width; }
+  int64_t by_col_plane() const { return blocks * block * width; }
+  int64_t panels_t_block() const { return round_up(block, P::kPanel) * width; }
+  int64_t panels_t_plane() const { return blocks * panels_t_block(); }
   int64_t panel_block() const { return round_up(width, P::kPanel) * block; }
   int64_t panel_plane() const { return blocks * panel_block(); }
 
   AView<E> points_as_a(int64_t b) const { return {by_row + b * block * row, row, 1, row_plane()}; }
   BView<E> points_as_b(int64_t b) const {  // features along k, points across
-    return {panels_t + b * block * width, width * P::kPanel, int64_t(P::kPanel) * P::kPair, transposed_plane()};
+    return {panels_t + b * panels_t_block(), width * P::kPanel, int64_t(P::kPanel) * P::kPair, panels_t_plane()};
   }
   BView<E> features_as_b(int64_t b) const {  // points along k, features across
     return {panels + b * panel_block(), int64_t(block) * P::kPanel, int64_t(P::kPanel) * P::kPair, panel_plane()};
   }
   AView<E> features_as_a(int64_t b) const {  // A(feature, point)
     if (P::kScalesOperand) return {by_row + b * block * row, 1, row, 0};
-    return {by_col + b * block * width, block, 1, transposed_plane()};
+    return {by_col + b * block * width, block, 1, by_col_plane()};
   }
 
   double inverse_norm(int64_t i) const { return 1 / (norm[i] < kNormEps ? kNormEps : norm[i]); }
@@ -175,11 +177,11 @@ struct Packed {
       if (has.by_row)
         scatter<P::kAlign>(line, P::kScalesOperand ? factor : T(1), by_row + i * row, row_plane(), P::kAlign, 1);
       if (has.by_col)
-        scatter<P::kAlign>(line, factor, by_col + b * block * width + r, transposed_plane(), P::kAlign * block, block);
+        scatter<P::kAlign>(line, factor, by_col + b * block * width + r, by_col_plane(), P::kAlign * block, block);
       if (has.panels_t)
-        scatter<P::kPair>(line, 1,
-                          panels_t + b * block * width + r / P::kPanel * width * P::kPanel + r % P::kPanel * P::kPair,
-                          transposed_plane(), P::kPanel * P::kPair, 1);
+        scatter<P::kPair>(
+            line, 1, panels_t + b * panels_t_block() + r / P::kPanel * width * P::kPanel + r % P::kPanel * P::kPair,
+            panels_t_plane(), P::kPanel * P::kPair, 1);
       if (has.panels)
         scatter<P::kPanel>(line, 1, panels + b * panel_block() + r / P::kPair * P::kPanel * P::kPair + r % P::kPair,
                            panel_plane(), int64_t(block) * P::kPanel, P::kPair);

@@ -17,9 +17,10 @@ struct Bf16Product {
   static constexpr int kPair = 2, kPlanes = kPlanes_;
   static constexpr bool kScalesOperand = false;  // scaling a bfloat16 operand would round it again
 #if defined(PYCL_AMX) || defined(PYCL_AMX_EMULATED)
-  static constexpr int kRows = 32, kPanel = 32, kAlign = 32, kMinBlock = 96, kMaxBlock = 192;
+  static constexpr int kRows = 32, kPanel = 32, kAlign = 32, kBlockUnit = 32, kMinBlock = 64, kMaxBlock = 192;
 #else
-  static constexpr int kRows = 8, kVectors = 3, kPanel = 48, kAlign = 16, kMinBlock = 48, kMaxBlock = 192;
+  static constexpr int kRows = 8, kVectors = 3, kPanel = 48, kAlign = 16, kBlockUnit = 16, kMinBlock = 48,
+                       kMaxBlock = 192;
 #endif
 
 #if defined(PYCL_AMX) || defined(PYCL_AMX_EMULATED)

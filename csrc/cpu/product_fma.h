@@ -30,9 +30,9 @@ struct FmaProduct {
 #endif
   static constexpr int kPair = 1, kPlanes = 1, kVectors = 3;
   static constexpr int kPanel = kVectors * kLanes<T>;
-  static constexpr int kAlign = kLanes<T> > kRows ? kLanes<T> : kRows;  // feature sizes are padded to it
-  static constexpr int kMinBlock = 48, kMaxBlock = 192;                 // multiples of kRows and kPanel on every set
-  static constexpr bool kScalesOperand = true;                          // logit_scale goes into A, before the product
+  static constexpr int kAlign = kLanes<T> > kRows ? kLanes<T> : kRows;    // feature sizes are padded to it
+  static constexpr int kBlockUnit = 16, kMinBlock = 48, kMaxBlock = 192;  // unit: of rows and vectors on every set
+  static constexpr bool kScalesOperand = true;                            // logit_scale goes into A, before the product
 
   static void begin_thread() {}
   static void end_thread() {}

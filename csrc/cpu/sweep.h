@@ -58,11 +58,13 @@ struct Sweep {
     tiles = allocate<T>(h, int64_t(workers) * block * block);
   }
 
+  // As many blocks as the schedule has groups, or a multiple, so that every worker has its share and little is padding.
   int block_size(int64_t m, int64_t n) const {
-    const int64_t smaller = m < n ? m : n, per_worker = problem.symmetric ? 4 : 2;
-    int size = P::kMaxBlock;
-    while (size > P::kMinBlock && smaller < per_worker * host.threads * size) size /= 2;
-    return size;
+    const int64_t smaller = m < n ? m : n, shares = host.threads < 2 ? 2 : host.threads;
+    const int64_t groups = problem.symmetric ? 2 * shares : shares;
+    const int64_t each = round_up(smaller, groups * P::kMaxBlock) / (groups * P::kMaxBlock);
+    const int64_t size = round_up((smaller + each * groups - 1) / (each * groups), P::kBlockUnit);
+    return int(size < P::kMinBlock ? P::kMinBlock : size);
   }
 
   void fill_affine(const T* scale) {
