@@ -75,7 +75,11 @@ def is_met(row: dict[str, Any]) -> bool | None:
         value = row["peak_mib"]["ours"] / 2**10
     elif target["unit"] in row["time_s"]:
         value = row["time_s"]["ours"]["median"] / row["time_s"][target["unit"]]["median"]
-    return None if value is None else value <= target["at_most"]
+    if value is None or value > target["at_most"]:
+        return None if value is None else False
+    if target.get("faster") and "eager" in row["time_s"]:
+        return bool(row["time_s"]["eager"]["median"] >= target["faster"] * row["time_s"]["ours"]["median"])
+    return True
 
 
 def header(record: dict[str, Any]) -> str:

@@ -164,6 +164,10 @@ def test_targets() -> None:
     row["time_s"]["G"] = {"median": 1.4}
     assert report.is_met(row) is False
     assert report.is_met({**row, "refused": "wrong"}) is False
+    timed = {"ours": {"median": 1.0}, "G": {"median": 1.0}, "eager": {"median": 4.0}}
+    for faster, met in ((3.0, True), (5.0, False)):
+        target = {"at_most": 2.0, "unit": "G", "faster": faster}
+        assert report.is_met({**row, "target": target, "time_s": timed}) is met
     assert report.is_met({**row, "target": None}) is None
     assert report.is_met({**row, "target": {"at_most": 0.5, "unit": "GiB"}, "peak_mib": {"ours": 512.0}})
 

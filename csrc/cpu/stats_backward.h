@@ -100,7 +100,8 @@ struct StatsWeights {
     const T high = ::fmax(rows.high[tile.ib], by_col ? cols.high[tile.jb] : -kInf<T>);
     const T low = ::fmin(rows.low[tile.ib], by_col ? cols.low[tile.jb] : kInf<T>);
     // high < low: no denominator in the tile, the weights are zero at any shift
-    const bool two = by_col && !(high - low <= T(kSharedShift));
+    // the product of two exponentials is 1 only up to rounding, which a saturated positive would show
+    const bool two = by_col && (mixed || !(high - low <= T(kSharedShift)));
     const T shift = high >= low ? high : T(0);
     if (mixed)
       two ? fill<true, true>(tile, buffer, shift, by_col, emit) : fill<true, false>(tile, buffer, shift, by_col, emit);
