@@ -64,7 +64,20 @@ struct Sweep {
     const int64_t groups = problem.symmetric ? 2 * shares : shares;
     const int64_t each = round_up(smaller, groups * P::kMaxBlock) / (groups * P::kMaxBlock);
     const int64_t size = round_up((smaller + each * groups - 1) / (each * groups), P::kBlockUnit);
-    return int(size < P::kMinBlock ? P::kMinBlock : size);
+    return int(size < P::kMinBlock ? P::kMinBlock : aligned_to_views(size));
+  }
+
+  // Where the sets leave out the negatives of one kind of view, whole tiles are skipped, the more the fewer blocks
+  // straddle two views: the largest block not above `size` that divides the first view, if it is not much smaller.
+  int64_t aligned_to_views(int64_t size) const {
+    const uint32_t negatives = pycl::kNegSameView | pycl::kNegOtherView;
+    if (!(negatives & ~(problem.denominator | problem.positives))) return size;
+    const int64_t* views = problem.rows.views;
+    int64_t length = 1;
+    while (length < problem.rows.z.n && views[length] == views[0]) ++length;
+    for (int64_t candidate = size; candidate >= P::kMinBlock && 2 * candidate >= size; candidate -= P::kBlockUnit)
+      if (length % candidate == 0) return candidate;
+    return size;
   }
 
   void fill_affine(const T* scale) {

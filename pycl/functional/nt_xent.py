@@ -62,7 +62,8 @@ def nt_xent(
     stats = pair_stats(
         points, None, scale, denominator=Pairs.OTHERS, positives=Pairs.POSITIVE, normalize=normalize, backend=backend
     )
-    return reduce((stats.lse - stats.pos_sum / stats.pos_count).view(n_views, -1), reduction)
+    terms = torch.sub(stats.lse, stats.pos_sum, alpha=1 / (n_views - 1))  # every anchor has V - 1 positives
+    return reduce(terms.view(n_views, -1), reduction)
 
 
 def pairwise_nt_xent(
