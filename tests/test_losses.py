@@ -66,19 +66,22 @@ def check(
         assert_as_accurate(mine, plain, true, dtype, magnitude=magnitude)
 
 
-@ROWS
+@pytest.mark.parametrize(
+    ("loss", "size"),
+    [
+        pytest.param(loss, size, id=f"{loss.name}-{size}")
+        for loss in LOSSES.values()
+        for size in SIZES
+        if loss.takes(size[0])
+    ],
+)
 @DTYPES
-@pytest.mark.parametrize("size", SIZES, ids=str)
 def test_values_and_gradients(loss: Loss, dtype: torch.dtype, size: tuple[int, int, int], backend: str) -> None:
-    if not loss.takes(size[0]):
-        pytest.skip(f"{loss.name} is not defined on {size[0]} views")
     check(loss, loss.make(*size), dtype, backend)
 
 
-@ROWS
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES.values() if loss.reducible], ids=lambda loss: loss.name)
 def test_reductions(loss: Loss, backend: str) -> None:
-    if not loss.reducible:
-        pytest.skip("one number for the whole batch")
     inputs, options = loss.make(2, 9, 4), {"backend": backend}
     terms = loss(inputs, loss.scalars, reduction="none", **options)
     assert terms.shape in {(9,), (2, 9)}
