@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -160,7 +160,7 @@ def pair_sum_backward(problem: Problem, d_sum: Tensor, needs: Needs) -> Gradient
     return _apply(problem, weights, needs)
 
 
-def _apply(problem: Problem, weights, needs: Needs) -> Gradients:  # type: ignore[no-untyped-def]
+def _apply(problem: Problem, weights: Callable[[_Strip], Tensor], needs: Needs) -> Gradients:
     """Gradients of sum_ij W_ij l_ij with W held constant, W made strip by strip."""
     rows, cols = _sides(problem)
     scale = problem.logit_scale.expand(len(rows.x))[:, None]

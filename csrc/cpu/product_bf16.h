@@ -19,8 +19,7 @@ struct Bf16Product {
 #if defined(PYCL_AMX) || defined(PYCL_AMX_EMULATED)
   static constexpr int kRows = 32, kPanel = 32, kAlign = 32, kBlockUnit = 32, kMinBlock = 64, kMaxBlock = 192;
 #else
-  static constexpr int kRows = 8, kVectors = 3, kPanel = 48, kAlign = 16, kBlockUnit = 16, kMinBlock = 48,
-                       kMaxBlock = 192;
+  static constexpr int kRows = 8, kPanel = 48, kAlign = 16, kBlockUnit = 16, kMinBlock = 48, kMaxBlock = 192;
 #endif
 
 #if defined(PYCL_AMX) || defined(PYCL_AMX_EMULATED)

@@ -99,10 +99,9 @@ struct StatsWeights {
     const bool by_col = has_cols && tile.both, mixed = tile.kind == TileKind::kMixed;
     const T high = ::fmax(rows.high[tile.ib], by_col ? cols.high[tile.jb] : -kInf<T>);
     const T low = ::fmin(rows.low[tile.ib], by_col ? cols.low[tile.jb] : kInf<T>);
-    // high < low: no denominator in the tile, the weights are zero at any shift
-    // the product of two exponentials is 1 only up to rounding, which a saturated positive would show
+    // Positives are apart too: a product of exponentials is 1 only up to rounding, which a saturated one would show.
     const bool two = by_col && (mixed || !(high - low <= T(kSharedShift)));
-    const T shift = high >= low ? high : T(0);
+    const T shift = high >= low ? high : T(0);  // high < low: no denominator here, the weights are zero at any shift
     if (mixed)
       two ? fill<true, true>(tile, buffer, shift, by_col, emit) : fill<true, false>(tile, buffer, shift, by_col, emit);
     else
