@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 SOURCES := $(shell find pycl bench triton_kernels csrc -name '*.py' -o -name '*.cpp' -o -name '*.h') \
            CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench gpu-check gpu-test gpu-bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/multiview.py $(DEMO_ARGS)
@@ -16,6 +16,34 @@ test: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pycl.bench $(BENCH_ARGS)
+
+# $(PYTHON) with its own CUDA torch and Triton stays as it is: pycl, and what WHEELS=DIR holds, go into a folder beside
+GPU_SITE := build/gpu-site
+GPU_PYTHON = PATH="$(CURDIR)/$(GPU_SITE)/bin:$$PATH" PYTHONPATH="$(CURDIR)/$(GPU_SITE):$$PYTHONPATH" $(PYTHON)
+GPU_PIP = $(GPU_PYTHON) -m pip install --quiet --disable-pip-version-check --no-index --no-deps --target $(GPU_SITE)
+
+gpu-check:
+	@$(PYTHON) -c 'import sys; from pycl.bench.gpu import why_not; sys.exit(why_not() and f"{sys.executable}: {why_not()}")'
+	$(MAKE) gpu-test
+	$(MAKE) gpu-bench
+
+gpu-test: $(GPU_SITE)/installed
+	$(GPU_PYTHON) -m pycl.doctor
+	$(GPU_PYTHON) -m pytest tests/test_triton_gpu.py $(TEST_ARGS)
+	PYCL_TEST_DEVICE=cuda $(GPU_PYTHON) -m pytest tests/test_losses.py $(TEST_ARGS)
+
+# a refused row fails the target, but only after the README shows it
+gpu-bench: $(GPU_SITE)/installed
+	status=0; \
+	$(GPU_PYTHON) -m pycl.bench --suite gpu --json bench/results $(if $(COMMIT),--commit $(COMMIT)) $(BENCH_ARGS) || status=$$?; \
+	test $$status -eq 2 || $(GPU_PYTHON) -m pycl.bench.readme README.md || status=$$?; \
+	exit $$status
+
+$(GPU_SITE)/installed: $(SOURCES) $(if $(WHEELS),$(wildcard $(WHEELS)/*.whl))
+	rm -rf $(GPU_SITE)
+	$(if $(WHEELS),$(GPU_PIP) $(WHEELS)/*.whl)
+	$(GPU_PIP) --no-build-isolation .
+	touch $@
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .

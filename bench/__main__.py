@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Speed and memory of the losses against dense PyTorch: ``python -m pycl.bench [--quick]``.
 
-Every row is checked against float64 first and has no times if it is wrong.
+Every row is checked against float64 first and has no times if it is wrong. ``--suite gpu`` measures the first CUDA GPU,
+against its own matmul rate and the peers that are installed.
 """
 
 from __future__ import annotations
@@ -17,19 +18,25 @@ import warnings
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from . import plot, report, runner
-from .losses import SUITES, Row
+from . import gpu, gpu_plot, gpu_report, gpu_runner, plot, report, runner
+from .gpu_rows import GPU_ROWS
+from .losses import LOSS_ROWS, Row
 
-OUTPUTS = ("--json", "--csv", "--plot")
+Record = dict[str, Any]
+SUITES: dict[str, tuple[Row, ...]] = {"losses": LOSS_ROWS, "gpu": GPU_ROWS}
+BASELINES = {"losses": runner.BASELINES, "gpu": (*runner.BASELINES, "peers")}
+NOT_REPEATED = ("--json", "--csv", "--plot", "--commit")  # the business of who ran it
 QUICK_DIVISOR = 8
-SECONDS, QUICK_SECONDS = 10.0, 1.0
+SECONDS, QUICK_SECONDS = {"losses": 10.0, "gpu": 2.0}, 1.0
+GPU_BUDGET = 480.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run it; returns 1 where a row was refused."""
+    """Run it; returns 1 where a row was refused, 2 where nothing can be measured."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -41,40 +48,71 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = select(options.suite, options.rows, options.sizes, options.quick)
     except ValueError as error:
         parser.error(str(error))
+    on_gpu = options.suite == "gpu"
     # compiling alone takes longer than a quick run may
-    baselines = options.baselines or (("eager",) if options.quick else runner.BASELINES)
-    seconds = options.seconds or (QUICK_SECONDS if options.quick else SECONDS)
+    baselines = options.baselines or (("eager",) if options.quick else BASELINES[options.suite])
+    if unknown := set(baselines) - set(BASELINES[options.suite]):
+        parser.error(f"--baselines: suite {options.suite} has no {unknown.pop()}")
+    if options.budget and not on_gpu:
+        parser.error("--budget is for --suite gpu")
+    if on_gpu and (reason := gpu.why_not()):
+        print(f"pycl.bench: --suite gpu cannot run: {reason}", file=sys.stderr)
+        return 2
+    options.seconds = options.seconds or (QUICK_SECONDS if options.quick else SECONDS[options.suite])
 
-    record = report.new_record(options.suite, _repeatable(arguments))
+    record = report.new_record(options.suite, _repeatable(arguments), options.commit)
     with _fresh_compiler_cache():
-        for row in rows:
-            _progress(row.label)
-            record["rows"].append(runner.measure(row, baselines, seconds=seconds, rounds=options.repeats))
-        if options.plot:
-            sizes = options.sizes or (plot.QUICK_SIZES if options.quick else plot.SIZES)
-            _progress(f"sweep of {rows[0].name}")
-            record["sweep"] = plot.sweep(rows[0], sizes, seconds=seconds / 5, rounds=options.repeats)
+        (_run_on_gpu if on_gpu else _run)(record, rows, baselines, options)
     _progress("")
-    print(report.table(record))
+    print((gpu_report if on_gpu else report).table(record))
     if "compile" not in baselines:
         print("torch.compile was not measured (--baselines eager,compile does)")
-    if options.json:
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
+    _write_json(record, options)
     if options.csv:
         report.append_csv(record, options.csv)
     if options.plot:
-        print(f"wrote {plot.draw(record, options.plot)}")
+        path = (gpu_plot if on_gpu else plot).draw(record, options.plot)
+        print(f"wrote {path}" if path else "nothing was drawn: fewer than two sizes have a time")
     return int(any(row["refused"] for row in (*record["rows"], *record["sweep"])))
 
 
+def _run(record: Record, rows: Sequence[Row], baselines: Sequence[str], options: argparse.Namespace) -> None:
+    for row in rows:
+        _progress(row.label)
+        record["rows"].append(runner.measure(row, baselines, seconds=options.seconds, rounds=options.repeats))
+    if options.plot:
+        sizes = options.sizes or (plot.QUICK_SIZES if options.quick else plot.SIZES)
+        _progress(f"sweep of {rows[0].name}")
+        record["sweep"] = plot.sweep(rows[0], sizes, seconds=options.seconds / 5, rounds=options.repeats)
+
+
+def _run_on_gpu(record: Record, rows: Sequence[Row], baselines: Sequence[str], options: argparse.Namespace) -> None:
+    def progress(text: str) -> None:
+        _progress(text)
+        if record["rows"]:
+            _write_json(record, options)  # what was measured survives whatever a foreign kernel does
+
+    budget = options.budget or GPU_BUDGET
+    timing = {"seconds": options.seconds, "rounds": options.repeats}
+    gpu_runner.run(record, rows, baselines, budget=budget, progress=progress, **timing)
+
+
+def _write_json(record: Record, options: argparse.Namespace) -> None:
+    """Into the file, or into a folder under the name of what was measured."""
+    if options.json:
+        name = gpu.file_name(record["gpu"]["name"]) if "gpu" in record else "cpu"
+        path = options.json / f"{name}.json" if options.json.is_dir() else options.json
+        path.write_text(json.dumps(record, indent=1) + "\n")
+
+
 def _repeatable(arguments: Sequence[str]) -> list[str]:
-    """The arguments without those that name a file: they are the business of who ran it."""
+    """The arguments without those that say nothing about what is measured."""
     kept = []
     rest = iter(arguments)
     for argument in rest:
-        if argument in OUTPUTS:
+        if argument in NOT_REPEATED:
             next(rest)
-        elif not argument.startswith(tuple(f"{name}=" for name in OUTPUTS)):
+        elif not argument.startswith(tuple(f"{name}=" for name in NOT_REPEATED)):
             kept.append(argument)
     return kept
 
@@ -116,13 +154,25 @@ def _parser() -> argparse.ArgumentParser:
     add("--suite", choices=SUITES, default="losses")
     add("--rows", type=_names, metavar="NAME,...", help="only these; * matches anything")
     add("--sizes", type=_sizes, metavar="N,...", help="rows of the similarity matrix, in place of each row's own")
-    add("--baselines", type=_baselines, metavar="eager,compile", help="what to compare with")
-    add("--seconds", type=float, help=f"spent on the timing of a row (default {SECONDS:g}), at least three rounds")
+    add("--baselines", type=_names, metavar="eager,compile,peers", help="what to compare with; peers on a GPU only")
+    defaults = ", ".join(f"{name}: {seconds:g}" for name, seconds in SECONDS.items())
+    add("--seconds", type=float, help=f"spent on the timing of a row (default {defaults}), at least three rounds")
+    add(
+        "--budget",
+        type=float,
+        help=f"seconds of the whole suite gpu (default {GPU_BUDGET:g}); rows beyond it are listed",
+    )
     add("--repeats", type=int, help="exactly this many rounds a row instead")
     add("--threads", type=int)
-    add("--json", type=Path, metavar="FILE", help="write the record")
+    add(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the record; into a folder, under the name of the GPU or as cpu.json",
+    )
     add("--csv", type=Path, metavar="FILE", help="append one line for every provider and metric")
-    add("--plot", type=Path, metavar="DIR", help="also measure the first row at many sizes and draw it")
+    add("--plot", type=Path, metavar="DIR", help="draw it; on a CPU the first row, at many sizes that are measured too")
+    add("--commit", metavar="HASH", help="what was measured, where it is not a git checkout")
     return parser
 
 
@@ -135,13 +185,6 @@ def _sizes(text: str) -> tuple[int, ...]:
     if not sizes or min(sizes) < 4:
         raise argparse.ArgumentTypeError(f"sizes must be integers of at least 4, got {text!r}")
     return sizes
-
-
-def _baselines(text: str) -> tuple[str, ...]:
-    names = _names(text)
-    if unknown := set(names) - set(runner.BASELINES):
-        raise argparse.ArgumentTypeError(f"unknown baseline {unknown.pop()!r}; there are {', '.join(runner.BASELINES)}")
-    return names
 
 
 if __name__ == "__main__":

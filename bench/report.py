@@ -8,6 +8,7 @@ import datetime
 import os
 import subprocess
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pycl
 from pycl import doctor
 
 from .runner import BASELINES
+
+Table = tuple[str, tuple[str, ...], list[list[str]]]  # title, columns, cells
 
 BUSY = 0.5  # load average a core before the run from which its times mean little
 
@@ -26,18 +29,24 @@ MEMORY_COLUMNS = ("row", "peak (GiB)", "eager (GiB)", "step (s)", "target", "met
 CSV_COLUMNS = (
     "kernel_name", "kernel_provider", "kernel_operation_mode", "metric_name", "metric_unit", "x_name", "x_label",
     "x_value", "y_value_50", "y_value_25", "y_value_75", "dim", "dtype", "matmul_precision", "backend", "cpu", "isa",
-    "threads", "torch_version", "pycl_version", "commit", "timestamp",
+    "threads", "torch_version", "pycl_version", "commit", "timestamp", "gpu",
 )  # fmt: skip
 
 
-def new_record(suite: str, arguments: list[str]) -> dict[str, Any]:
-    """Where, when and with what: everything but the measurements, and no path of this machine."""
+def new_record(suite: str, arguments: list[str], source: str | None = None) -> dict[str, Any]:
+    """Where, when and with what: everything but the measurements, and no path of this machine.
+
+    Args:
+        suite: name of the suite.
+        arguments: what repeats the run.
+        source: the commit, where this does not run from a checkout that knows it.
+    """
     found = doctor.report()
     return {
         "suite": suite,
         "command": " ".join(["python -m pycl.bench", *arguments]),
         "timestamp": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
+        "commit": source or commit(),
         "pycl": pycl.__version__,
         "torch": found["torch"],
         "python": found["python"],
@@ -99,10 +108,15 @@ def header(record: dict[str, Any]) -> str:
 
 def table(record: dict[str, Any]) -> str:
     """The record as text for a terminal."""
-    parts = [textwrap.fill(header(record), 140)]
-    for title, columns, rows in tables(record):
-        parts += ["", title, *grid([list(columns), *rows])]
-    return "\n".join([*parts, *remarks(record)])
+    return layout(header(record), tables(record), remarks(record))
+
+
+def layout(head: str, found: Sequence[Table], notes: Sequence[str]) -> str:
+    """A paragraph, tables of aligned columns, lines."""
+    parts = [textwrap.fill(head, 140)]
+    for title, columns, rows in found:
+        parts += ["", textwrap.fill(title, 140), *grid([list(columns), *rows])]
+    return "\n".join([*parts, *notes])
 
 
 def remarks(record: dict[str, Any]) -> list[str]:
@@ -114,7 +128,7 @@ def remarks(record: dict[str, Any]) -> list[str]:
     return found
 
 
-def tables(record: dict[str, Any]) -> list[tuple[str, tuple[str, ...], list[list[str]]]]:
+def tables(record: dict[str, Any]) -> list[Table]:
     """Title, columns and cells of the table of times and of that of memory, where they have rows."""
     timed = [timed_cells(row) for row in record["rows"] if row["measure"] == "time"]
     memory = [memory_cells(row) for row in record["rows"] if row["measure"] == "memory"]
@@ -131,12 +145,21 @@ def timed_cells(row: dict[str, Any]) -> list[str]:
         return [row["label"], *["refused"] * (len(TIMED_COLUMNS) - 3), *_target_cells(row)]
     times = row["time_s"]
     unit, ours = times["G"]["median"], times["ours"]["median"]
-    spread = "{} ({}-{})".format(*(_ms(times["ours"][key]) for key in ("median", "q1", "q3")))
+    spread = "{} ({}-{})".format(*(milliseconds(times["ours"][key]) for key in ("median", "q1", "q3")))
     medians = [times[name]["median"] if name in times else None for name in BASELINES]
     in_g = ["-" if t is None else f"{t / unit:.1f}" for t in medians]
     gain = ["-" if t is None else f"{t / ours:.1f} x" for t in medians]
     compiling = f"{row['first_call_s']['compile']:.0f}" if "compile" in times else "-"
-    return [row["label"], _ms(unit), spread, f"{ours / unit:.2f}", *in_g, *gain, compiling, *_target_cells(row)]
+    return [
+        row["label"],
+        milliseconds(unit),
+        spread,
+        f"{ours / unit:.2f}",
+        *in_g,
+        *gain,
+        compiling,
+        *_target_cells(row),
+    ]
 
 
 def memory_cells(row: dict[str, Any]) -> list[str]:
@@ -154,7 +177,7 @@ def _target_cells(row: dict[str, Any]) -> list[str]:
     return [row["target"]["text"] if row["target"] else "-", met]
 
 
-def _ms(seconds: float) -> str:
+def milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:.0f}"
 
 
@@ -197,6 +220,7 @@ def _csv_lines(record: dict[str, Any], row: dict[str, Any]) -> list[dict[str, An
         "pycl_version": record["pycl"],
         "commit": record["commit"],
         "timestamp": record["timestamp"],
+        "gpu": record["gpu"]["name"] if "gpu" in record else None,
     }
     lines = []
     for provider, t in row.get("time_s", {}).items():

@@ -43,15 +43,7 @@ def matmul_precision(name: str) -> Iterator[None]:
 
 def measure(row: Row, baselines: Sequence[str], *, seconds: float, rounds: int | None = None) -> dict[str, Any]:
     """The row's record; with a reason under ``"refused"`` and no times where the answer is wrong."""
-    record = {
-        **asdict(row),
-        "label": row.label,
-        "dtype": str(row.dtype).removeprefix("torch."),
-        "target": None if row.target is None else {**asdict(row.target), "text": str(row.target)},
-        "backend": backends.choose(None, "cpu"),
-        "notes": [],
-        "refused": None,
-    }
+    record = describe(row) | {"backend": backends.choose(None, row.device)}
     if row.precision != "highest" and doctor.report()["cpu"]["isa"] != "amx":
         record["notes"].append("no AMX in use, so this is plain float32")
     with matmul_precision(row.precision):
@@ -64,14 +56,33 @@ def measure(row: Row, baselines: Sequence[str], *, seconds: float, rounds: int |
             return record | {"refused": str(reason)}
 
 
+def describe(row: Row) -> dict[str, Any]:
+    """The record of a row before anything is measured."""
+    return {
+        **asdict(row),
+        "label": row.label,
+        "dtype": str(row.dtype).removeprefix("torch."),
+        "format": format_of(row),
+        "floor_flop": row.floor_flop,
+        "target": None if row.target is None else {**asdict(row.target), "text": str(row.target)},
+        "notes": [],
+        "refused": None,
+    }
+
+
+def format_of(row: Row) -> str:
+    """The dtype, with the float32 precision where it is not the highest: what errors depend on."""
+    name = str(row.dtype).removeprefix("torch.")
+    return name if row.precision == "highest" else f"{name}, {row.precision}"
+
+
 def gate(row: Row) -> dict[str, float]:
     """Errors of loss and gradients at a small size against float64; raises ``Mismatch`` beyond the budget."""
     loss = LOSSES[row.loss]
-    inputs = loss.inputs(min(GATE_SIZE, row.size), row.dim, row.dtype)
+    inputs = loss.inputs(min(GATE_SIZE, row.size), row.dim, row.dtype, row.device)
     exact = step_of(loss.dense, [x.detach().double().requires_grad_() for x in inputs])()
     eager, ours = step_of(loss.dense, inputs)(), step_of(loss.ours, inputs)()
-    name = str(row.dtype).removeprefix("torch.")
-    floor = FLOOR[name if row.precision == "highest" else f"{name}, {row.precision}"]
+    floor = FLOOR[format_of(row)]
     errors = {}
     for what, truth, plain, got in zip(_names(inputs), exact, eager, ours, strict=True):
         errors[what] = _distance(got, truth)

@@ -41,17 +41,20 @@ def once(step: Step) -> float:
     return time.perf_counter() - start
 
 
-def interleaved(steps: Mapping[str, Step], *, seconds: float, rounds: int | None = None) -> dict[str, Timing]:
+def interleaved(
+    steps: Mapping[str, Step], *, seconds: float, rounds: int | None = None, clock: Callable[[Step], float] = once
+) -> dict[str, Timing]:
     """Time steps that were called before, one sample of each a round.
 
     Args:
         steps: what to time, by name.
         seconds: how long to go on; at least ``MIN_ROUNDS`` rounds, at most ``MAX_ROUNDS``.
         rounds: exactly that many rounds instead.
+        clock: the seconds of one call; a device that works on its own has a clock of its own.
     """
     least, most = (rounds, rounds) if rounds else (MIN_ROUNDS, MAX_ROUNDS)
     stop = time.perf_counter() + seconds
-    trial = {name: once(step) for name, step in steps.items()}
+    trial = {name: clock(step) for name, step in steps.items()}
     calls = {name: max(1, math.ceil(SAMPLE_SECONDS / taken)) for name, taken in trial.items()}
     samples = {name: [taken] if max(calls.values()) == 1 else [] for name, taken in trial.items()}
     gc.collect()
@@ -59,7 +62,7 @@ def interleaved(steps: Mapping[str, Step], *, seconds: float, rounds: int | None
     try:
         while (done := min(map(len, samples.values()))) < most and (done < least or time.perf_counter() < stop):
             for name, step in steps.items():
-                samples[name].append(once(partial(_repeat, step, calls[name])) / calls[name])
+                samples[name].append(clock(partial(_repeat, step, calls[name])) / calls[name])
     finally:
         gc.enable()
     return {name: Timing.of(taken) for name, taken in samples.items()}

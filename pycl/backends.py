@@ -13,7 +13,7 @@ import torch
 
 log = logging.getLogger("pycl")
 
-MODULES = {"cpu": "pycl.cpu", "reference": "pycl.reference"}
+MODULES = {"cpu": "pycl.cpu", "reference": "pycl.reference", "triton": "pycl.triton"}
 # the order the automatic choice tries, by the device of the tensors
 PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
 KNOWN = ("cpu", "triton", "cuda", "reference")
@@ -27,62 +27,62 @@ class BackendUnavailable(RuntimeError):
 def load(name: str) -> ModuleType:
     """The module of a backend; raises ``BackendUnavailable`` where its compiled part is missing."""
     if name not in MODULES:
-        raise BackendUnavailable(f"backend={name!r} is not available: {_missing(name)}; there are {sorted(MODULES)}")
+        raise BackendUnavailable(f"backend={name!r} is not available: it was not built; there are {sorted(MODULES)}")
     return importlib.import_module(MODULES[name])
 
 
-def _missing(name: str) -> str:
-    if name == "triton":
-        return str(importlib.import_module("pycl.triton_kernels.support").why_not())
-    return "it was not built"
-
-
 @functools.cache
-def why_not(name: str, device_type: str) -> str | None:
-    """The reason why a backend cannot serve tensors of a device type, or ``None`` where it can."""
+def why_not(name: str, device_type: str, dtype: torch.dtype = torch.float32) -> str | None:
+    """The reason why a backend cannot serve tensors of a device type and dtype, or ``None`` where it can."""
     try:
-        devices = load(name).DEVICES
+        backend = load(name)
     except BackendUnavailable as error:
         return str(error)
-    if devices is not None and device_type not in devices:
-        return f"backend={name!r} runs on {' or '.join(devices)} tensors, got tensors on {device_type}"
+    if backend.DEVICES is not None and device_type not in backend.DEVICES:
+        wanted = " or ".join(backend.DEVICES)
+        return f"backend={name!r} runs on {wanted} tensors, got tensors on {device_type}"
+    if dtype not in backend.DTYPES:
+        wanted = ", ".join(map(str, backend.DTYPES))
+        return f"backend={name!r} takes {wanted}, got {dtype}; backend='reference' takes it, slowly"
     return None
 
 
-def installed(device_type: str) -> list[str]:
-    """The backends that can serve tensors of this device type, best first."""
+def installed(device_type: str, dtype: torch.dtype = torch.float32) -> list[str]:
+    """The backends that can serve tensors of this device type and dtype, best first."""
     order = dict.fromkeys((*PREFERENCE.get(device_type, ()), *MODULES))
-    return [name for name in order if why_not(name, device_type) is None]
+    return [name for name in order if why_not(name, device_type, dtype) is None]
 
 
 @torch.compiler.assume_constant_result
-def choose(name: str | None, device_type: str) -> str:
-    """The backend to use for tensors of a device type.
+def choose(name: str | None, device_type: str, dtype: torch.dtype = torch.float32) -> str:
+    """The backend to use for tensors of a device type and dtype.
 
     Args:
         name: what the caller asked for, or ``None`` for ``$PYCL_BACKEND`` and then the automatic choice.
         device_type: ``"cpu"``, ``"cuda"``, ...
+        dtype: of the embeddings.
 
     Raises:
         ValueError: the name is not a backend's.
-        BackendUnavailable: the backend is not built, or does not run on this device.
+        BackendUnavailable: the backend is not built, or does not run on this device or with this dtype.
     """
     name = name or os.environ.get("PYCL_BACKEND") or None
     if name is None:
-        return _automatic(device_type)
+        return _automatic(device_type, dtype)
     if name not in KNOWN:
         raise ValueError(f"backend must be None or one of {list(KNOWN)}, got {name!r}")
-    if reason := why_not(name, device_type):
+    if reason := why_not(name, device_type, dtype):
         raise BackendUnavailable(reason)
     return name
 
 
 @functools.cache
-def _automatic(device_type: str) -> str:
-    name = installed(device_type)[0]
-    skipped = [why_not(other, device_type) for other in PREFERENCE.get(device_type, ()) if other != name]
+def _automatic(device_type: str, dtype: torch.dtype) -> str:
+    name = installed(device_type, dtype)[0]
+    skipped = [why_not(other, device_type, dtype) for other in PREFERENCE.get(device_type, ()) if other != name]
     reasons = "; ".join(reason for reason in skipped if reason)
     # not the best there is: a slow path must not be a silent one
     level = logging.WARNING if reasons else logging.INFO
-    log.log(level, "pycl uses backend %r for %s tensors%s", name, device_type, f" ({reasons})" if reasons else "")
+    of = f"{device_type} tensors of {str(dtype).removeprefix('torch.')}"
+    log.log(level, "pycl uses backend %r for %s%s", name, of, f" ({reasons})" if reasons else "")
     return name

@@ -14,8 +14,13 @@ from ._load import extension
 from .backends import BackendUnavailable
 from .ops import STATE, STATS, Gradients, Needs, Problem, accumulation_dtype, empty_gradients
 
+# no tile loop for these: nearly all of their time is torch's product
+from .reference import pair_logits as pair_logits
+from .reference import pair_logits_backward as pair_logits_backward
+from .reference import pair_top as pair_top
+
 DEVICES = ("cpu",)
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 try:
     _C: Any = extension()
@@ -37,7 +42,7 @@ def _precision() -> int:
 
 
 def _matrix(z: Tensor) -> tuple[int, int, int, int, int, int]:
-    return z.data_ptr(), z.shape[0], z.shape[1], z.stride(0), z.stride(1), _DTYPES[z.dtype]
+    return z.data_ptr(), z.shape[0], z.shape[1], z.stride(0), z.stride(1), DTYPES[z.dtype]
 
 
 def _pointer(x: Tensor | None) -> int:

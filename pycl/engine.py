@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine: reductions over the logits of all pairs of points, which are never stored.
+"""The engine: reductions over the logits of all pairs of points, which are never stored, and the logits themselves.
 
-``pair_stats`` and ``pair_sum`` are the only two things a loss needs, and the two ``autograd.Function`` below are the
-only gradient rules of the library.
+``pair_stats`` and ``pair_sum`` are the only two things a loss needs; ``pair_logits`` and ``pair_top`` are for looking
+at the matrix. Their gradient rules are in ``autograd.py``.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, cast, overload
+from typing import Literal, NamedTuple, cast, overload
 
 import torch
 from torch import Tensor
 
 from . import backends
-from .ops import STATS, Needs, Problem
+from .autograd import LogitsFunction, StatsFunction, SumFunction
+from .ops import STATS, Problem
 from .pairs import Pairs, Points
-from .validation import problem_of
+from .validation import check_k, problem_of
 
-__all__ = ["PairStats", "Pairs", "Points", "pair_stats", "pair_sum"]
+__all__ = ["PairStats", "Pairs", "Points", "pair_logits", "pair_stats", "pair_sum", "pair_top"]
 
 
 class PairStats(NamedTuple):
@@ -108,9 +109,9 @@ def pair_stats(
         raise ValueError(f"sides must be 'rows' or 'both', got {sides!r}")
     sets = {"denominator": denominator, "positives": positives}
     args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize)
-    name = backends.choose(backend, rows.z.device.type)
+    name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
     both = sides == "both" and args.cols is not None
-    stats = cast("tuple[Tensor, ...]", _PairStats.apply(*args, both, name))
+    stats = cast("tuple[Tensor, ...]", StatsFunction.apply(*args, both, name))
     of_rows = PairStats(*stats[:STATS])
     if sides == "rows":
         return of_rows
@@ -139,94 +140,77 @@ def pair_sum(
     """
     sets = {"negatives": negatives, "positives": positives}
     args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize)
-    if args.cols is None:  # one row sum per anchor needs the whole matrix, from both triangles
-        args = args._replace(cols=args.rows, col_ids=args.row_ids, col_views=args.row_views, col_bias=args.row_bias)
-    name = backends.choose(backend, rows.z.device.type)
-    return cast("Tensor", _PairSum.apply(*args, name))
+    name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
+    return cast("Tensor", SumFunction.apply(*_whole(args), name))
 
 
-_INPUTS = len(Problem._fields)
+def pair_logits(
+    rows: Points,
+    cols: Points | None = None,
+    logit_scale: float | Tensor = 1.0,
+    *,
+    pairs: Pairs = Pairs.ALL,
+    row_bias: Tensor | None = None,
+    col_bias: Tensor | None = None,
+    offset: int | None = 0,
+    normalize: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    r"""The matrix of logits itself, [m, n] in the dtype of the embeddings, ``-inf`` where a pair is not in ``pairs``.
+
+    .. math:: l_{ij} = \mathrm{logit\_scale}_i \langle x_i, y_j \rangle + \mathrm{row\_bias}_i + \mathrm{col\_bias}_j
+
+    Normalisation, scale, biases and mask are part of the product, which accumulates in at least float32.
+    Differentiable once with respect to both ``z``, ``logit_scale`` and both biases; what comes back for a pair outside
+    the set is ignored, whatever it is. Arguments and errors are those of ``pair_stats``.
+    """
+    args = problem_of(rows, cols, logit_scale, _one_set(pairs), row_bias, col_bias, offset, normalize)
+    name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
+    return cast("Tensor", LogitsFunction.apply(*_whole(args), name))
 
 
-def _save(ctx: Any, problem: Problem, *more: Tensor) -> None:
-    tensors = [value if isinstance(value, Tensor) else None for value in problem]
-    ctx.save_for_backward(*tensors, *more)
-    ctx.settings = tuple(None if isinstance(value, Tensor) else value for value in problem)
+@torch.no_grad()
+def pair_top(
+    rows: Points,
+    cols: Points | None,
+    k: int,
+    logit_scale: float | Tensor = 1.0,
+    *,
+    pairs: Pairs = Pairs.ALL,
+    row_bias: Tensor | None = None,
+    col_bias: Tensor | None = None,
+    offset: int | None = 0,
+    normalize: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The k largest logits of every anchor over a pair set, and whose they are, without the matrix.
+
+    Among equal logits the candidate with the lowest index comes first; a NaN is larger than every number. A logit of
+    ``-inf`` is no candidate. Not differentiable: gather the candidates and compute their logits again.
+
+    Args:
+        k: how many, ``1 <= k <= n``. The other arguments, and the errors from them, are those of ``pair_logits``.
+
+    Returns:
+        Values [m, k] in float32 (float64 for float64 input), descending, and int64 indices [m, k]. An anchor with
+        fewer than k candidates has values of ``-inf`` and indices of -1 in the places left over.
+
+    Raises:
+        TypeError: a k that is no integer.
+        ValueError: a k outside ``1 .. n``.
+    """
+    args = problem_of(rows, cols, logit_scale, _one_set(pairs), row_bias, col_bias, offset, normalize)
+    check_k(k, args.n_cols)
+    name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
+    return cast("tuple[Tensor, Tensor]", torch.ops.pycl.pair_top(*_whole(args), k, name))
 
 
-def _restore(ctx: Any) -> tuple[Problem, tuple[Tensor, ...]]:
-    saved = ctx.saved_tensors
-    values = (setting if tensor is None else tensor for tensor, setting in zip(saved, ctx.settings, strict=False))
-    return Problem(*values), saved[_INPUTS:]
+def _one_set(pairs: Pairs) -> dict[str, Pairs]:
+    return {"pairs": pairs, "positives": Pairs.NONE}
 
 
-def _needs(ctx: Any) -> Needs:
-    needed = dict(zip(Problem._fields, ctx.needs_input_grad, strict=False))
-    return Needs(
-        rows=needed["rows"] or needed["logit_scale"], cols=needed["cols"], bias=needed["row_bias"] or needed["col_bias"]
-    )
-
-
-class _Final(torch.autograd.Function):
-    """Hands a gradient on and ties it to what it came from, so that asking for its derivative raises."""
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, source: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> Any:
-        raise RuntimeError(
-            "pycl's losses can be differentiated once: their backward recomputes the logits and has no derivative of "
-            "its own. For second derivatives use a dense formula in plain torch."
-        )
-
-
-def _gradients(ctx: Any, problem: Problem, found: tuple[Tensor, ...], rest: int) -> tuple[Tensor | None, ...]:
-    """Map an operator's gradients onto the inputs of the Function, ``None`` where none is needed."""
-    by_name = dict(zip(("rows", "cols", "logit_scale", "row_bias", "col_bias"), found, strict=True))
-    gradients: list[Tensor | None] = []
-    for name, needed in zip(Problem._fields, ctx.needs_input_grad, strict=False):
-        gradient = by_name[name] if needed else None
-        if gradient is not None and name == "logit_scale" and problem.logit_scale.dim() == 0:
-            gradient = gradient.sum()
-        if gradient is not None and torch.is_grad_enabled():  # create_graph=True
-            gradient = _Final.apply(gradient, problem.rows)
-        gradients.append(gradient)
-    return (*gradients, *([None] * rest))
-
-
-class _PairStats(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
-        *_, both_sides, backend = args
-        row_stats, col_stats = torch.ops.pycl.pair_stats(*args)
-        _save(ctx, Problem(*args[:_INPUTS]), row_stats, col_stats)
-        ctx.backend = backend
-        ctx.set_materialize_grads(False)
-        sides = (row_stats, col_stats) if both_sides else (row_stats,)
-        stats = [row for side in sides for row in side[:STATS].unbind()]
-        ctx.mark_non_differentiable(*stats[STATS - 1 :: STATS])  # the counts
-        return tuple(stats)
-
-    @staticmethod
-    def backward(ctx: Any, *d_stats: Tensor | None) -> tuple[Tensor | None, ...]:
-        problem, stats = _restore(ctx)
-        d_sides = [None if d is None else d.contiguous() for d in d_stats]
-        d_rows, d_cols = d_sides[: STATS - 1], d_sides[STATS : 2 * STATS - 1] or [None] * (STATS - 1)
-        found = torch.ops.pycl.pair_stats_backward(*problem, *stats, d_rows, d_cols, _needs(ctx), ctx.backend)
-        return _gradients(ctx, problem, found, rest=2)
-
-
-class _PairSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *args: Any) -> Tensor:
-        _save(ctx, Problem(*args[:_INPUTS]))
-        ctx.backend = args[-1]
-        return cast("Tensor", torch.ops.pycl.pair_sum(*args))
-
-    @staticmethod
-    def backward(ctx: Any, d_sum: Tensor) -> tuple[Tensor | None, ...]:
-        problem, _ = _restore(ctx)
-        found = torch.ops.pycl.pair_sum_backward(*problem, d_sum.contiguous(), _needs(ctx), ctx.backend)
-        return _gradients(ctx, problem, found, rest=1)
+def _whole(args: Problem) -> Problem:
+    """Columns of their own for a symmetric problem: what is not reduced over both roles needs both triangles."""
+    if args.cols is not None:
+        return args
+    return args._replace(cols=args.rows, col_ids=args.row_ids, col_views=args.row_views, col_bias=args.row_bias)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operators ``torch.ops.pycl.*``: schemas, shapes for tracing, and the hand-over to a backend.
 
-Operators are opaque to ``torch.compile`` and carry no autograd: gradients live in ``engine.py`` alone. All of them
+Operators are opaque to ``torch.compile`` and carry no autograd: gradients live in ``autograd.py`` alone. All of them
 share one argument list, the ``Problem``; a backend is a module with one function for each operator.
 """
 
@@ -68,6 +68,9 @@ class Gradients(NamedTuple):
 STATS, STATE = 4, 2
 
 
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 accumulates in itself, everything else in float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -89,6 +92,10 @@ _library.define(
 )
 _library.define(f"pair_sum({_PROBLEM}, str backend) -> Tensor")
 _library.define(f"pair_sum_backward({_PROBLEM}, Tensor d_sum, bool[3] needs, str backend) -> {_GRADIENTS}")
+# The operators below always get columns, and their pair set is the denominator; d_logits may have any strides.
+_library.define(f"pair_logits({_PROBLEM}, str backend) -> Tensor")
+_library.define(f"pair_logits_backward({_PROBLEM}, Tensor d_logits, bool[3] needs, str backend) -> {_GRADIENTS}")
+_library.define(f"pair_top({_PROBLEM}, SymInt k, str backend) -> (Tensor, Tensor)")
 
 
 def _stats(*args: Any) -> tuple[Tensor, Tensor]:
@@ -110,6 +117,20 @@ def _sum_backward(*args: Any) -> Gradients:
     return cast(Gradients, backends.load(backend).pair_sum_backward(problem, d_sum, Needs(*needs)))
 
 
+def _logits(*args: Any) -> Tensor:
+    return cast(Tensor, backends.load(args[_WIDTH]).pair_logits(Problem(*args[:_WIDTH])))
+
+
+def _logits_backward(*args: Any) -> Gradients:
+    problem, (d_logits, needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
+    return cast(Gradients, backends.load(backend).pair_logits_backward(problem, d_logits, Needs(*needs)))
+
+
+def _top(*args: Any) -> tuple[Tensor, Tensor]:
+    problem, (k, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
+    return cast("tuple[Tensor, Tensor]", backends.load(backend).pair_top(problem, k))
+
+
 def _stats_fake(*args: Any) -> tuple[Tensor, Tensor]:
     problem, both_sides = Problem(*args[:_WIDTH]), args[_WIDTH]
     dtype = accumulation_dtype(problem.rows.dtype)
@@ -121,6 +142,17 @@ def _stats_fake(*args: Any) -> tuple[Tensor, Tensor]:
 def _sum_fake(*args: Any) -> Tensor:
     rows = Problem(*args[:_WIDTH]).rows
     return rows.new_empty(rows.shape[0], dtype=accumulation_dtype(rows.dtype))
+
+
+def _logits_fake(*args: Any) -> Tensor:
+    problem = Problem(*args[:_WIDTH])
+    return problem.rows.new_empty(problem.rows.shape[0], problem.n_cols)
+
+
+def _top_fake(*args: Any) -> tuple[Tensor, Tensor]:
+    rows, k = Problem(*args[:_WIDTH]).rows, args[_WIDTH]
+    shape = rows.shape[0], k
+    return rows.new_empty(shape, dtype=accumulation_dtype(rows.dtype)), rows.new_empty(shape, dtype=torch.int64)
 
 
 def empty_gradients(problem: Problem, needs: Needs) -> Gradients:
@@ -148,6 +180,9 @@ for _name, _implementation, _fake in (
     ("pair_stats_backward", _stats_backward, _backward_fake),
     ("pair_sum", _sum, _sum_fake),
     ("pair_sum_backward", _sum_backward, _backward_fake),
+    ("pair_logits", _logits, _logits_fake),
+    ("pair_logits_backward", _logits_backward, _backward_fake),
+    ("pair_top", _top, _top_fake),
 ):
     _library.impl(_name, _implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"pycl::{_name}", _fake, lib=_library)

@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .ops import STATE, STATS, Gradients, Needs, Problem, accumulation_dtype, empty_gradients
+from .ops import FLOATS, STATE, STATS, Gradients, Needs, Problem, accumulation_dtype, empty_gradients
 from .pairs import Pairs
 
 DEVICES = None  # every device
+DTYPES = FLOATS
 STRIP = 512  # rows of logits held at once
+TILE = 256, 4096  # rows and columns of logits searched at once: 4 MiB of float32
 NORM_EPS = 1e-12  # as torch.nn.functional.normalize
 
 
@@ -44,9 +46,10 @@ def _side(z: Tensor, normalize: bool) -> _Side:
     if not normalize:
         return _Side(x, None, None)
     peak = x.abs().amax(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-    norm = (x / peak).norm(dim=1, keepdim=True) * peak  # squares of huge and tiny entries leave the range
-    inv_norm = 1 / norm.clamp_min(NORM_EPS)
-    return _Side(x / peak * (peak * inv_norm), inv_norm, norm < NORM_EPS)
+    x = x / peak  # squares of huge and tiny entries leave the range, and so may the norm itself
+    norm = x.norm(dim=1, keepdim=True)
+    inv_norm = 1 / norm.clamp_min(NORM_EPS / peak)
+    return _Side(x * inv_norm, inv_norm / peak, norm * peak < NORM_EPS)
 
 
 def _sides(problem: Problem) -> tuple[_Side, _Side]:
@@ -54,30 +57,43 @@ def _sides(problem: Problem) -> tuple[_Side, _Side]:
     return rows, rows if problem.cols is None else _side(problem.cols, problem.normalize)
 
 
-def _strips(problem: Problem, rows: _Side, cols: _Side) -> Iterator[_Strip]:
-    symmetric = problem.cols is None
+def _slices(n: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def _members(problem: Problem, pairs: int, i: slice, j: slice) -> Tensor:
+    """Which pairs of a tile are in a pair set, bool."""
     col_ids = problem.row_ids if problem.col_ids is None else problem.col_ids
     col_views = problem.row_views if problem.col_views is None else problem.col_views
-    col_bias = problem.row_bias if symmetric else problem.col_bias
-    scale = problem.logit_scale.expand(len(rows.x))[:, None]
-    for start in range(0, len(rows.x), STRIP):
-        i = slice(start, min(start + STRIP, len(rows.x)))
-        logits = _product(rows.x[i], cols.x.T) * scale[i]
-        if problem.row_bias is not None:
-            logits = logits + problem.row_bias[i, None]
-        if col_bias is not None:
-            logits = logits + col_bias
-        same_id = problem.row_ids[i, None] == col_ids
-        same_view = problem.row_views[i, None] == col_views
-        cls = torch.where(
-            same_id,
-            torch.where(same_view, int(Pairs.POS_SAME_VIEW), int(Pairs.POS_OTHER_VIEW)),
-            torch.where(same_view, int(Pairs.NEG_SAME_VIEW), int(Pairs.NEG_OTHER_VIEW)),
-        )
-        if problem.offset is not None:
-            position = torch.arange(i.start, i.stop, device=cls.device) + problem.offset
-            cls[position[:, None] == torch.arange(len(col_ids), device=cls.device)] = int(Pairs.SELF)
-        yield _Strip(i, logits, (cls & problem.denominator) != 0, (cls & problem.positives) != 0)
+    same_id = problem.row_ids[i, None] == col_ids[j]
+    same_view = problem.row_views[i, None] == col_views[j]
+    positive = torch.where(same_view, bool(pairs & Pairs.POS_SAME_VIEW), bool(pairs & Pairs.POS_OTHER_VIEW))
+    negative = torch.where(same_view, bool(pairs & Pairs.NEG_SAME_VIEW), bool(pairs & Pairs.NEG_OTHER_VIEW))
+    members = torch.where(same_id, positive, negative)
+    if problem.offset is not None:
+        partner = torch.arange(i.start, i.stop, device=members.device) + problem.offset
+        itself = partner[:, None] == torch.arange(j.start, j.stop, device=members.device)
+        members.masked_fill_(itself, bool(pairs & Pairs.SELF))
+    return members
+
+
+def _biased(problem: Problem, logits: Tensor, i: slice, j: slice) -> Tensor:
+    col_bias = problem.row_bias if problem.cols is None else problem.col_bias
+    if problem.row_bias is not None:
+        logits = logits + problem.row_bias[i, None]
+    return logits if col_bias is None else logits + col_bias[j]
+
+
+def _logits(problem: Problem, rows: _Side, cols: _Side, i: slice, j: slice) -> Tensor:
+    scale = problem.logit_scale.expand(len(rows.x))[i, None]
+    return _biased(problem, _product(rows.x[i], cols.x[j].T).mul_(scale), i, j)
+
+
+def _strips(problem: Problem, rows: _Side, cols: _Side) -> Iterator[_Strip]:
+    every = slice(0, len(cols.x))
+    for i in _slices(len(rows.x), STRIP):
+        in_den, in_pos = (_members(problem, pairs, i, every) for pairs in (problem.denominator, problem.positives))
+        yield _Strip(i, _logits(problem, rows, cols, i, every), in_den, in_pos)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -138,7 +154,8 @@ def pair_stats_backward(
         w = _softmax_weights(strip, row_stats, d_row_stats, 0)
         return w + _softmax_weights(strip, col_stats, d_col_stats, 1) if col_stats.shape[1] else w
 
-    return _apply(problem, weights, needs)
+    sides = _sides(problem)
+    return _apply(problem, *sides, ((strip.i, weights(strip)) for strip in _strips(problem, *sides)), needs)
 
 
 def pair_sum(problem: Problem) -> Tensor:
@@ -157,30 +174,107 @@ def pair_sum_backward(problem: Problem, d_sum: Tensor, needs: Needs) -> Gradient
         slope = slope - torch.where(strip.in_pos, (-strip.logits).sigmoid(), 0)
         return d_sum[strip.i, None] * slope
 
-    return _apply(problem, weights, needs)
+    sides = _sides(problem)
+    return _apply(problem, *sides, ((strip.i, weights(strip)) for strip in _strips(problem, *sides)), needs)
 
 
-def _apply(problem: Problem, weights: Callable[[_Strip], Tensor], needs: Needs) -> Gradients:
-    """Gradients of sum_ij W_ij l_ij with W held constant, W made strip by strip."""
+def pair_logits(problem: Problem) -> Tensor:
     rows, cols = _sides(problem)
-    scale = problem.logit_scale.expand(len(rows.x))[:, None]
+    dtype, whole = _product_dtype(problem.rows), slice(0, len(cols.x))
+    left, right = _factors(problem, rows, cols, dtype)
+    every = problem.denominator == Pairs.ALL
+    if every and problem.row_bias is None and problem.col_bias is None and dtype == problem.rows.dtype:
+        return _product(left, right.T)
+    out = problem.rows.new_empty(len(left), len(right))
+    for i in _slices(len(left), STRIP):
+        logits = _biased(problem, _product(left[i], right.T), i, whole)
+        out[i] = logits if every else logits.masked_fill(~_members(problem, problem.denominator, i, whole), -torch.inf)
+    return out
+
+
+def pair_logits_backward(problem: Problem, d_logits: Tensor, needs: Needs) -> Gradients:
+    def weights() -> Iterator[tuple[slice, Tensor]]:
+        m, n = d_logits.shape
+        every = problem.denominator == Pairs.ALL
+        for i in _slices(m, m if every and dtype == d_logits.dtype else STRIP):
+            w = d_logits[i].to(dtype)
+            yield i, w if every else w.masked_fill(~_members(problem, problem.denominator, i, slice(0, n)), 0)
+
+    dtype = _product_dtype(problem.rows)
+    return _apply(problem, *_sides(problem), weights(), needs, dtype)
+
+
+def _product_dtype(z: Tensor) -> torch.dtype:
+    """The inputs' own, but for float16 on a CPU: there a step of 4096 x 4096 x 512 took 57 times that of float32."""
+    return torch.float32 if z.dtype == torch.float16 and z.device.type == "cpu" else z.dtype
+
+
+def pair_top(problem: Problem, k: int) -> tuple[Tensor, Tensor]:
+    rows, cols = _sides(problem)
+    values, index = rows.x.new_empty(len(rows.x), k), problem.row_ids.new_empty(len(rows.x), k)
+    for i in _slices(len(rows.x), TILE[0]):
+        best, where = values[i, :0], index[i, :0]
+        for j in _slices(len(cols.x), TILE[1]):
+            tile = _logits(problem, rows, cols, i, j)
+            if problem.denominator != Pairs.ALL:
+                tile = tile.masked_fill(~_members(problem, problem.denominator, i, j), -torch.inf)
+            columns = torch.arange(j.start, j.stop, device=tile.device).expand(tile.shape)
+            # what was kept stands to the left, so the lowest column still comes first
+            best, where = torch.cat([best, tile], 1), torch.cat([where, columns], 1)
+            chosen = _first_largest(best, min(k, best.shape[1]))
+            best, where = best.gather(1, chosen), where.gather(1, chosen)
+        values[i], index[i] = best, where.masked_fill(best == -torch.inf, -1)
+    return values, index
+
+
+def _first_largest(values: Tensor, k: int) -> Tensor:
+    """Positions of the k largest of each row, NaN above all, the first among equals: ``topk`` leaves ties to chance."""
+    threshold = values.topk(k, dim=1).values[:, -1:]
+    at_nan = threshold.isnan()
+    above, tied = ~((values <= threshold) | at_nan), values == threshold
+    if at_nan.any():
+        tied |= at_nan & values.isnan()
+    left = k - above.sum(1, keepdim=True)
+    positions = (above | (tied & (tied.cumsum(1) <= left))).nonzero()[:, 1].view(-1, k)
+    order = values.gather(1, positions).argsort(dim=1, descending=True, stable=True)
+    return positions.gather(1, order)
+
+
+def _factors(problem: Problem, rows: _Side, cols: _Side, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What the matrix is the product of, the scale in the left factor."""
+    return (rows.x * problem.logit_scale.unsqueeze(-1)).to(dtype), cols.x.to(dtype)
+
+
+def _apply(
+    problem: Problem,
+    rows: _Side,
+    cols: _Side,
+    weights: Iterable[tuple[slice, Tensor]],
+    needs: Needs,
+    dtype: torch.dtype | None = None,
+) -> Gradients:
+    """Gradients of sum_ij W_ij l_ij with W held constant, W made strip by strip, and in ``dtype`` if one is given."""
+    wide, symmetric = rows.x.dtype, problem.cols is None
+    left, right = _factors(problem, rows, cols, dtype or wide)
     d_rows, d_cols = torch.zeros_like(rows.x), torch.zeros_like(cols.x)
     d_row_bias, d_col_bias = rows.x.new_zeros(len(rows.x)), rows.x.new_zeros(len(cols.x))
-    for strip in _strips(problem, rows, cols):
-        w = weights(strip)
-        d_rows[strip.i] = _product(w, cols.x)
-        d_cols += _product(w.T, rows.x[strip.i] * scale[strip.i])
-        d_row_bias[strip.i] = w.sum(1)
-        d_col_bias += w.sum(0)
+    for i, w in weights:
+        if needs.rows:
+            d_rows[i] = _product(w, right)
+        if needs.cols or (needs.rows and symmetric):
+            d_cols += _product(w.T, left[i])
+        if needs.bias:
+            d_row_bias[i] = w.sum(1, dtype=wide)
+            d_col_bias += w.sum(0, dtype=wide)
     d_scale = (d_rows * rows.x).sum(1)
-    d_rows = d_rows * scale
+    d_rows = d_rows * problem.logit_scale.unsqueeze(-1)
     out = empty_gradients(problem, needs)
-    if problem.cols is None:
+    if symmetric:
         d_rows, d_row_bias = d_rows + d_cols, d_row_bias + d_col_bias
     if needs.rows:
         out = out._replace(rows=rows.gradient(d_rows, problem.rows.dtype), logit_scale=d_scale)
     if needs.cols and problem.cols is not None:
         out = out._replace(cols=cols.gradient(d_cols, problem.cols.dtype))
     if needs.bias:
-        out = out._replace(row_bias=d_row_bias, col_bias=out.col_bias if problem.cols is None else d_col_bias)
+        out = out._replace(row_bias=d_row_bias, col_bias=out.col_bias if symmetric else d_col_bias)
     return out

@@ -6,10 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .ops import Problem, accumulation_dtype
+from .ops import FLOATS, Problem, accumulation_dtype
 from .pairs import Pairs, Points
-
-FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def problem_of(
@@ -50,6 +48,14 @@ def problem_of(
         return Problem(z, None, row_ids, row_views, None, None, scale, row_bias, None, den, pos, 0, normalize)
     labels = row_ids, row_views, col_ids, col_views
     return Problem(z, cols_z, *labels, scale, row_bias, col_bias, den, pos, offset, normalize)
+
+
+def check_k(k: int, n: int) -> None:
+    """How many of n candidates are wanted: an integer between 1 and n."""
+    if not isinstance(k, int) or isinstance(k, bool):
+        raise TypeError(f"k must be an integer, got {type(k).__name__}")
+    if not 1 <= k <= n:
+        raise ValueError(f"k must be between 1 and the number of candidates, {n}, got {k}")
 
 
 def _embeddings(name: str, z: Tensor) -> Tensor:

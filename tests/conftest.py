@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import interpreter
 import pytest
 import torch
 from hypothesis import settings
 
-from pycl.backends import installed
+interpreter.use()
+
+from pycl.backends import installed  # noqa: E402
 
 settings.register_profile("pycl", derandomize=True, deadline=None, max_examples=25, database=None)
 settings.load_profile("pycl")

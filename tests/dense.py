@@ -150,3 +150,18 @@ def check(case: Case, backend: str, dtype: torch.dtype = torch.float32) -> None:
     for name, true in d_truth.items():
         assert d_got[name].dtype == leaves[name].dtype
         assert_as_accurate(d_got[name], d_eager[name], true, dtype, magnitude=of_gradients[name])
+
+
+def members(case: Case) -> Tensor:
+    """Which pairs are in the denominator, bool [m, n]."""
+    same_id, same_view = case.row_ids[:, None] == case.col_ids, case.row_views[:, None] == case.col_views
+    cls = torch.where(same_id, torch.where(same_view, POS_SAME, POS_OTHER), torch.where(same_view, NEG_SAME, NEG_OTHER))
+    if case.offset is not None:
+        position = torch.arange(len(case.row_ids))[:, None] + case.offset
+        cls = torch.where(position == torch.arange(len(case.col_ids)), SELF, cls)
+    return (cls & case.denominator) != 0
+
+
+def matrix(case: Case, leaves: dict[str, Tensor]) -> Tensor:
+    """The logits of the denominator's pairs, -inf elsewhere."""
+    return dense(case, leaves)[1].masked_fill(~members(case), -torch.inf)

@@ -246,6 +246,6 @@ def test_readme(record: dict[str, Any], written: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "<!-- bench:losses -->", "<!-- /bench:losses --> <!-- bench:losses -->"])
-def test_readme_without_its_block(text: str, record: dict[str, Any]) -> None:
+def test_readme_without_its_block(text: str) -> None:
     with pytest.raises(ValueError, match="bench:losses"):
-        readme.rewrite(text, record)
+        readme.rewrite(text, "losses", "tables")

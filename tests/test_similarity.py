@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import pycl.functional as F
+from pycl import reference
 
 SIZES = [(1, 1, 1), (7, 7, 3), (37, 90, 5), (300, 150, 16)]
 
@@ -21,6 +22,7 @@ def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
         module = importlib.import_module("pycl.functional.similarity")
         monkeypatch.setattr(module, "ROWS", request.param[0])
         monkeypatch.setattr(module, "COLUMNS", request.param[1])
+        monkeypatch.setattr(reference, "TILE", request.param)
 
 
 def pair(m: int, n: int, d: int) -> tuple[Tensor, Tensor]:

@@ -9,13 +9,21 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from pycl.engine import pair_logits, pair_top
 from pycl.functional._common import Scalar, as_scalar, check_features, no_autocast, unit
-from pycl.pairs import check_labels
+from pycl.pairs import Points, check_labels
 
 ROWS, COLUMNS = 256, 4096  # one tile of similarities: 4 MiB of float32
 
 
-def similarity(x: Tensor, y: Tensor | None = None, *, logit_scale: Scalar = 1.0, normalize: bool = True) -> Tensor:
+def similarity(
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    logit_scale: Scalar = 1.0,
+    normalize: bool = True,
+    backend: str | None = None,
+) -> Tensor:
     r"""The matrix ``logit_scale <x_i, y_j>`` itself, with gradients to all three.
 
     The norms and the scale go into the rows before the product, so the matrix is written once.
@@ -25,21 +33,24 @@ def similarity(x: Tensor, y: Tensor | None = None, *, logit_scale: Scalar = 1.0,
         y: ``[N, d]``, or None for x itself.
         logit_scale: number or 0-d tensor.
         normalize: L2-normalise the rows of both first.
+        backend: None chooses by device; otherwise ``"cpu" | "triton" | "cuda" | "reference"``.
 
     Returns:
-        ``[M, N]`` in the dtype of the inputs; products accumulate in at least float32.
+        ``[M, N]`` in the dtype of the inputs; products accumulate in at least float32. Differentiable once.
 
     Raises:
         TypeError: inputs that are not floating point.
-        ValueError: differing numbers of features or devices, an empty input.
+        ValueError: differing numbers of features or devices, an empty input, an unknown backend.
+        RuntimeError: a backend that is not built; a second derivative.
     """
     x, y = _pair(x, y)
-    dtype = torch.promote_types(x.dtype, y.dtype)
     scale = as_scalar("logit_scale", logit_scale)
-    return (scale * unit(x, normalize)).to(dtype) @ unit(y, normalize).to(dtype).T
+    return pair_logits(Points(x), Points(y), scale, normalize=normalize, backend=backend)
 
 
-def similarity_topk(x: Tensor, y: Tensor, k: int, *, normalize: bool = True) -> tuple[Tensor, Tensor]:
+def similarity_topk(
+    x: Tensor, y: Tensor, k: int, *, normalize: bool = True, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
     r"""The k largest ``<x_i, y_j>`` of every row, without the matrix.
 
     Tiles of the matrix are searched one after the other, in at least float32. Among equal similarities the lowest
@@ -51,49 +62,23 @@ def similarity_topk(x: Tensor, y: Tensor, k: int, *, normalize: bool = True) -> 
         y: ``[N, d]``, N >= k. With ``y = x`` every point is its own first neighbour.
         k: how many, k >= 1.
         normalize: L2-normalise the rows of both first.
+        backend: None chooses by device; otherwise ``"cpu" | "triton" | "cuda" | "reference"``.
 
     Returns:
-        Values ``[M, k]``, descending, float32 (float64 for float64 input), and int64 indices ``[M, k]``.
+        Values ``[M, k]``, descending, float32 (float64 for float64 input), and int64 indices ``[M, k]``. A similarity
+        that overflows to ``-inf`` has the index -1.
 
     Raises:
         TypeError: inputs that are not floating point, a k that is no integer.
-        ValueError: differing numbers of features or devices, an empty input, k not in ``1 .. N``.
+        ValueError: differing numbers of features or devices, an empty input, k not in ``1 .. N``, an unknown backend.
+        RuntimeError: a backend that is not built.
     """
     check_features(x=x, y=y)
-    if not isinstance(k, int) or isinstance(k, bool):
-        raise TypeError(f"k must be an integer, got {type(k).__name__}")
-    if not 1 <= k <= len(y):
-        raise ValueError(f"k must be between 1 and the number of candidates, {len(y)}, got {k}")
-    x, y = unit(x, normalize), unit(y, normalize)
-    with torch.no_grad(), no_autocast(x):
-        found = [_topk_of_rows(rows, y, k) for rows in torch.split(x, ROWS)]
-    values, index = (torch.cat(parts) for parts in zip(*found, strict=True))
+    values, index = pair_top(Points(x), Points(y), k, normalize=normalize, backend=backend)
     if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
-        values = (x.unsqueeze(1) * y[index]).sum(-1)
+        again = (unit(x, normalize).unsqueeze(1) * unit(y, normalize)[index]).sum(-1)
+        values = torch.where(index < 0, values, again)
     return values, index
-
-
-def _topk_of_rows(rows: Tensor, y: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    best, where = rows.new_empty(len(rows), 0), torch.empty(len(rows), 0, dtype=torch.int64, device=rows.device)
-    for start in range(0, len(y), COLUMNS):
-        tile = rows @ y[start : start + COLUMNS].T
-        columns = torch.arange(start, start + tile.shape[1], device=rows.device).expand(tile.shape)
-        # what was kept stands to the left, so the lowest column still comes first
-        best, where = torch.cat([best, tile], 1), torch.cat([where, columns], 1)
-        chosen = _first_largest(best, min(k, best.shape[1]))
-        best, where = best.gather(1, chosen), where.gather(1, chosen)
-    return best, where
-
-
-def _first_largest(values: Tensor, k: int) -> Tensor:
-    """Positions of the k largest of each row, the first among equals; ``torch.topk`` leaves ties to chance."""
-    values = values.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    threshold = values.topk(k, dim=1).values[:, -1:]
-    above, tied = values > threshold, values == threshold
-    left = k - above.sum(1, keepdim=True)
-    positions = (above | (tied & (tied.cumsum(1) <= left))).nonzero()[:, 1].view(-1, k)
-    order = values.gather(1, positions).argsort(dim=1, descending=True, stable=True)
-    return positions.gather(1, order)
 
 
 def similarity_histogram(

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the losses are at full size: float64, from the formula, in blocks of rows where a matrix would not fit.
+
+It shares no code with what is measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .losses import LOGIT_SCALE, TEMPERATURE, step_of
+
+BLOCK_ENTRIES = 2**27  # of one block of logits: 1 GiB
+
+
+def clip(image: Tensor, text: Tensor) -> Tensor:
+    both = log_sum_exp(image, text, LOGIT_SCALE, False) + log_sum_exp(text, image, LOGIT_SCALE, False)
+    return (both / 2 - LOGIT_SCALE * (image * text).sum(1)).mean()
+
+
+def nt_xent(*views: Tensor) -> Tensor:
+    z = F.normalize(torch.cat(views))
+    positive = (z * z.roll(len(z) // 2, 0)).sum(1) / TEMPERATURE
+    return (log_sum_exp(z, z, 1 / TEMPERATURE, True) - positive).mean()
+
+
+def mv_dhel(*views: Tensor) -> Tensor:
+    unit = [F.normalize(z) for z in views]
+    positives = [(a * b).sum(1) / TEMPERATURE for i, a in enumerate(unit) for b in unit[:i]]
+    energy = sum((log_sum_exp(z, z, 1 / TEMPERATURE, True) for z in unit), start=unit[0].new_zeros(()))
+    return (energy - torch.stack(positives).logsumexp(0)).mean()
+
+
+FORMULAS: dict[str, Callable[..., Tensor]] = {"clip": clip, "nt_xent": nt_xent, "mv_dhel": mv_dhel}
+
+
+def expected(loss: str, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The value and the gradient of every input, in float64."""
+    return step_of(FORMULAS[loss], [x.detach().double().requires_grad_() for x in inputs])()
+
+
+def repeated(exact: Sequence[Tensor], pick: Tensor) -> list[Tensor]:
+    """The answer of ``clip`` on points ``pick``, each as often as any other, from that on the points themselves.
+
+    Every sum of exponentials grows by the factor of repetition, which leaves the softmax of a point as it was.
+    """
+    value, *gradients = exact
+    times = len(pick) / len(gradients[0])
+    return [value + math.log(times), *(gradient[pick] / times for gradient in gradients)]
+
+
+def log_sum_exp(a: Tensor, b: Tensor, scale: float, skip_self: bool) -> Tensor:
+    """``log sum_j exp(scale <a_i, b_j>)``, over all ``j`` or all but ``i``."""
+    found: Tensor = _LogSumExp.apply(a, b, scale, skip_self)
+    return found
+
+
+class _LogSumExp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, scale: float, skip_self: bool) -> Tensor:
+        found = torch.cat([logits.logsumexp(1) for _, logits in _blocks(a, b, scale, skip_self)])
+        ctx.save_for_backward(a, b, found)
+        ctx.options = scale, skip_self
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, d_found: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        a, b, found = ctx.saved_tensors
+        scale, skip_self = ctx.options
+        d_a, d_b = [], torch.zeros_like(b)
+        for rows, logits in _blocks(a, b, scale, skip_self):
+            weight = logits.sub_(found[rows, None]).exp_().mul_(scale * d_found[rows, None])
+            d_a.append(weight @ b)
+            d_b.addmm_(weight.T, a[rows])
+        return torch.cat(d_a), d_b, None, None
+
+
+def _blocks(a: Tensor, b: Tensor, scale: float, skip_self: bool) -> Iterator[tuple[slice, Tensor]]:
+    height = max(1, BLOCK_ENTRIES // len(b))
+    for start in range(0, len(a), height):
+        rows = slice(start, start + height)
+        logits = (scale * a[rows]) @ b.T
+        if skip_self:
+            logits.diagonal(start).fill_(-torch.inf)
+        yield rows, logits

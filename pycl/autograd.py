@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only gradient rules of the library: one ``autograd.Function`` for each differentiable operator."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from .ops import STATS, Needs, Problem
+
+_INPUTS = len(Problem._fields)
+
+
+def _save(ctx: Any, problem: Problem, *more: Tensor) -> None:
+    tensors = [value if isinstance(value, Tensor) else None for value in problem]
+    ctx.save_for_backward(*tensors, *more)
+    ctx.settings = tuple(None if isinstance(value, Tensor) else value for value in problem)
+
+
+def _restore(ctx: Any) -> tuple[Problem, tuple[Tensor, ...]]:
+    saved = ctx.saved_tensors
+    values = (setting if tensor is None else tensor for tensor, setting in zip(saved, ctx.settings, strict=False))
+    return Problem(*values), saved[_INPUTS:]
+
+
+def _needs(ctx: Any) -> Needs:
+    needed = dict(zip(Problem._fields, ctx.needs_input_grad, strict=False))
+    return Needs(
+        rows=needed["rows"] or needed["logit_scale"], cols=needed["cols"], bias=needed["row_bias"] or needed["col_bias"]
+    )
+
+
+class _Final(torch.autograd.Function):
+    """Hands a gradient on and ties it to what it came from, so that asking for its derivative raises."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, source: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise RuntimeError(
+            "pycl's losses can be differentiated once: their backward recomputes the logits and has no derivative of "
+            "its own. For second derivatives use a dense formula in plain torch."
+        )
+
+
+def _gradients(ctx: Any, problem: Problem, found: tuple[Tensor, ...], rest: int) -> tuple[Tensor | None, ...]:
+    """Map an operator's gradients onto the inputs of the Function, ``None`` where none is needed."""
+    by_name = dict(zip(("rows", "cols", "logit_scale", "row_bias", "col_bias"), found, strict=True))
+    gradients: list[Tensor | None] = []
+    for name, needed in zip(Problem._fields, ctx.needs_input_grad, strict=False):
+        gradient = by_name[name] if needed else None
+        if gradient is not None and name == "logit_scale" and problem.logit_scale.dim() == 0:
+            gradient = gradient.sum()
+        if gradient is not None and torch.is_grad_enabled():  # create_graph=True
+            gradient = _Final.apply(gradient, problem.rows)
+        gradients.append(gradient)
+    return (*gradients, *([None] * rest))
+
+
+class StatsFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+        *_, both_sides, backend = args
+        row_stats, col_stats = torch.ops.pycl.pair_stats(*args)
+        _save(ctx, Problem(*args[:_INPUTS]), row_stats, col_stats)
+        ctx.backend = backend
+        ctx.set_materialize_grads(False)
+        sides = (row_stats, col_stats) if both_sides else (row_stats,)
+        stats = [row for side in sides for row in side[:STATS].unbind()]
+        ctx.mark_non_differentiable(*stats[STATS - 1 :: STATS])  # the counts
+        return tuple(stats)
+
+    @staticmethod
+    def backward(ctx: Any, *d_stats: Tensor | None) -> tuple[Tensor | None, ...]:
+        problem, stats = _restore(ctx)
+        d_sides = [None if d is None else d.contiguous() for d in d_stats]
+        d_rows, d_cols = d_sides[: STATS - 1], d_sides[STATS : 2 * STATS - 1] or [None] * (STATS - 1)
+        found = torch.ops.pycl.pair_stats_backward(*problem, *stats, d_rows, d_cols, _needs(ctx), ctx.backend)
+        return _gradients(ctx, problem, found, rest=2)
+
+
+class SumFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        _save(ctx, Problem(*args[:_INPUTS]))
+        ctx.backend = args[-1]
+        return cast("Tensor", torch.ops.pycl.pair_sum(*args))
+
+    @staticmethod
+    def backward(ctx: Any, d_sum: Tensor) -> tuple[Tensor | None, ...]:
+        problem, _ = _restore(ctx)
+        found = torch.ops.pycl.pair_sum_backward(*problem, d_sum.contiguous(), _needs(ctx), ctx.backend)
+        return _gradients(ctx, problem, found, rest=1)
+
+
+class LogitsFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        _save(ctx, Problem(*args[:_INPUTS]))
+        ctx.backend = args[-1]
+        return cast("Tensor", torch.ops.pycl.pair_logits(*args))
+
+    @staticmethod
+    def backward(ctx: Any, d_logits: Tensor) -> tuple[Tensor | None, ...]:
+        problem, _ = _restore(ctx)
+        found = torch.ops.pycl.pair_logits_backward(*problem, d_logits, _needs(ctx), ctx.backend)
+        return _gradients(ctx, problem, found, rest=1)

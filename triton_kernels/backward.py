@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradients on the host's side: which of the two backward sweeps runs, in what portions, and what it needs."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ..ops import Gradients, Needs, Problem, empty_gradients
+from . import gradient, operands, tiles
+from .launch import INTERPRETED, launch
+from .sides import Side, Sides, architecture, multiprocessors, plan, portion, sides_of, split, tile_for
+from .tiles import Tile
+from .weights import Slopes, shrinkage
+
+PARTIAL_GRADIENTS = 64 << 20  # bytes of float32 gradients that wait for their cast,
+STRIP = 64 << 20  # of weights that wait for their product
+MOST_RUNS = 16  # programs that share the columns of one block of rows
+NOTHING = Slopes(None, None, None, None)
+
+
+class _Sweep(NamedTuple):
+    """What one direction of the backward knows: rows get gradients, columns stream."""
+
+    sides: Sides
+    row_slopes: Slopes
+    col_slopes: Slopes
+    rule: Any
+    sets: tuple[int, int]
+    shrink: Tensor | None
+    normalize: bool
+
+    def exchanged(self) -> _Sweep:
+        return self._replace(sides=self.sides.exchanged(), row_slopes=self.col_slopes, col_slopes=self.row_slopes)
+
+
+def gradients(problem: Problem, row_slopes: Slopes, col_slopes: Slopes, rule: Any, needs: Needs) -> Gradients:
+    """All gradients that are needed; in a symmetric problem both slopes are the same."""
+    sides, symmetric = sides_of(problem), problem.cols is None
+    out = empty_gradients(problem, needs)
+    sets = problem.denominator, problem.positives
+    shrink = _shrink(sides, row_slopes, col_slopes)
+    sweep = _Sweep(sides, row_slopes, col_slopes, rule, sets, shrink, problem.normalize)
+    operand = sides.x.operand
+    tile = tiles.pick("own", architecture(operand.device), operand.itemsize, operand.shape[1])
+    if tile is None or sides.x.values is not operand:
+        _by_strips(sweep, symmetric, needs, out)
+    else:
+        _of_rows(sweep, tile, out.rows, out.logit_scale, out.row_bias)
+        if not symmetric:
+            _of_rows(sweep.exchanged(), tile, out.cols, out.cols.new_empty(0), out.col_bias)
+    if symmetric:
+        out.logit_scale.mul_(0.5)  # both roles of a pair were counted, in both of its places
+    return out
+
+
+def _shrink(sides: Sides, row_slopes: Slopes, col_slopes: Slopes) -> Tensor | None:
+    """What weights are multiplied by to have the best of float16's range; ``None`` for dtypes that have no need."""
+    if sides.x.operand.dtype != torch.float16:
+        return None
+    shrink = sides.x.reach.new_empty(1)
+    slopes = row_slopes, col_slopes
+    launch(shrinkage, (1,), *slopes, sides.x.points.factor, shrink, sides.x.n, sides.y.n, CHUNK=4096, num_warps=8)
+    return shrink
+
+
+def _of_rows(sweep: _Sweep, tile: Tile, d_z: Tensor, *d_vectors: Tensor) -> None:
+    """Gradients of the rows, their scales and their biases; those that are empty were not asked for."""
+    if not any(t.numel() for t in (d_z, *d_vectors)):
+        return
+    x, y, logit_scale, offset = sweep.sides
+    d, n_blocks = x.z.shape[1], triton.cdiv(y.n, tile.cols)
+    rows = min(portion(PARTIAL_GRADIENTS, 4 * d * tile.rows, tile), x.n)
+    slots = tile.resident * multiprocessors(x.z.device)
+    run = triton.cdiv(n_blocks, min(split(triton.cdiv(rows, tile.rows), slots, MOST_RUNS), n_blocks))
+    runs = triton.cdiv(n_blocks, run)
+    for first in range(0, x.n, rows):
+        here = min(rows, x.n - first)
+        parts = x.reach.new_empty(runs, here, d)
+        vector_parts = [x.reach.new_empty(runs, here) if v.numel() else None for v in d_vectors]
+        launch(
+            gradient.own_gradient,
+            (triton.cdiv(here, tile.rows), runs),
+            *sweep.sides.descriptors(tile),
+            *(x.points, y.points, logit_scale, sweep.row_slopes, sweep.col_slopes),
+            *(*plan(sweep.sides, tile, sweep.sets, first, here), sweep.shrink, parts, *vector_parts),
+            *(x.n, y.n, d, first, here, run, offset, *sweep.sets),
+            RULE=sweep.rule,
+            STAGES=tile.stages,
+            **tile.options(),
+        )
+        if d_z.numel():
+            _finish(parts, x, logit_scale, x.points.factor, sweep, d_z, first)
+        for vector, of_vector in zip(d_vectors, vector_parts, strict=True):
+            if of_vector is not None:
+                torch.sum(of_vector, 0, out=vector[first : first + here])
+
+
+def _finish(
+    parts: Tensor, side: Side, logit_scale: Tensor | None, factor: Tensor | None, sweep: _Sweep, out: Tensor, first: int
+) -> None:
+    """Sums of weighted embeddings [parts, rows, d] into the gradient of ``side.z`` from row ``first`` on."""
+    n_parts, here, d = parts.shape
+    launch(
+        operands.finish,
+        (triton.cdiv(here, 16),),
+        *(parts, parts.stride(0), n_parts, side.z, *side.z.stride(), logit_scale, factor, sweep.shrink),
+        *(out, first, here, side.n, d),
+        NORMALIZE=sweep.normalize,
+        ROWS=16,
+        BLOCK=min(triton.next_power_of_2(d), 256),
+        num_warps=4,
+    )
+
+
+def _by_strips(sweep: _Sweep, symmetric: bool, needs: Needs, out: Gradients) -> None:
+    """All gradients, a strip of weights at a time; the products with it are the library's."""
+    x, y, logit_scale, offset = sweep.sides
+    tile = tile_for("store", sweep.sides)
+    proven = plan(sweep.sides, tile, sweep.sets, rows=tile.rows).proven
+    dtype, width = x.values.dtype, triton.cdiv(y.n, 8) * 8
+    rows = min(portion(STRIP, width * dtype.itemsize * tile.rows, tile), x.n)
+    weights = torch.empty(rows, width, dtype=dtype, device=x.z.device)[:, : y.n]
+    new, n_blocks = x.reach.new_empty, triton.cdiv(y.n, tile.cols)
+    of_cols = new(1, y.n, x.z.shape[1]) if needs.cols and not symmetric else None
+    out.col_bias.zero_()
+    for first in range(0, x.n, rows):
+        here = min(rows, x.n - first)
+        blocks = triton.cdiv(here, tile.rows)
+        d_scale = new(n_blocks, here) if needs.rows else None
+        d_row_bias = new(n_blocks, here) if needs.bias else None
+        d_col_bias = new(blocks, y.n) if needs.bias and not symmetric else None
+        launch(
+            gradient.store_tiles,
+            (blocks * n_blocks,),
+            *sweep.sides.descriptors(tile),
+            *(x.points, y.points, logit_scale, sweep.row_slopes, sweep.col_slopes, proven, sweep.shrink),
+            *(weights, weights.stride(0), d_scale, d_row_bias, d_col_bias),
+            *(x.n, y.n, x.operand.shape[1], first, here, offset, *sweep.sets),
+            RULE=sweep.rule,
+            RESIDENT=tile.holds(x.operand.shape[1]),
+            TALL=8,
+            **tile.options(),
+        )
+        w = weights[:here]
+        if needs.rows:
+            _finish(_product(w, y.values)[None], x, logit_scale, None, sweep, out.rows, first)
+        if of_cols is not None:
+            _product(w.T, x.values[first : first + here], into=of_cols[0], add=first > 0)
+        for vector, parts in ((out.logit_scale, d_scale), (out.row_bias, d_row_bias)):
+            if parts is not None:
+                torch.sum(parts, 0, out=vector[first : first + here])
+        if d_col_bias is not None:
+            out.col_bias.add_(d_col_bias.sum(0))
+    if of_cols is not None:
+        _finish(of_cols, y, logit_scale, None, sweep, out.cols, 0)
+
+
+def _product(a: Tensor, b: Tensor, into: Tensor | None = None, add: bool = False) -> Tensor:
+    """a b in float32, or added to what ``into`` holds."""
+    into = torch.empty(a.shape[0], b.shape[1], device=a.device) if into is None else into
+    with torch.autocast("cpu" if INTERPRETED else "cuda", enabled=False):  # dtypes were chosen where inputs were made
+        if a.dtype == torch.float32 or INTERPRETED:  # no product of halves with a float32 result on the CPU
+            return torch.addmm(into, a.float(), b.float(), beta=int(add), out=into)
+        return torch.addmm(into, a, b, out_dtype=torch.float32, beta=int(add), out=into)

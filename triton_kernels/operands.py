@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Embeddings as the tiles read them, and gradients as the caller wants them.
+
+``prepare`` reads every embedding once: it normalises, casts or splits it, and notes what decides about whole tiles
+(the range of the labels, how large a logit can get). ``finish`` is its transpose: it takes the gradient of what the
+tiles multiplied back to the gradient of what was given.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+GROUP = tl.constexpr(32)  # points whose labels share one range; every tile is a multiple of it
+NORM_EPS = tl.constexpr(1e-12)  # as torch.nn.functional.normalize
+TINY = tl.constexpr(1.1754943508222875e-38)
+INFINITY = tl.constexpr(float("inf"))
+LOWEST, HIGHEST = tl.constexpr(-(2**63)), tl.constexpr(2**63 - 1)
+HALF_MAX = tl.constexpr(65504.0)
+
+
+@triton.jit
+def load_rows(z, i, k, stride_n, stride_d, n, d):
+    at = i.to(tl.int64)[:, None] * stride_n + k.to(tl.int64)[None, :] * stride_d
+    return tl.load(z + at, mask=(i < n)[:, None] & (k < d)[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def norms(z, i, stride_n, stride_d, n, d, BLOCK: tl.constexpr):
+    """The largest entry of each row (at least TINY), and the norm in units of it: squares would leave the range."""
+    peak = tl.zeros(i.shape, tl.float32)
+    for k0 in range(0, d, BLOCK):
+        x = load_rows(z, i, k0 + tl.arange(0, BLOCK), stride_n, stride_d, n, d)
+        peak = tl.maximum(peak, tl.max(tl.abs(x), 1))
+    peak = tl.where(peak < TINY, TINY, peak)
+    square = tl.zeros(i.shape, tl.float32)
+    for k0 in range(0, d, BLOCK):
+        x = load_rows(z, i, k0 + tl.arange(0, BLOCK), stride_n, stride_d, n, d) / peak[:, None]
+        square += tl.sum(x * x, 1)
+    return peak, tl.sqrt(square)
+
+
+@triton.jit
+def is_short(peak, relative):
+    """Rows whose norm counts as NORM_EPS, a constant; not those with a NaN, which a maximum would hide."""
+    return relative * peak < NORM_EPS
+
+
+@triton.jit(do_not_specialize=["n", "d", "groups"])
+def prepare(
+    z, stride_n, stride_d, ids, views, factor, bias,
+    operand, operand_stride, values, values_stride, ranges, reach,
+    n, d, groups,
+    NORMALIZE: tl.constexpr, PLANES: tl.constexpr, LEFT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One group of points.
+
+    ``operand`` [n, d] gets the embedding in its own dtype; with PLANES = 3 it is [n, 3 d] and one long product of a
+    left (high, high, low) and a right (high, low, high) operand is the three-product form of a float32 product.
+    ``ranges`` [4, groups] gets the smallest and largest id and view, ``reach`` [2, groups] the largest
+    norm times factor and the largest bias.
+    """
+    group = tl.program_id(0)
+    i = group * GROUP + tl.arange(0, GROUP)
+    inside = i < n
+    peak, relative = norms(z, i, stride_n, stride_d, n, d, BLOCK)
+    to_unit = tl.where(is_short(peak, relative), peak / NORM_EPS, 1 / relative)
+    if operand is not None or values is not None:
+        for k0 in range(0, d, BLOCK):
+            k = k0 + tl.arange(0, BLOCK)
+            x = load_rows(z, i, k, stride_n, stride_d, n, d)
+            if NORMALIZE:
+                x = x / peak[:, None] * to_unit[:, None]
+            here = inside[:, None] & (k < d)[None, :]
+            if values is not None:
+                tl.store(values + i.to(tl.int64)[:, None] * values_stride + k[None, :], x, mask=here)
+            if operand is not None:
+                at = operand + i.to(tl.int64)[:, None] * operand_stride + k[None, :]
+                high = x.to(operand.dtype.element_ty)
+                tl.store(at, high, mask=here)
+                if PLANES == 3:
+                    low = (x - high.to(tl.float32)).to(operand.dtype.element_ty)
+                    tl.store(at + d, high if LEFT else low, mask=here)
+                    tl.store(at + 2 * d, low if LEFT else high, mask=here)
+
+    length = relative * (to_unit * 1.02 if NORMALIZE else peak)  # the cast may lengthen a unit vector
+    if factor is not None:
+        length *= tl.abs(tl.load(factor + i, mask=inside, other=0.0))
+    shift = tl.zeros(i.shape, tl.float32)
+    if bias is not None:
+        shift = tl.abs(tl.load(bias + i, mask=inside, other=0.0))
+    # a maximum passes over NaN, a bound must not
+    tl.store(reach + group, tl.max(tl.where(length == length, length, INFINITY), 0))
+    tl.store(reach + groups + group, tl.max(tl.where(shift == shift, shift, INFINITY), 0))
+    ids = tl.load(ids + i, mask=inside, other=0)
+    views = tl.load(views + i, mask=inside, other=0)
+    tl.store(ranges + group, tl.min(tl.where(inside, ids, HIGHEST), 0))
+    tl.store(ranges + groups + group, tl.max(tl.where(inside, ids, LOWEST), 0))
+    tl.store(ranges + 2 * groups + group, tl.min(tl.where(inside, views, HIGHEST), 0))
+    tl.store(ranges + 3 * groups + group, tl.max(tl.where(inside, views, LOWEST), 0))
+
+
+@triton.jit(do_not_specialize=["first", "count", "n", "d", "n_parts"])
+def finish(
+    parts, part_stride, n_parts, z, stride_n, stride_d, logit_scale, factor, shrink, out, first, count, n, d,
+    NORMALIZE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """``out`` rows [first, first + count): the sum of the parts, times the scales, through the normalisation, cast."""
+    local = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = local < count
+    i = tl.where(inside, first + local, n)  # n: outside of z
+    scale = tl.full((ROWS,), 1.0, tl.float32)
+    if logit_scale is not None:
+        scale *= tl.load(logit_scale)
+    if factor is not None:
+        scale *= tl.load(factor + i, mask=i < n, other=0.0)
+    if shrink is not None:
+        scale /= tl.load(shrink)
+    along = tl.zeros((ROWS,), tl.float32)
+    peak, to_unit, inverse_norm, short = scale, scale, scale, inside
+    if NORMALIZE:
+        peak, relative = norms(z, i, stride_n, stride_d, n, d, BLOCK)
+        short = is_short(peak, relative)
+        to_unit = tl.where(short, peak / NORM_EPS, 1 / relative)
+        inverse_norm = tl.where(short, 1 / NORM_EPS, 1 / relative / peak)
+        for k0 in range(0, d, BLOCK):
+            k = k0 + tl.arange(0, BLOCK)
+            g = _sum_of_parts(parts, part_stride, n_parts, local, k, count, d) * scale[:, None]
+            x = load_rows(z, i, k, stride_n, stride_d, n, d) / peak[:, None] * to_unit[:, None]
+            along += tl.sum(g * x, 1)
+        along = tl.where(short, 0.0, along)
+    for k0 in range(0, d, BLOCK):
+        k = k0 + tl.arange(0, BLOCK)
+        g = _sum_of_parts(parts, part_stride, n_parts, local, k, count, d) * scale[:, None]
+        if NORMALIZE:
+            x = load_rows(z, i, k, stride_n, stride_d, n, d) / peak[:, None] * to_unit[:, None]
+            g = (g - x * along[:, None]) * inverse_norm[:, None]
+            if out.dtype.element_ty == tl.float16:  # 1 / NORM_EPS is beyond float16
+                g = tl.where(short[:, None], tl.minimum(tl.maximum(g, -HALF_MAX), HALF_MAX), g)
+        at = out + i.to(tl.int64)[:, None] * d + k[None, :]
+        tl.store(at, g.to(out.dtype.element_ty), mask=inside[:, None] & (k < d)[None, :])
+
+
+@triton.jit
+def _sum_of_parts(parts, part_stride, n_parts, local, k, count, d):
+    at = parts + local.to(tl.int64)[:, None] * d + k[None, :]
+    here = (local < count)[:, None] & (k < d)[None, :]
+    total = tl.load(at, mask=here, other=0.0)
+    for part in range(1, n_parts):
+        total += tl.load(at + part * part_stride.to(tl.int64), mask=here, other=0.0)
+    return total

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The forward sweep: every tile of logits is reduced to sums over its rows and over its columns.
+
+A program owns one block of rows and a run of column blocks. Sums over rows stay in registers; sums over columns go
+out, one for each block of rows, and ``merge`` adds them up in a fixed order: one writer for each number, no atomics.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .operands import GROUP
+from .pairs import classes, is_plain, kind_of_tile, nth_piece, ranges_of, ranges_of_block, runs_of
+from .tile import (
+    LN2,
+    LOG2E,
+    LOGISTIC,
+    MINUS_INFINITY,
+    load_kept,
+    load_unit,
+    product,
+    softplus,
+    to_logits,
+)
+
+# A log-sum-exp on its way is (shift, sum of 2^(l - shift)). A point's state: that of the denominator set, that of the
+# positive set, the sum of its positive logits, their number.
+STATE = tl.constexpr(6)
+
+
+@triton.jit
+def _finite(shift):
+    return tl.where(shift == MINUS_INFINITY, 0.0, shift)
+
+
+@triton.jit
+def _add_tile(shift, total, l, PROVEN: tl.constexpr):
+    """The rows' (shift, total) with a tile of logits, and (shift, total) of its columns.
+
+    PROVEN to be small, logits need no shift and one exponential serves the row and the column.
+    """
+    if PROVEN:
+        e = tl.exp2(l)
+        of_cols = tl.sum(e, 0)
+        return shift, total + tl.sum(e, 1), tl.zeros_like(of_cols), of_cols
+    new = tl.maximum(shift, tl.max(l, 1))
+    kept = _finite(new)
+    total = total * tl.exp2(shift - kept) + tl.sum(tl.exp2(l - kept[:, None]), 1)
+    col_shift = tl.max(l, 0)
+    return new, total, col_shift, tl.sum(tl.exp2(l - _finite(col_shift)[None, :]), 0)
+
+
+@triton.jit
+def _add_parts(shift, total, shifts, totals):
+    """(shift, total) with [parts, B] others."""
+    new = tl.maximum(shift, tl.max(shifts, 0))
+    kept = _finite(new)
+    others = tl.sum(totals * tl.exp2(shifts - kept[None, :]), 0)
+    return new, total * tl.exp2(shift - kept) + others
+
+
+@triton.jit
+def _sweep(
+    state, x, y, kept, rows, cols, unit, at, begin, end, row_block, den_parts, pos_parts,
+    m, n, d, offset, negatives, positives,
+    RULE: tl.constexpr, SYMMETRIC: tl.constexpr, PROVEN: tl.constexpr, MIXED: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RESIDENT: tl.constexpr,
+    STAGES: tl.constexpr, PIECES: tl.constexpr,
+):  # fmt: skip
+    """The state of a block of rows with the visits [begin, end): straight code, as the compiler's pipeline wants it."""
+    shift, total, pos_shift, pos_total, pos_sum, pos_count = state
+    r0 = row_block * BM
+    i = r0 + tl.arange(0, BM)
+    piece = nth_piece(at, begin * PIECES, end, PIECES, MIXED)
+    for t in tl.range(begin * PIECES, end * PIECES, num_stages=STAGES - 1 if MIXED else STAGES):
+        upcoming = nth_piece(at, t + 1, end, PIECES, MIXED)  # a step ahead: the copy of a block waits for its number
+        c0 = piece * BN
+        j = c0 + tl.arange(0, BN)
+        products, _ = product(x, y, kept, r0, c0, d, BM, BN, BK, RESIDENT)
+        l = to_logits(products, unit, rows, cols, i, j, m, n, LOG2E)
+        if RULE == LOGISTIC:
+            losses = softplus(l)
+            if MIXED:
+                found = classes(rows, cols, i, j, m, n, offset)
+                losses = tl.where((found & negatives) != 0, losses, 0.0)
+                losses += tl.where((found & positives) != 0, softplus(-l), 0.0)
+            total += tl.sum(losses, 1)
+        else:
+            out = tl.program_id(0).to(tl.int64) * n + j
+            write = j < n
+            if SYMMETRIC:  # both triangles of the square on the diagonal are in its rows
+                write &= j >= r0 + BM
+            if MIXED:
+                found = classes(rows, cols, i, j, m, n, offset)
+                chosen = (found & positives) != 0
+                pos_shift, pos_total, of_shift, of_total = _add_tile(
+                    pos_shift, pos_total, tl.where(chosen, l, MINUS_INFINITY), PROVEN
+                )
+                p = tl.where(chosen, l, 0.0)
+                pos_sum += tl.sum(p, 1)
+                pos_count += tl.sum(chosen.to(tl.float32), 1)
+                if pos_parts is not None:
+                    part = tl.program_id(0).to(tl.int64) * 3 * n + out
+                    tl.store(pos_parts + part, of_shift, mask=write)
+                    tl.store(pos_parts + part + n, of_total, mask=write)
+                    tl.store(pos_parts + part + 2 * n, tl.sum(p, 0), mask=write)
+                    tl.store(pos_parts + part + 3 * n, tl.sum(chosen.to(tl.float32), 0), mask=write)
+                l = tl.where((found & negatives) != 0, l, MINUS_INFINITY)
+            shift, total, of_shift, of_total = _add_tile(shift, total, l, PROVEN)
+            if den_parts is not None:
+                part = tl.program_id(0).to(tl.int64) * n + out
+                tl.store(den_parts + part, of_shift, mask=write)
+                tl.store(den_parts + part + n, of_total, mask=write)
+        piece = upcoming
+    return shift, total, pos_shift, pos_total, pos_sum, pos_count
+
+
+@triton.jit
+def _visit(
+    state, x, y, y_piece, kept, rows, cols, unit, run, row_block, den_parts, pos_parts,
+    m, n, d, offset, negatives, positives,
+    RULE: tl.constexpr, SYMMETRIC: tl.constexpr, PROVEN: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr, RESIDENT: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    plain, mixed, begin, middle, end = run
+    state = _sweep(
+        state, x, y, kept, rows, cols, unit, plain, begin, middle, row_block, den_parts, pos_parts,
+        m, n, d, offset, negatives, positives, RULE, SYMMETRIC, PROVEN, False, BM, BN, BK, RESIDENT, STAGES, 1,
+    )  # fmt: skip
+    return _sweep(
+        state, x, y_piece, kept, rows, cols, unit, mixed, middle, end, row_block, den_parts, pos_parts,
+        m, n, d, offset, negatives, positives, RULE, SYMMETRIC, PROVEN, True, BM, BP, BK, RESIDENT, STAGES,
+        BN // BP,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["m", "n", "d", "first_row", "rows_here", "run", "offset", "negatives", "positives"])
+def reduce_tiles(
+    x, y, y_piece, rows, cols, logit_scale, visits, counts, proven, row_parts, den_parts, pos_parts,
+    m, n, d, first_row, rows_here, run, offset, negatives, positives,
+    RULE: tl.constexpr, SYMMETRIC: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr, RESIDENT: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """Row blocks from ``first_row`` on (axis 0) against runs of ``run`` of the column blocks they visit (axis 1).
+
+    ``row_parts`` [runs, STATE, rows_here], with LOGISTIC [runs, rows_here]. ``den_parts`` [row blocks, 2, n] and
+    ``pos_parts`` [row blocks, 4, n] get those of the tiles visited and of the mixed ones; None where columns have no
+    statistics. The logits of ``negatives`` are those of the denominator, or those that should be small.
+    """
+    r0 = first_row + tl.program_id(0) * BM
+    row_block = r0 // BM
+    run_here = runs_of(visits, counts, n, run, BN)
+    unit = load_unit(logit_scale, LOG2E)
+    kept = load_kept(x, r0, RESIDENT)
+    zero, none = tl.zeros((BM,), tl.float32), tl.full((BM,), MINUS_INFINITY, tl.float32)
+
+    is_proven = True if RULE == LOGISTIC else tl.load(proven) != 0
+    if is_proven:
+        state = _visit(
+            (zero, zero, zero, zero, zero, zero), x, y, y_piece, kept, rows, cols, unit, run_here, row_block,
+            den_parts, pos_parts, m, n, d, offset, negatives, positives,
+            RULE, SYMMETRIC, True, BM, BN, BP, BK, RESIDENT, STAGES,
+        )  # fmt: skip
+    else:
+        state = _visit(
+            (none, zero, none, zero, zero, zero), x, y, y_piece, kept, rows, cols, unit, run_here, row_block,
+            den_parts, pos_parts, m, n, d, offset, negatives, positives,
+            RULE, SYMMETRIC, False, BM, BN, BP, BK, RESIDENT, STAGES,
+        )  # fmt: skip
+
+    local = tl.program_id(0) * BM + tl.arange(0, BM)
+    fields = 1 if RULE == LOGISTIC else STATE
+    at = row_parts + (tl.program_id(1).to(tl.int64) * fields) * rows_here + local
+    inside = local < rows_here
+    if RULE == LOGISTIC:
+        tl.store(at, state[1], mask=inside)
+    else:
+        for field in tl.static_range(STATE):
+            tl.store(at + field * rows_here, state[field], mask=inside)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "m", "n", "start", "fresh", "final", "first_row", "rows_here", "runs", "offset", "negatives", "positives"
+    ]
+)  # fmt: skip
+def merge(
+    stats, rows, cols, row_parts, den_parts, pos_parts,
+    m, n, start, fresh, final, first_row, rows_here, runs, offset, negatives, positives,
+    SYMMETRIC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Add the parts of a sweep over the rows [first_row, first_row + rows_here) to ``stats`` [STATE, n] from ``start``.
+
+    One block of BN points a program. ``fresh``: nothing was added yet. Points before ``final`` have got everything:
+    their state becomes (lse, pos_lse, pos_sum, pos_count) in nats, then both log-sum-exps in units of log 2.
+    ``row_parts`` are of the points themselves; ``den_parts`` and ``pos_parts`` of the points as columns.
+    """
+    block = start // BN + tl.program_id(0)
+    j = block * BN + tl.arange(0, BN)
+    known = j < tl.where(fresh != 0, 0, n)
+    at = stats + j
+    shift = tl.load(at, mask=known, other=MINUS_INFINITY)
+    total = tl.load(at + n, mask=known, other=0.0)
+    pos_shift = tl.load(at + 2 * n, mask=known, other=MINUS_INFINITY)
+    pos_total = tl.load(at + 3 * n, mask=known, other=0.0)
+    pos_sum = tl.load(at + 4 * n, mask=known, other=0.0)
+    pos_count = tl.load(at + 5 * n, mask=known, other=0.0)
+
+    if row_parts is not None:
+        local = j - first_row
+        own = (local >= 0) & (local < rows_here)
+        for part in range(0, runs, PARTS):
+            p = part + tl.arange(0, PARTS)
+            here = (p < runs)[:, None] & own[None, :]
+            of = row_parts + p.to(tl.int64)[:, None] * STATE * rows_here + local[None, :]
+            shifts, totals = _load_pair(of, rows_here, here)
+            shift, total = _add_parts(shift, total, shifts, totals)
+            shifts, totals = _load_pair(of + 2 * rows_here, rows_here, here)
+            pos_shift, pos_total = _add_parts(pos_shift, pos_total, shifts, totals)
+            pos_sum += tl.sum(tl.load(of + 4 * rows_here, mask=here, other=0.0), 0)
+            pos_count += tl.sum(tl.load(of + 5 * rows_here, mask=here, other=0.0), 0)
+    if den_parts is not None:
+        col_range = ranges_of_block(cols, block, n, BN)
+        n_parts = tl.cdiv(rows_here, BM)
+        for part in range(0, n_parts, PARTS):
+            p = part + tl.arange(0, PARTS)
+            row_block = first_row // BM + p
+            group = row_block[:, None] * (BM // GROUP) + tl.arange(0, BM // GROUP)[None, :]
+            row_range = ranges_of(rows, group, tl.cdiv(m, GROUP))
+            kind = kind_of_tile(row_range, col_range, row_block * BM, block * BN, offset, BM, BN)
+            visited = ((kind & (negatives | positives)) != 0) & (p < n_parts)
+            if SYMMETRIC:
+                visited &= row_block * BM + BM <= block * BN
+            here = visited[:, None] & (j < n)[None, :]
+            shifts, totals = _load_pair(den_parts + p.to(tl.int64)[:, None] * 2 * n + j[None, :], n, here)
+            shift, total = _add_parts(shift, total, shifts, totals)
+            mixed = visited & (is_plain(kind, row_block * BM, block * BN, m, n, negatives, positives, BM, BN) == 0)
+            if tl.max(mixed.to(tl.int32), 0) != 0:
+                here = mixed[:, None] & (j < n)[None, :]
+                of = pos_parts + p.to(tl.int64)[:, None] * 4 * n + j[None, :]
+                shifts, totals = _load_pair(of, n, here)
+                pos_shift, pos_total = _add_parts(pos_shift, pos_total, shifts, totals)
+                pos_sum += tl.sum(tl.load(of + 2 * n, mask=here, other=0.0), 0)
+                pos_count += tl.sum(tl.load(of + 3 * n, mask=here, other=0.0), 0)
+
+    done = j < final
+    lse, pos_lse = shift + tl.log2(total), pos_shift + tl.log2(pos_total)
+    tl.store(at, tl.where(done, lse * LN2, shift), mask=j < n)
+    tl.store(at + n, tl.where(done, pos_lse * LN2, total), mask=j < n)
+    tl.store(at + 2 * n, tl.where(done, pos_sum * LN2, pos_shift), mask=j < n)
+    tl.store(at + 3 * n, tl.where(done, pos_count, pos_total), mask=j < n)
+    tl.store(at + 4 * n, tl.where(done, lse, pos_sum), mask=j < n)
+    tl.store(at + 5 * n, tl.where(done, pos_lse, pos_count), mask=j < n)
+
+
+@triton.jit
+def _load_pair(at, step, here):
+    return tl.load(at, mask=here, other=MINUS_INFINITY), tl.load(at + step, mask=here, other=0.0)

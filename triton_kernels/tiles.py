@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tile of each kernel by architecture, element size and number of features.
+
+Provenance: chosen from what the compiler reports (``python -m pycl.triton_kernels.report``: registers, spills, shared
+memory against that of the architecture) and the model of time a tile in that report. No GPU has measured them yet.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Tile(NamedTuple):
+    rows: int
+    cols: int
+    depth: int  # features a product takes at once; a block that holds all of them stays on chip
+    warps: int
+    stages: int
+    resident: int = 1  # programs that fit on a multiprocessor together
+    piece: int = 32  # columns at once where single pairs are looked at: the labels of more do not fit in registers
+
+    def holds(self, d: int) -> bool:
+        """Whether one block has all features."""
+        return d <= self.depth
+
+    def options(self) -> dict[str, int]:
+        """As a kernel takes them."""
+        blocks = {"BM": self.rows, "BN": self.cols, "BP": self.piece, "BK": self.depth}
+        return blocks | {"num_warps": self.warps, "num_stages": self.stages}
+
+
+# (kernel, bytes an element, most features) -> tile, by the oldest architecture the column is for. The first row that
+# is large enough counts. reduce: forward. own: backward with the gradient in registers; where there is none the
+# backward goes by strips. store: a strip of weights, a matrix of logits.
+_UNBOUNDED = 1 << 30
+_HOPPER = {
+    ("reduce", 2, 64): Tile(128, 128, 64, 8, 3, 2),
+    ("reduce", 2, 128): Tile(128, 128, 128, 8, 3),
+    ("reduce", 2, 256): Tile(128, 128, 256, 8, 2),
+    ("reduce", 2, _UNBOUNDED): Tile(128, 128, 64, 8, 3, 2),
+    ("reduce", 4, _UNBOUNDED): Tile(64, 64, 16, 4, 3, 2),
+    ("own", 2, 64): Tile(128, 64, 64, 4, 3, 3),
+    ("own", 2, 128): Tile(128, 128, 128, 8, 2),
+    ("own", 2, 256): Tile(128, 64, 256, 8, 2),
+    ("store", 2, _UNBOUNDED): Tile(128, 128, 64, 8, 3, 2),
+    ("store", 4, _UNBOUNDED): Tile(64, 64, 16, 4, 3, 2),
+}
+_AMPERE = {
+    ("reduce", 2, 64): Tile(128, 64, 64, 4, 3, 2),
+    ("reduce", 2, 128): Tile(64, 64, 128, 4, 3, 2),
+    ("reduce", 2, _UNBOUNDED): Tile(128, 128, 32, 8, 3),
+    ("reduce", 4, _UNBOUNDED): Tile(64, 64, 16, 4, 3, 2),
+    ("own", 2, 64): Tile(64, 64, 64, 4, 3, 2),
+    ("own", 2, 128): Tile(64, 64, 128, 4, 2),
+    ("store", 2, _UNBOUNDED): Tile(128, 128, 32, 8, 3),
+    ("store", 4, _UNBOUNDED): Tile(64, 64, 16, 4, 3, 2),
+}
+_INTERPRETER = {  # large: its time is that of the number of operations, not of their size
+    ("reduce", 2, 32): Tile(128, 128, 32, 4, 1, piece=128),
+    ("reduce", 2, _UNBOUNDED): Tile(128, 128, 64, 4, 1, piece=128),
+    ("reduce", 4, 16): Tile(128, 128, 16, 4, 1, piece=128),
+    ("reduce", 4, _UNBOUNDED): Tile(128, 128, 64, 4, 1, piece=128),
+    ("own", 2, 64): Tile(128, 128, 64, 4, 1, piece=128),
+    ("store", 2, _UNBOUNDED): Tile(128, 128, 64, 4, 1, piece=128),
+    ("store", 4, _UNBOUNDED): Tile(128, 128, 64, 4, 1, piece=128),
+}
+TABLES = {0: _INTERPRETER, 80: _AMPERE, 90: _HOPPER}
+
+
+def pick(kernel: str, arch: int, itemsize: int, d: int) -> Tile | None:
+    """The tile for operands of ``itemsize`` bytes with d features on sm_``arch`` (0: the interpreter)."""
+    table = TABLES[max(known for known in TABLES if known <= arch)]
+    for (name, size, most), tile in table.items():
+        if name == kernel and size == itemsize and d <= most:
+            return tile
+    return None
