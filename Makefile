@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 	$(BIN)/python examples/multiview.py $(DEMO_ARGS)
 
 test: $(VENV)/installed
-	PYCL_TEST_REQUIRE=cpu $(BIN)/python -m pytest $(TEST_ARGS)
+	PYCL_TEST_REQUIRE=cpu,triton $(BIN)/python -m pytest $(TEST_ARGS)
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pycl.bench $(BENCH_ARGS)

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import interpreter
 import pytest
 import torch
@@ -10,7 +13,10 @@ from hypothesis import settings
 
 interpreter.use()
 
-from pycl.backends import installed  # noqa: E402
+from pycl.backends import installed, why_not  # noqa: E402
+
+DEVICE = os.environ.get("PYCL_TEST_DEVICE", "cpu")
+torch.set_default_device(DEVICE)
 
 settings.register_profile("pycl", derandomize=True, deadline=None, max_examples=25, database=None)
 settings.load_profile("pycl")
@@ -18,13 +24,25 @@ settings.load_profile("pycl")
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", installed("cpu"))
+        dtype = torch.float64 if metafunc.definition.get_closest_marker("float64") else torch.float32
+        metafunc.parametrize("backend", installed(DEVICE, dtype))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """No combination of a backend and a dtype it refuses; that it does is in test_triton.py."""
+    items[:] = [item for item in items if _is_served(getattr(item, "callspec", None))]
+
+
+def _is_served(call: Any) -> bool:
+    if call is None or not {"backend", "dtype"} <= call.params.keys():
+        return True
+    return why_not(call.params["backend"], DEVICE, call.params["dtype"]) is None
 
 
 @pytest.fixture(scope="session")
 def backends() -> list[str]:
-    """The backends that serve CPU tensors here, best first."""
-    return installed("cpu")
+    """The backends that serve tensors of the device under test, best first."""
+    return installed(DEVICE)
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pycl.backends import load
+
 # allowed relative error where plain torch happens to be exact: some 16 roundings (float64: sums in another order)
 FLOOR = {torch.float64: 1e-13, torch.float32: 4e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3}
+
+
+def widest(backend: str) -> torch.dtype:
+    """The dtype of most digits that a backend takes."""
+    return torch.float64 if torch.float64 in load(backend).DTYPES else torch.float32
 
 
 def assert_as_accurate(

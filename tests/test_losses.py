@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from losses import LOSSES, Loss, make_views, ref_mv_dhel
-from oracle import FLOOR, assert_as_accurate, cast, value_and_gradients
+from oracle import FLOOR, assert_as_accurate, cast, value_and_gradients, widest
 from torch import Tensor
 
 import pycl.functional as F
@@ -82,11 +82,13 @@ def test_values_and_gradients(loss: Loss, dtype: torch.dtype, size: tuple[int, i
 
 @pytest.mark.parametrize("loss", [loss for loss in LOSSES.values() if loss.reducible], ids=lambda loss: loss.name)
 def test_reductions(loss: Loss, backend: str) -> None:
-    inputs, options = loss.make(2, 9, 4), {"backend": backend}
+    dtype = widest(backend)
+    inputs, options = cast(loss.make(2, 9, 4), dtype), {"backend": backend}
     terms = loss(inputs, loss.scalars, reduction="none", **options)
     assert terms.shape in {(9,), (2, 9)}
-    torch.testing.assert_close(loss(inputs, loss.scalars, **options), terms.mean(), rtol=1e-12, atol=0)
-    torch.testing.assert_close(loss(inputs, loss.scalars, reduction="sum", **options), terms.sum(), rtol=1e-12, atol=0)
+    close = {"rtol": FLOOR[dtype], "atol": 0}
+    torch.testing.assert_close(loss(inputs, loss.scalars, **options), terms.mean(), **close)
+    torch.testing.assert_close(loss(inputs, loss.scalars, reduction="sum", **options), terms.sum(), **close)
 
 
 def collapsed(x: Tensor) -> Tensor:
@@ -168,7 +170,7 @@ def test_sets_on_which_the_official_code_overflows(
 @ROWS
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf], ids=str)
 def test_not_a_number_in_is_not_a_number_out(loss: Loss, poison: float, backend: str) -> None:
-    inputs = loss.make(2, 6, 4)
+    inputs = cast(loss.make(2, 6, 4), widest(backend))
     inputs[0].view(-1)[0] = poison
     value = loss(inputs, loss.scalars, backend=backend)
     assert not value.isfinite(), f"{loss.name} hides {poison}: {value}"
@@ -177,30 +179,32 @@ def test_not_a_number_in_is_not_a_number_out(loss: Loss, poison: float, backend:
 @ROWS
 def test_one_instance_has_no_negatives(loss: Loss, backend: str) -> None:
     """Value of the positive term alone, finite gradients."""
-    scalars = {name: torch.tensor(number).double() for name, number in loss.scalars.items()}
-    value, gradients = value_and_gradients(lambda x, s: loss(x, s, backend=backend), loss.make(2, 1, 4), scalars)
+    dtype = widest(backend)
+    scalars = {name: torch.tensor(number, dtype=dtype) for name, number in loss.scalars.items()}
+    inputs = cast(loss.make(2, 1, 4), dtype)
+    value, gradients = value_and_gradients(lambda x, s: loss(x, s, backend=backend), inputs, scalars)
     assert value.isfinite()
     assert all(g.isfinite().all() for g in gradients)
     if "nt_xent" in loss.name or "poly_view" in loss.name:
-        assert value.abs() < 1e-12
+        assert value.abs() < FLOOR[dtype]
 
 
 def test_float_and_tensor_temperature_agree(backend: str) -> None:
-    (views,) = make_views(3, 7, 5)
+    (views,) = cast(make_views(3, 7, 5), widest(backend))
     number = F.nt_xent(views, temperature=0.25, backend=backend)
     for temperature in (torch.tensor(0.25), torch.tensor([0.25]), torch.tensor(0.25, dtype=torch.float16)):
         torch.testing.assert_close(F.nt_xent(views, temperature=temperature, backend=backend), number)
 
 
 def test_views_as_tensor_list_or_tuple(backend: str) -> None:
-    (views,) = make_views(3, 7, 5)
+    (views,) = cast(make_views(3, 7, 5), widest(backend))
     wanted = F.mv_dhel(views, backend=backend)
     assert torch.equal(F.mv_dhel(list(views), backend=backend), wanted)
     assert torch.equal(F.mv_dhel(tuple(views), backend=backend), wanted)
 
 
 def test_weights_of_dclw_are_constants(backend: str) -> None:
-    (views,) = make_views(2, 7, 5)
+    (views,) = cast(make_views(2, 7, 5), widest(backend))
     views.requires_grad_()
     sigma = torch.tensor(0.5, requires_grad=True)
     loss = F.dclw(views, sigma=sigma, backend=backend)
@@ -208,7 +212,7 @@ def test_weights_of_dclw_are_constants(backend: str) -> None:
 
 
 def test_sup_con_gives_nothing_to_lonely_anchors(backend: str) -> None:
-    (views,) = make_views(2, 5, 4)
+    (views,) = cast(make_views(2, 5, 4), widest(backend))
     labels = torch.tensor([3, 3, 7, 8, 3])
     for form in ("out", "in"):
         single = views[:1].clone().requires_grad_()

@@ -17,7 +17,7 @@ from .tiles import Tile
 from .weights import Slopes, shrinkage
 
 PARTIAL_GRADIENTS = 64 << 20  # bytes of float32 gradients that wait for their cast,
-STRIP = 64 << 20  # of weights that wait for their product
+STRIP = 24 << 20  # of weights that wait for their product: with float32 sums for 32768 x 512 still below 100 MB
 MOST_RUNS = 16  # programs that share the columns of one block of rows
 NOTHING = Slopes(None, None, None, None)
 

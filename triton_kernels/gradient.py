@@ -12,6 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .operands import cast
 from .pairs import classes, is_plain, kind_of_tile, nth_piece, ranges_of_block, runs_of
 from .tile import LOG2E, LOGISTIC, LOGITS, MINUS_INFINITY, dot, load_kept, load_unit, product, to_logits
 from .weights import load_slopes, weights
@@ -46,7 +47,7 @@ def _sweep(
             of_bias += tl.sum(w, 1)
         if cols.factor is not None:
             w *= tl.load(cols.factor + j, mask=j < n, other=0.0)[None, :]
-        gradient = dot((w * shrink).to(y_block.dtype), y_block, gradient)
+        gradient = dot(cast(w * shrink, y_block.dtype), y_block, gradient)
         piece = upcoming
     return gradient, of_scale, of_bias
 
@@ -147,7 +148,7 @@ def _store_piece(
         if shrink is not None:
             w *= tl.load(shrink)
     at = out + local.to(tl.int64)[:, None] * out_stride + j[None, :]
-    tl.store(at, w.to(out.dtype.element_ty), mask=(local < rows_here)[:, None] & (j < n)[None, :])
+    tl.store(at, cast(w, out.dtype.element_ty), mask=(local < rows_here)[:, None] & (j < n)[None, :])
     return of_scale, of_bias
 
 

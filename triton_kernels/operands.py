@@ -11,12 +11,24 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .launch import EMULATED
+
 GROUP = tl.constexpr(32)  # points whose labels share one range; every tile is a multiple of it
 NORM_EPS = tl.constexpr(1e-12)  # as torch.nn.functional.normalize
 TINY = tl.constexpr(1.1754943508222875e-38)
 INFINITY = tl.constexpr(float("inf"))
 LOWEST, HIGHEST = tl.constexpr(-(2**63)), tl.constexpr(2**63 - 1)
 HALF_MAX = tl.constexpr(65504.0)
+
+
+@triton.jit
+def cast(x, dtype: tl.constexpr):
+    """x in another floating-point type, rounded to the nearest."""
+    if EMULATED and dtype == tl.bfloat16:  # the interpreter cuts digits off
+        bits = x.to(tl.int32, bitcast=True)
+        rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
+        x = tl.where(x == x, rounded, x)
+    return x.to(dtype)
 
 
 @triton.jit
@@ -76,10 +88,10 @@ def prepare(
                 tl.store(values + i.to(tl.int64)[:, None] * values_stride + k[None, :], x, mask=here)
             if operand is not None:
                 at = operand + i.to(tl.int64)[:, None] * operand_stride + k[None, :]
-                high = x.to(operand.dtype.element_ty)
+                high = cast(x, operand.dtype.element_ty)
                 tl.store(at, high, mask=here)
                 if PLANES == 3:
-                    low = (x - high.to(tl.float32)).to(operand.dtype.element_ty)
+                    low = cast(x - high.to(tl.float32), operand.dtype.element_ty)
                     tl.store(at + d, high if LEFT else low, mask=here)
                     tl.store(at + 2 * d, low if LEFT else high, mask=here)
 
@@ -138,7 +150,7 @@ def finish(
             if out.dtype.element_ty == tl.float16:  # 1 / NORM_EPS is beyond float16
                 g = tl.where(short[:, None], tl.minimum(tl.maximum(g, -HALF_MAX), HALF_MAX), g)
         at = out + i.to(tl.int64)[:, None] * d + k[None, :]
-        tl.store(at, g.to(out.dtype.element_ty), mask=inside[:, None] & (k < d)[None, :])
+        tl.store(at, cast(g, out.dtype.element_ty), mask=inside[:, None] & (k < d)[None, :])
 
 
 @triton.jit
