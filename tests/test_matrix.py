@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from oracle import FLOOR, assert_as_accurate
 from torch import Tensor
 from torch.testing import assert_close
 
-from pycl import Pairs, Points, pair_logits, pair_top, reference
+from pycl import Pairs, Points, backends, pair_logits, pair_top, reference
 from pycl.backends import why_not
 
 DTYPES = pytest.mark.parametrize("dtype", FLOOR, ids=lambda t: str(t).removeprefix("torch."))
@@ -203,11 +204,22 @@ def test_what_is_not_finite_stays_so(normalize: bool, bad: float, dtype: torch.d
     assert (masked == -torch.inf).all()
 
 
-def whole_numbers(n: int | None, dtype: torch.dtype, **rest: Any) -> tuple[Case, dict[str, Tensor]]:
+def whole_numbers(n: int | None, m: int = 13, **rest: Any) -> Case:
     """A case whose logits are small integers, exact in every dtype and full of ties."""
-    case = make(13, n, 3, **rest)
-    case = replace(case, leaves={name: (2 * t).round() for name, t in case.leaves.items()})
-    return case, typed(case, dtype)
+    case = make(m, n, 3, **rest)
+    return replace(case, leaves={name: (2 * t).round() for name, t in case.leaves.items()})
+
+
+def check_top(case: Case, k: int, backend: str, dtype: torch.dtype) -> None:
+    """The very numbers and indices that a stable sort gives."""
+    values, index = top_of(case, typed(case, dtype), k, backend)
+    exact = matrix(case, case.leaves)
+    wanted = exact.argsort(dim=1, descending=True, stable=True)[:, :k]
+    largest = exact.gather(1, wanted)
+    assert values.dtype == wide(dtype)
+    assert index.dtype == torch.int64
+    assert torch.equal(index, wanted.masked_fill(largest == -torch.inf, -1))
+    assert_close(values.double(), largest, rtol=0, atol=0, equal_nan=True)
 
 
 @DTYPES
@@ -222,14 +234,30 @@ def test_top_of_ties(k: int, n: int | None, offset: int, dtype: torch.dtype, bac
         {"denominator": SELF | POS_OTHER, "bias": bias, "scale": "rows"},
         {"denominator": 0},
     ):
-        case, leaves = whole_numbers(n, dtype, offset=offset, **options)  # type: ignore[arg-type]
-        values, index = top_of(case, leaves, k, backend)
-        exact, inside = matrix(case, {name: t.double() for name, t in leaves.items()}), members(case)
-        wanted = exact.argsort(dim=1, descending=True, stable=True)[:, :k]
-        assert values.dtype == wide(dtype)
-        assert index.dtype == torch.int64
-        assert torch.equal(index, wanted.masked_fill(~inside.gather(1, wanted), -1))
-        assert torch.equal(values.double(), exact.gather(1, wanted))
+        check_top(whole_numbers(n, offset=offset, **options), k, backend, dtype)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def many_tiles(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several tiles to a program, programs to a row, portions of rows and of the k."""
+    if backend == "triton":
+        module, tiles = backends.load("triton"), importlib.import_module("pycl.triton_kernels.tiles")
+        tile = tiles.Tile(32, 32, 32, 4, 1)
+        monkeypatch.setitem(tiles.TABLES, 0, {("reduce", size, 1 << 30): tile for size in (2, 4)})
+        monkeypatch.setattr(module, "multiprocessors", lambda device: 4)
+        for name, value in {"VISITS": 0, "SHORTEST_RUN": 2, "TOP_AT_ONCE": 32}.items():
+            monkeypatch.setattr(module, name, value)
+
+
+@pytest.mark.usefixtures("many_tiles")
+@pytest.mark.parametrize("k", [1, 20, 150])
+@pytest.mark.parametrize("pairs", [ALL, ALL & ~SELF, SELF | POS_OTHER, NEG_SAME], ids=str)
+def test_top_of_many_tiles(pairs: int, k: int, backend: str) -> None:
+    case = whole_numbers(150, 40, denominator=pairs, offset=70)
+    case = replace(case, col_ids=case.col_ids.sort().values, row_views=case.row_views.sort().values)
+    check_top(case, k, backend, torch.float32)
+    y = case.leaves["y"].index_fill(0, torch.tensor([33, 34, 70]), torch.nan)
+    check_top(case.update(y=y.index_fill(0, torch.tensor([3, 71, 149]), torch.inf)), k, backend, torch.float32)
 
 
 @DTYPES

@@ -14,6 +14,8 @@ from torch.testing import assert_close
 import pycl.functional as F
 from pycl import Pairs, Points, pair_stats, pair_sum
 
+pytestmark = pytest.mark.float64  # laws hold to the last digits
+
 SEEDS = st.integers(0, 2**20)
 SIZES = st.tuples(st.integers(2, 5), st.integers(1, 20), st.integers(1, 9))  # V, N, d
 SETS = st.integers(0, 31).map(Pairs)

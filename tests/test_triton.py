@@ -3,10 +3,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,23 +10,21 @@ from typing import Any
 
 import pytest
 import torch
-from dense import ALL, NEG_OTHER, NEG_SAME, POS_OTHER, POS_SAME, SELF, Case, check, dense, engine, make, run
+from dense import ALL, NEG_OTHER, NEG_SAME, POS_OTHER, POS_SAME, SELF, Case, check, dense, engine, make, run, weighted
 from torch import Tensor
 from torch.testing import assert_close
 
 import pycl.functional as F
-from pycl import Pairs, Points, backends, pair_stats
-from pycl.backends import BackendUnavailable, why_not
+from pycl import Pairs, Points, pair_stats
+from pycl.backends import why_not
 
 if reason := why_not("triton", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
-from pycl.triton_kernels import backward, launch, sides, support, tiles
+from pycl.triton_kernels import backward, tiles
 from pycl.triton_kernels.tiles import Tile
 
 from pycl import triton as backend
-from pycl.ops import Needs
-from pycl.validation import problem_of
 
 HALF_AND_SINGLE = [torch.bfloat16, torch.float32]
 
@@ -165,6 +159,37 @@ def test_not_a_number_stays_where_it_is(leaf: str, poison: float) -> None:
             assert_close(got[where].double(), wanted[where], rtol=0.02, atol=0.05)
 
 
+@pytest.mark.parametrize("change", ["transposed", "expanded", "sliced", "odd"])
+def test_strides_do_not_matter(change: str) -> None:
+    base = torch.randn(40, 24).bfloat16()
+    x = {
+        "transposed": base.T.contiguous().T,
+        "expanded": base[:1].expand(40, 24),
+        "sliced": torch.cat([base, base], 1)[:, 3:27],
+        "odd": base[:, :23],
+    }[change]
+    found = []
+    for z in (x, x.contiguous()):
+        z = z.detach().requires_grad_()
+        value = F.clip(z, base[:, : z.shape[1]].roll(1, 0), 3.0, backend="triton")
+        found.append([value, *torch.autograd.grad(value, z)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize(
+    "wanted", [("x",), ("y",), ("scale",), ("row_bias",), ("col_bias", "y"), ("scale", "x")], ids=str
+)
+@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
+def test_only_some_gradients(wanted: tuple[str, ...], dtype: torch.dtype) -> None:
+    case = make(40, 50, 12, scale="rows")
+    leaves = {name: t.to(dtype if name in ("x", "y") else torch.float32) for name, t in case.leaves.items()}
+    every = dict(zip(leaves, outputs(case, dtype)[-len(leaves) :], strict=True))
+    some = {name: t.clone().requires_grad_(name in wanted) for name, t in leaves.items()}
+    total = sum(weighted(engine(case, some, "triton")))
+    for name, got in zip(wanted, torch.autograd.grad(total, [some[name] for name in wanted]), strict=True):
+        assert_close(got, every[name], rtol=1e-5, atol=1e-5)
+
+
 def test_addresses_beyond_32_bits() -> None:
     step = 2**30 + 7
     storage = torch.empty(2 * step + 64, dtype=torch.bfloat16)  # committed by the system where it is touched
@@ -177,123 +202,3 @@ def test_addresses_beyond_32_bits() -> None:
             stats = pair_stats(Points(z), denominator=Pairs.ALL, normalize=True, backend="triton")
             found.append([stats.lse.detach(), *torch.autograd.grad(stats.lse.sum(), z)])
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-
-
-def recorded(n: int, d: int, dtype: torch.dtype = torch.bfloat16, symmetric: bool = False) -> list[launch.Launch]:
-    """What a forward and backward would launch on Hopper; tensors have shapes and no data, so nothing reads any."""
-    x, y = (torch.empty(n, d, dtype=dtype, device="meta") for _ in range(2))
-    sets = {"denominator": Pairs.OTHERS, "positives": Pairs.POSITIVE}
-    columns = None if symmetric else Points(y)
-    scale = torch.ones((), device="meta")
-    problem = problem_of(Points(x), columns, scale, sets, None, None, 0 if symmetric else None, symmetric)
-    with launch.recording(90) as found:
-        stats = backend.pair_stats(problem, not symmetric)
-        slopes = [[s[0], None, s[2]] if s.shape[1] else [None] * 3 for s in stats]
-        backend.pair_stats_backward(problem, *stats, *slopes, Needs(True, not symmetric, False))
-    return found
-
-
-def memory(value: Any) -> dict[int, int]:
-    """Bytes by storage of all tensors in a launch's arguments."""
-    if isinstance(value, tuple):
-        return {key: size for v in value for key, size in memory(v).items()}
-    storage = value.untyped_storage() if isinstance(value, Tensor) else None
-    return {} if storage is None else {storage._cdata: storage.nbytes()}
-
-
-@pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("d", [128, 256, 512])
-def test_memory_grows_with_the_points_and_not_with_the_pairs(d: int, symmetric: bool) -> None:
-    """What a kernel has at hand beyond inputs and outputs; the matrix would be 2 GiB, then 32 GiB."""
-    peaks = []
-    for n in (32768, 131072):
-        inputs_and_gradients = 2 * n * d * 2
-        peaks.append(max(sum(memory(found.arguments).values()) for found in recorded(n, d, symmetric=symmetric)))
-        peaks[-1] -= inputs_and_gradients
-    assert peaks[0] < 100e6
-    assert peaks[1] < 4.2 * peaks[0]
-
-
-def test_launches_of_a_small_batch() -> None:
-    names = [found.kernel.__name__ for found in recorded(1024, 256)]
-    assert len(names) <= 14, names
-    assert len(recorded(1024, 256, symmetric=True)) <= 9
-
-
-def test_a_slow_first_launch_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    class Kernel:
-        __name__ = "kernel"
-
-        def __getitem__(self, grid: Any) -> Any:
-            return lambda *arguments, **options: None
-
-    monkeypatch.setattr(launch, "INTERPRETED", False)
-    monkeypatch.setattr(launch, "SLOW", -1.0)
-    kernel = Kernel()
-    with caplog.at_level(logging.INFO, logger="pycl"):
-        for n in (5, 6):
-            launch.launch(kernel, (1,), n, B=32)
-    assert len(caplog.records) == 1
-    assert "compiled kernel" in caplog.text
-
-
-def test_float64_is_refused() -> None:
-    z = torch.randn(2, 5, 4, dtype=torch.float64)
-    with pytest.raises(BackendUnavailable, match=r"'triton' takes torch.float32.*got torch.float64.*reference"):
-        F.nt_xent(z, backend="triton")
-    assert "triton" not in backends.installed("cpu", torch.float64)
-
-
-@pytest.mark.parametrize("asked", ["triton", None])
-def test_a_gpu_with_float64(
-    asked: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(backend, "DEVICES", ("cuda",))
-    backends.why_not.cache_clear()
-    backends._automatic.cache_clear()
-    try:
-        assert backends.choose(None, "cuda", torch.bfloat16) == "triton"
-        if asked:
-            with pytest.raises(BackendUnavailable, match="float64"):
-                backends.choose(asked, "cuda", torch.float64)
-        else:
-            with caplog.at_level(logging.INFO, logger="pycl"):
-                assert [backends.choose(None, "cuda", torch.float64) for _ in range(2)] == ["reference"] * 2
-            assert len(caplog.records) == 1
-            assert caplog.records[0].levelno == logging.WARNING
-            assert "float64" in caplog.text
-    finally:
-        backends.why_not.cache_clear()
-        backends._automatic.cache_clear()
-
-
-def test_cpu_tensors_outside_the_interpreter() -> None:
-    code = "import torch, pycl; pycl.functional.nt_xent(torch.randn(2, 4, 3), backend='triton')"
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode != 0
-    assert "backend='triton' runs on cuda tensors, got tensors on cpu" in done.stderr
-
-
-def test_why_triton_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert support.why_not() is None
-    with monkeypatch.context() as patch:
-        patch.setattr("importlib.metadata.version", lambda name: "3.4.0")
-        assert "Triton 3.4.0 is older than 3.5" in str(support.why_not())
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.version, "hip", "6.0")
-        assert "ROCm" in str(support.why_not())
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla V100")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 0))
-    assert "8.0 or higher, Tesla V100 has 7.0" in str(support.why_not())
-
-
-def test_work_is_cut_so_that_all_multiprocessors_are_busy() -> None:
-    assert sides.split(264, 132, 16) == 1
-    for blocks in (1, 7, 32, 64, 100, 133, 256, 1000):
-        runs = sides.split(blocks, 132, 16)
-        waves = -(-blocks * runs // 132)
-        assert 1 <= runs <= 16
-        assert blocks * runs / (waves * 132) >= min(0.7, blocks * 16 / 132)

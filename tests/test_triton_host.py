@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the Triton backend does on the host: memory, launches, logging, and what it refuses."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import pycl.functional as F
+from pycl import Pairs, Points, backends
+from pycl.backends import BackendUnavailable, why_not
+
+if reason := why_not("triton", "cpu"):
+    pytest.skip(reason, allow_module_level=True)
+
+from pycl.triton_kernels import launch, sides, support
+
+from pycl import triton as backend
+from pycl.ops import Needs
+from pycl.validation import problem_of
+
+
+def recorded(n: int, d: int, dtype: torch.dtype = torch.bfloat16, symmetric: bool = False) -> list[launch.Launch]:
+    """What a forward and backward would launch on Hopper; tensors have shapes and no data, so nothing reads any."""
+    x, y = (torch.empty(n, d, dtype=dtype, device="meta") for _ in range(2))
+    sets = {"denominator": Pairs.OTHERS, "positives": Pairs.POSITIVE}
+    columns = None if symmetric else Points(y)
+    scale = torch.ones((), device="meta")
+    problem = problem_of(Points(x), columns, scale, sets, None, None, 0 if symmetric else None, symmetric)
+    with launch.recording(90) as found:
+        stats = backend.pair_stats(problem, not symmetric)
+        slopes = [[s[0], None, s[2]] if s.shape[1] else [None] * 3 for s in stats]
+        backend.pair_stats_backward(problem, *stats, *slopes, Needs(True, not symmetric, False))
+    return found
+
+
+def memory(value: Any) -> dict[int, int]:
+    """Bytes by storage of all tensors in a launch's arguments."""
+    if isinstance(value, tuple):
+        return {key: size for v in value for key, size in memory(v).items()}
+    storage = value.untyped_storage() if isinstance(value, Tensor) else None
+    return {} if storage is None else {storage._cdata: storage.nbytes()}
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("d", [128, 256, 512])
+def test_memory_grows_with_the_points_and_not_with_the_pairs(d: int, symmetric: bool) -> None:
+    """What a kernel has at hand beyond inputs and outputs; the matrix would be 2 GiB, then 32 GiB."""
+    peaks = []
+    for n in (32768, 131072):
+        inputs_and_gradients = 2 * n * d * 2
+        peaks.append(max(sum(memory(found.arguments).values()) for found in recorded(n, d, symmetric=symmetric)))
+        peaks[-1] -= inputs_and_gradients
+    assert peaks[0] < 100e6
+    assert peaks[1] < 4.2 * peaks[0]
+
+
+def test_launches_of_a_small_batch() -> None:
+    names = [found.kernel.__name__ for found in recorded(1024, 256)]
+    assert len(names) <= 14, names
+    assert len(recorded(1024, 256, symmetric=True)) <= 9
+
+
+def test_a_slow_first_launch_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    class Kernel:
+        __name__ = "kernel"
+
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda *arguments, **options: None
+
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    monkeypatch.setattr(launch, "SLOW", -1.0)
+    kernel = Kernel()
+    with caplog.at_level(logging.INFO, logger="pycl"):
+        for n in (5, 6):
+            launch.launch(kernel, (1,), n, B=32)
+    assert len(caplog.records) == 1
+    assert "compiled kernel" in caplog.text
+
+
+def test_float64_is_refused() -> None:
+    z = torch.randn(2, 5, 4, dtype=torch.float64)
+    with pytest.raises(BackendUnavailable, match=r"'triton' takes torch.float32.*got torch.float64.*reference"):
+        F.nt_xent(z, backend="triton")
+    assert "triton" not in backends.installed("cpu", torch.float64)
+
+
+@pytest.mark.parametrize("asked", ["triton", None])
+def test_a_gpu_with_float64(
+    asked: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(backend, "DEVICES", ("cuda",))
+    backends.why_not.cache_clear()
+    backends._automatic.cache_clear()
+    try:
+        assert backends.choose(None, "cuda", torch.bfloat16) == "triton"
+        if asked:
+            with pytest.raises(BackendUnavailable, match="float64"):
+                backends.choose(asked, "cuda", torch.float64)
+        else:
+            with caplog.at_level(logging.INFO, logger="pycl"):
+                assert [backends.choose(None, "cuda", torch.float64) for _ in range(2)] == ["reference"] * 2
+            assert len(caplog.records) == 1
+            assert caplog.records[0].levelno == logging.WARNING
+            assert "float64" in caplog.text
+    finally:
+        backends.why_not.cache_clear()
+        backends._automatic.cache_clear()
+
+
+def test_cpu_tensors_outside_the_interpreter() -> None:
+    code = "import torch, pycl; pycl.functional.nt_xent(torch.randn(2, 4, 3), backend='triton')"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode != 0
+    assert "backend='triton' runs on cuda tensors, got tensors on cpu" in done.stderr
+
+
+def test_why_triton_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert support.why_not() is None
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.metadata.version", lambda name: "3.4.0")
+        assert "Triton 3.4.0 is older than 3.5" in str(support.why_not())
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.version, "hip", "6.0")
+        assert "ROCm" in str(support.why_not())
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla V100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 0))
+    assert "8.0 or higher, Tesla V100 has 7.0" in str(support.why_not())
+
+
+def test_work_is_cut_so_that_all_multiprocessors_are_busy() -> None:
+    assert sides.split(264, 132, 16) == 1
+    for blocks in (1, 7, 32, 64, 100, 133, 256, 1000):
+        runs = sides.split(blocks, 132, 16)
+        waves = -(-blocks * runs // 132)
+        assert 1 <= runs <= 16
+        assert blocks * runs / (waves * 132) >= min(0.7, blocks * 16 / 132)
