@@ -23,11 +23,10 @@ if reason := why_not():
 
 import triton
 
-from .reference import pair_top
-from .triton_kernels import backward, gradient, reduce
+from .triton_kernels import backward, gradient, reduce, top
 from .triton_kernels.backward import NOTHING
 from .triton_kernels.launch import INTERPRETED, launch
-from .triton_kernels.sides import Sides, multiprocessors, plan, portion, sides_of, tile_for
+from .triton_kernels.sides import Sides, multiprocessors, plan, portion, sides_of, split, tile_for
 from .triton_kernels.tile import LOGISTIC, LOGITS, STATISTICS
 from .triton_kernels.tiles import Tile
 from .triton_kernels.weights import Slopes
@@ -51,6 +50,8 @@ FIELDS = STATS + STATE
 LONGEST_RUN = 16  # column blocks a program of the forward visits
 COLUMN_PARTS = 32 << 20  # bytes of sums over columns that wait for their merge
 VISITS = 16 << 20  # bytes of lists of visits
+SHORTEST_RUN = 4  # column blocks a program of the search visits
+TOP_AT_ONCE = 64  # of the largest logits of a row: what a program has registers for
 
 
 def pair_stats(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor]:
@@ -169,6 +170,40 @@ def pair_logits(problem: Problem) -> Tensor:
         **tile.options(),
     )
     return out
+
+
+def pair_top(problem: Problem, k: int) -> tuple[Tensor, Tensor]:
+    sides = sides_of(problem)
+    x, y, logit_scale, offset = sides
+    features = x.operand.shape[1]
+    tile = top.tile_from(tile_for("reduce", sides), features)
+    keys = torch.empty(x.n, k, dtype=torch.int64, device=x.z.device)
+    at_once = triton.cdiv(k, triton.cdiv(k, TOP_AT_ONCE))
+    n_blocks = triton.cdiv(y.n, tile.cols)
+    rows = _rows_of_plan(sides, tile)
+    for first in range(0, x.n, rows):
+        here = min(rows, x.n - first)
+        blocks = triton.cdiv(here, tile.rows)
+        # every run begins with nothing to compare with: as few as keep the device busy
+        runs = split(blocks, tile.resident * multiprocessors(x.z.device), triton.cdiv(n_blocks, SHORTEST_RUN))
+        visits, counts, _ = plan(sides, tile, (problem.denominator, 0), first, here)
+        below = None
+        for start in range(0, k, at_once):
+            wanted = min(at_once, k - start)
+            parts = keys.new_empty(here, runs * wanted)
+            launch(
+                top.top_of_tiles,
+                (blocks, runs),
+                *(*sides.descriptors(tile), x.points, y.points, logit_scale, visits, counts, below, parts),
+                *(x.n, y.n, features, first, here, triton.cdiv(n_blocks, runs), wanted, offset, problem.denominator),
+                K=triton.next_power_of_2(at_once),
+                RESIDENT=tile.holds(features),
+                **tile.options(),
+            )
+            best = parts.topk(wanted).values
+            keys[first : first + here, start : start + wanted] = best
+            below = best[:, -1].contiguous()
+    return cast("tuple[Tensor, Tensor]", top.unpack(keys))
 
 
 def _rows_of_plan(sides: Sides, tile: Tile) -> int:

@@ -29,14 +29,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """No combination of a backend and a dtype it refuses; that it does is in test_triton.py."""
-    items[:] = [item for item in items if _is_served(getattr(item, "callspec", None))]
+    """Leave out backends with dtypes they refuse, which test_triton_host.py is about, and what only takes time."""
+    items[:] = [item for item in items if not hasattr(item, "callspec") or _is_wanted(item)]
 
 
-def _is_served(call: Any) -> bool:
-    if call is None or not {"backend", "dtype"} <= call.params.keys():
+def _is_wanted(item: Any) -> bool:
+    params = item.callspec.params
+    if {"backend", "dtype"} <= params.keys() and why_not(params["backend"], DEVICE, params["dtype"]) is not None:
+        return False
+    few = item.get_closest_marker("interpreted")
+    if few is None or params.get("backend") != "triton" or DEVICE != "cpu":
         return True
-    return why_not(call.params["backend"], DEVICE, call.params["dtype"]) is None
+    return params["loss"].name in few.args and params["dtype"] != torch.float16
 
 
 @pytest.fixture(scope="session")

@@ -111,6 +111,7 @@ EXTREMES = {
 }
 
 
+@pytest.mark.interpreted("nt_xent", "info_nce", "dcl", "mv_dhel", "sup_con_in", "poly_view")
 @pytest.mark.parametrize("loss", [row for row in LOSSES.values() if row.cosine], ids=lambda row: row.name)
 @DTYPES
 @pytest.mark.parametrize("extreme", EXTREMES)

@@ -213,11 +213,8 @@ def whole_numbers(n: int | None, m: int = 13, **rest: Any) -> Case:
 def check_top(case: Case, k: int, backend: str, dtype: torch.dtype) -> None:
     """The very numbers and indices that a stable sort gives."""
     values, index = top_of(case, typed(case, dtype), k, backend)
-    exact = matrix(case, case.leaves)
-    wanted = exact.argsort(dim=1, descending=True, stable=True)[:, :k]
-    largest = exact.gather(1, wanted)
-    assert values.dtype == wide(dtype)
-    assert index.dtype == torch.int64
+    largest, wanted = (t[:, :k] for t in matrix(case, case.leaves).sort(dim=1, descending=True, stable=True))
+    assert (values.dtype, index.dtype) == (wide(dtype), torch.int64)
     assert torch.equal(index, wanted.masked_fill(largest == -torch.inf, -1))
     assert_close(values.double(), largest, rtol=0, atol=0, equal_nan=True)
 
@@ -237,27 +234,26 @@ def test_top_of_ties(k: int, n: int | None, offset: int, dtype: torch.dtype, bac
         check_top(whole_numbers(n, offset=offset, **options), k, backend, dtype)  # type: ignore[arg-type]
 
 
-@pytest.fixture
-def many_tiles(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several tiles to a program, programs to a row, portions of rows and of the k."""
+@pytest.fixture(params=[1, 3])
+def many_tiles(backend: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several tiles to a program, one program or three to a row, portions of rows and of the k."""
     if backend == "triton":
         module, tiles = backends.load("triton"), importlib.import_module("pycl.triton_kernels.tiles")
         tile = tiles.Tile(32, 32, 32, 4, 1)
         monkeypatch.setitem(tiles.TABLES, 0, {("reduce", size, 1 << 30): tile for size in (2, 4)})
-        monkeypatch.setattr(module, "multiprocessors", lambda device: 4)
-        for name, value in {"VISITS": 0, "SHORTEST_RUN": 2, "TOP_AT_ONCE": 32}.items():
+        for name, value in {"VISITS": 0, "TOP_AT_ONCE": 32, "split": lambda *_: request.param}.items():
             monkeypatch.setattr(module, name, value)
 
 
 @pytest.mark.usefixtures("many_tiles")
-@pytest.mark.parametrize("k", [1, 20, 150])
+@pytest.mark.parametrize("k", [1, 20, 130])
 @pytest.mark.parametrize("pairs", [ALL, ALL & ~SELF, SELF | POS_OTHER, NEG_SAME], ids=str)
 def test_top_of_many_tiles(pairs: int, k: int, backend: str) -> None:
-    case = whole_numbers(150, 40, denominator=pairs, offset=70)
+    case = whole_numbers(130, 64, denominator=pairs)
     case = replace(case, col_ids=case.col_ids.sort().values, row_views=case.row_views.sort().values)
     check_top(case, k, backend, torch.float32)
     y = case.leaves["y"].index_fill(0, torch.tensor([33, 34, 70]), torch.nan)
-    check_top(case.update(y=y.index_fill(0, torch.tensor([3, 71, 149]), torch.inf)), k, backend, torch.float32)
+    check_top(case.update(y=y.index_fill(0, torch.tensor([3, 71, 129]), torch.inf)), k, backend, torch.float32)
 
 
 @DTYPES
@@ -288,6 +284,11 @@ def test_top_puts_nan_before_infinity_and_neither_before_its_like(backend: str) 
         assert index.tolist() == [wanted] * 2
         assert values[0, :3].isnan().all()
         assert_close(values[0, 3:], y[wanted[3:], 0].masked_fill(torch.tensor(wanted[3:]) < 0, -torch.inf))
+
+
+def test_top_takes_both_zeros_for_one(backend: str) -> None:
+    zero, bias = Points(torch.zeros(4, 1)), torch.tensor([-0.0, 0.0, -0.0, 0.0])
+    assert pair_top(zero, zero, 4, -1.0, col_bias=bias, backend=backend)[1].tolist() == [[0, 1, 2, 3]] * 4
 
 
 def test_top_leaves_out_what_a_bias_removes(backend: str) -> None:

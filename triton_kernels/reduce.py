@@ -44,11 +44,12 @@ def _add_tile(shift, total, l, PROVEN: tl.constexpr):
         e = tl.exp2(l)
         of_cols = tl.sum(e, 0)
         return shift, total + tl.sum(e, 1), tl.zeros_like(of_cols), of_cols
-    new = tl.maximum(shift, tl.max(l, 1))
-    kept = _finite(new)
-    total = total * tl.exp2(shift - kept) + tl.sum(tl.exp2(l - kept[:, None]), 1)
-    col_shift = tl.max(l, 0)
-    return new, total, col_shift, tl.sum(tl.exp2(l - _finite(col_shift)[None, :]), 0)
+    else:
+        new = tl.maximum(shift, tl.max(l, 1))
+        kept = _finite(new)
+        total = total * tl.exp2(shift - kept) + tl.sum(tl.exp2(l - kept[:, None]), 1)
+        col_shift = tl.max(l, 0)
+        return new, total, col_shift, tl.sum(tl.exp2(l - _finite(col_shift)[None, :]), 0)
 
 
 @triton.jit

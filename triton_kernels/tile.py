@@ -27,7 +27,8 @@ def dot(a, b, c):
     """c + a b in float32, of float32 operands with all their digits."""
     if EMULATED:  # the interpreter multiplies the bit patterns of bfloat16
         return tl.dot(a.to(tl.float32), b.to(tl.float32), c)
-    return tl.dot(a, b, c, input_precision="ieee")
+    else:
+        return tl.dot(a, b, c, input_precision="ieee")
 
 
 @triton.jit
@@ -40,14 +41,19 @@ def product(x, y, kept, r0, c0, d, BM: tl.constexpr, BN: tl.constexpr, BK: tl.co
     if RESIDENT:
         block = y.load([c0, 0])
         return dot(kept, block.T, found), block
-    for k in range(0, d, BK):
-        found = dot(x.load([r0, k]), y.load([c0, k]).T, found)
-    return found, kept
+    else:
+        for k in range(0, d, BK):
+            found = dot(x.load([r0, k]), y.load([c0, k]).T, found)
+        return found, kept
 
 
 @triton.jit
 def load_kept(x, r0, RESIDENT: tl.constexpr):
-    return x.load([r0, 0]) if RESIDENT else None
+    """The block of rows where it holds all features; else something that is not used."""
+    if RESIDENT:
+        return x.load([r0, 0])
+    else:
+        return r0
 
 
 @triton.jit

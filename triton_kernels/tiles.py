@@ -31,30 +31,47 @@ class Tile(NamedTuple):
 
 # (kernel, bytes an element, most features) -> tile, by the oldest architecture the column is for. The first row that
 # is large enough counts. reduce: forward. own: backward with the gradient in registers; where there is none the
-# backward goes by strips. store: a strip of weights, a matrix of logits.
+# backward goes by strips. biased: the same for logits with biases, whose sums need registers, too. store: a strip of
+# weights, a matrix of logits.
 _UNBOUNDED = 1 << 30
 _HOPPER = {
-    ("reduce", 2, 64): Tile(128, 128, 64, 8, 3, 2),
+    ("reduce", 2, 64): Tile(128, 128, 64, 8, 3),
     ("reduce", 2, 128): Tile(128, 128, 128, 8, 3),
     ("reduce", 2, 256): Tile(128, 128, 256, 8, 2),
-    ("reduce", 2, _UNBOUNDED): Tile(128, 128, 64, 8, 3, 2),
-    ("reduce", 4, _UNBOUNDED): Tile(64, 64, 16, 4, 3, 2),
-    ("own", 2, 64): Tile(128, 64, 64, 4, 3, 3),
+    ("reduce", 2, _UNBOUNDED): Tile(128, 128, 64, 8, 3),
+    ("reduce", 4, _UNBOUNDED): Tile(64, 64, 16, 8, 3),
+    ("own", 2, 64): Tile(64, 64, 64, 4, 3, 3),
     ("own", 2, 128): Tile(128, 128, 128, 8, 2),
     ("own", 2, 256): Tile(128, 64, 256, 8, 2),
-    ("store", 2, _UNBOUNDED): Tile(128, 128, 64, 8, 3, 2),
+    ("biased", 2, 64): Tile(64, 64, 64, 4, 3, 2),
+    ("biased", 2, 128): Tile(128, 64, 128, 8, 3),
+    ("biased", 2, 256): Tile(128, 32, 256, 8, 2),
+    ("store", 2, _UNBOUNDED): Tile(128, 128, 64, 8, 3),
+    ("store", 4, _UNBOUNDED): Tile(64, 64, 16, 8, 3),
+}
+_BLACKWELL = {  # products of a deep block hold many descriptors: beside them wide tiles do not fit in registers
+    ("reduce", 2, 64): Tile(128, 128, 64, 8, 3),
+    ("reduce", 2, 128): Tile(128, 32, 128, 8, 3),
+    ("reduce", 2, _UNBOUNDED): Tile(64, 64, 64, 8, 3),
+    ("reduce", 4, _UNBOUNDED): Tile(64, 64, 16, 8, 3),
+    ("own", 2, 64): Tile(64, 64, 64, 4, 3, 2),
+    ("own", 2, 128): Tile(128, 128, 128, 8, 2),
+    ("store", 2, _UNBOUNDED): Tile(128, 64, 64, 8, 3),
     ("store", 4, _UNBOUNDED): Tile(64, 64, 16, 4, 3, 2),
 }
 _AMPERE = {
-    ("reduce", 2, 64): Tile(128, 64, 64, 4, 3, 2),
-    ("reduce", 2, 128): Tile(64, 64, 128, 4, 3, 2),
-    ("reduce", 2, _UNBOUNDED): Tile(128, 128, 32, 8, 3),
-    ("reduce", 4, _UNBOUNDED): Tile(64, 64, 16, 4, 3, 2),
+    ("reduce", 2, 64): Tile(64, 64, 64, 4, 3, 2),
+    ("reduce", 2, 128): Tile(128, 64, 128, 8, 2),
+    ("reduce", 2, _UNBOUNDED): Tile(128, 64, 32, 8, 3),
+    ("reduce", 4, _UNBOUNDED): Tile(64, 32, 16, 8, 3),
     ("own", 2, 64): Tile(64, 64, 64, 4, 3, 2),
-    ("own", 2, 128): Tile(64, 64, 128, 4, 2),
+    ("own", 2, 128): Tile(128, 64, 128, 8, 2),
     ("store", 2, _UNBOUNDED): Tile(128, 128, 32, 8, 3),
-    ("store", 4, _UNBOUNDED): Tile(64, 64, 16, 4, 3, 2),
+    ("store", 4, _UNBOUNDED): Tile(32, 32, 16, 4, 3, 3),
 }
+# 99 KB, which Ampere's tiles fit in; the statistics of logits with scales of their own and biases still spill 20 to 208
+# bytes here, whatever the tile
+_CONSUMER_BLACKWELL = _AMPERE | {("reduce", 2, 128): Tile(128, 64, 32, 8, 3)}
 _INTERPRETER = {  # large: its time is that of the number of operations, not of their size
     ("reduce", 2, 32): Tile(128, 128, 32, 4, 1, piece=128),
     ("reduce", 2, _UNBOUNDED): Tile(128, 128, 64, 4, 1, piece=128),
@@ -64,13 +81,13 @@ _INTERPRETER = {  # large: its time is that of the number of operations, not of 
     ("store", 2, _UNBOUNDED): Tile(128, 128, 64, 4, 1, piece=128),
     ("store", 4, _UNBOUNDED): Tile(128, 128, 64, 4, 1, piece=128),
 }
-TABLES = {0: _INTERPRETER, 80: _AMPERE, 90: _HOPPER}
+TABLES = {0: _INTERPRETER, 80: _AMPERE, 90: _HOPPER, 100: _BLACKWELL, 120: _CONSUMER_BLACKWELL}
 
 
 def pick(kernel: str, arch: int, itemsize: int, d: int) -> Tile | None:
     """The tile for operands of ``itemsize`` bytes with d features on sm_``arch`` (0: the interpreter)."""
     table = TABLES[max(known for known in TABLES if known <= arch)]
-    for (name, size, most), tile in table.items():
-        if name == kernel and size == itemsize and d <= most:
-            return tile
-    return None
+    found = next(
+        (t for (name, size, most), t in table.items() if (name, size) == (kernel, itemsize) and d <= most), None
+    )
+    return pick("own", arch, itemsize, d) if found is None and kernel == "biased" else found

@@ -33,7 +33,8 @@ def shrinkage(row_slopes, col_slopes, factor, shrink, m, n, CHUNK: tl.constexpr)
     bound = _largest(row_slopes.d_lse, m, CHUNK) + _largest(row_slopes.d_pos_lse, m, CHUNK)
     bound += _largest(row_slopes.d_pos_sum, m, CHUNK) + _largest(col_slopes.d_lse, n, CHUNK)
     bound += _largest(col_slopes.d_pos_lse, n, CHUNK) + _largest(col_slopes.d_pos_sum, n, CHUNK)
-    bound *= tl.maximum(_largest(factor, m, CHUNK), 1.0)
+    if factor is not None:
+        bound *= tl.maximum(_largest(factor, m, CHUNK), 1.0)
     exponent = (-tl.log2(tl.maximum(bound, SMALLEST)) + TOP).to(tl.int32)
     tl.store(shrink, tl.exp2(exponent.to(tl.float32)))
 
@@ -42,11 +43,12 @@ def shrinkage(row_slopes, col_slopes, factor, shrink, m, n, CHUNK: tl.constexpr)
 def _largest(values, n, CHUNK: tl.constexpr):
     if values is None:
         return 0.0
-    largest = tl.zeros((CHUNK,), tl.float32)
-    for start in range(0, n, CHUNK):
-        i = start + tl.arange(0, CHUNK)
-        largest = tl.maximum(largest, tl.abs(tl.load(values + i, mask=i < n, other=0.0)))
-    return tl.max(largest, 0)
+    else:
+        largest = tl.zeros((CHUNK,), tl.float32)
+        for start in range(0, n, CHUNK):
+            i = start + tl.arange(0, CHUNK)
+            largest = tl.maximum(largest, tl.abs(tl.load(values + i, mask=i < n, other=0.0)))
+        return tl.max(largest, 0)
 
 
 @triton.jit
@@ -89,24 +91,25 @@ def weights(
             found = tl.where((of & negatives) != 0, found, 0.0)
             found -= tl.where((of & positives) != 0, slope * tl.where(l > 0, below, above), 0.0)
         return found
-    if PROVEN:  # no logit and no log-sum-exp is large: one exponential serves the row and the column
-        found = tl.exp2(l) * _either(row_slopes.d_lse, col_slopes.d_lse, row[2], col[2])
     else:
-        found = tl.zeros(l.shape, tl.float32)
-        if row_slopes.d_lse is not None:
-            found += row[1][:, None] * tl.exp2(l - row[0][:, None])
-        if col_slopes.d_lse is not None:
-            found += col[1][None, :] * tl.exp2(l - col[0][None, :])
-    if MIXED:
-        of = classes(rows, cols, i, j, m, n, offset)
-        found = tl.where((of & negatives) != 0, found, 0.0)
-        p = _either(row_slopes.d_pos_sum, col_slopes.d_pos_sum, row[5], col[5])
-        if row_slopes.d_pos_lse is not None:
-            p += row[4][:, None] * tl.exp2(l - row[3][:, None])
-        if col_slopes.d_pos_lse is not None:
-            p += col[4][None, :] * tl.exp2(l - col[3][None, :])
-        found += tl.where((of & positives) != 0, p, 0.0)
-    return found
+        if PROVEN:  # no logit and no log-sum-exp is large: one exponential serves the row and the column
+            found = tl.exp2(l) * _either(row_slopes.d_lse, col_slopes.d_lse, row[2], col[2])
+        else:
+            found = tl.zeros(l.shape, tl.float32)
+            if row_slopes.d_lse is not None:
+                found += row[1][:, None] * tl.exp2(l - row[0][:, None])
+            if col_slopes.d_lse is not None:
+                found += col[1][None, :] * tl.exp2(l - col[0][None, :])
+        if MIXED:
+            of = classes(rows, cols, i, j, m, n, offset)
+            found = tl.where((of & negatives) != 0, found, 0.0)
+            p = _either(row_slopes.d_pos_sum, col_slopes.d_pos_sum, row[5], col[5])
+            if row_slopes.d_pos_lse is not None:
+                p += row[4][:, None] * tl.exp2(l - row[3][:, None])
+            if col_slopes.d_pos_lse is not None:
+                p += col[4][None, :] * tl.exp2(l - col[3][None, :])
+            found += tl.where((of & positives) != 0, p, 0.0)
+        return found
 
 
 @triton.jit
@@ -114,6 +117,7 @@ def _either(of_row, of_col, row, col):
     """row_i + col_j, [BM, BN], where the pointers say that there are such."""
     if of_row is None:
         return tl.broadcast_to(col[None, :], row.shape[0], col.shape[0])
-    if of_col is None:
+    elif of_col is None:
         return tl.broadcast_to(row[:, None], row.shape[0], col.shape[0])
-    return row[:, None] + col[None, :]
+    else:
+        return row[:, None] + col[None, :]
