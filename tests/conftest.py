@@ -37,10 +37,9 @@ def _is_wanted(item: Any) -> bool:
     params = item.callspec.params
     if {"backend", "dtype"} <= params.keys() and why_not(params["backend"], DEVICE, params["dtype"]) is not None:
         return False
-    few = item.get_closest_marker("interpreted")
-    if few is None or params.get("backend") != "triton" or DEVICE != "cpu":
-        return True
-    return params["loss"].name in few.args and params["dtype"] != torch.float16
+    chosen = item.get_closest_marker("interpreted")
+    interpreted = params.get("backend") == "triton" and DEVICE == "cpu"
+    return chosen is None or not interpreted or chosen.kwargs["when"](params)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import torch
 from pycl.triton_kernels.support import why_not
 
 if "triton" not in os.environ.get("PYCL_TEST_REQUIRE", "").split(","):
-    pytest.importorskip("triton", reason=str(why_not()))
+    pytest.importorskip("triton", reason=why_not() or "Triton cannot be imported")
 
 from pycl.triton_kernels import aot, launch, sides, tiles
 from pycl.triton_kernels.launch import Launch

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from pycl.backends import BackendUnavailable, why_not
 if reason := why_not("triton", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
-from pycl.triton_kernels import launch, sides, support
+from pycl.triton_kernels import launch, sides, support, tiles, tune
 
 from pycl import triton as backend
 from pycl.ops import Needs
@@ -145,3 +146,43 @@ def test_work_is_cut_so_that_all_multiprocessors_are_busy() -> None:
         waves = -(-blocks * runs // 132)
         assert 1 <= runs <= 16
         assert blocks * runs / (waves * 132) >= min(0.7, blocks * 16 / 132)
+
+
+@pytest.mark.parametrize("kernel", ["reduce", "own", "store"])
+def test_tuning_takes_the_fastest_and_remembers_it(
+    kernel: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PYCL_TILES", str(tmp_path / "folder" / "tiles.json"))
+    monkeypatch.setattr(tiles, "TUNED", tiles.load())
+    assert tiles.TUNED == {}
+    dtype = torch.float32 if kernel == "store" else torch.bfloat16
+    problem = tune.problem_for(40, 16, dtype, "cpu")
+    choices = [tiles.Tile(rows, 32, 16, 4, 1, piece=32) for rows in (128, 32, 64)]
+    seen = []
+
+    def time_of(run: Any) -> float:
+        run()
+        seen.append(tiles.pick(kernel, 0, dtype.itemsize, 16))
+        if len(seen) == 1:
+            raise RuntimeError("out of shared memory")
+        return seen[-1].rows
+
+    tile, took = tune.fastest(kernel, problem, choices, time_of)
+    assert seen == choices
+    assert (tile, took) == (choices[1], 32)
+    assert tiles.TUNED == {}
+    tiles.remember(kernel, 90, 2, 200, tile)
+    assert tiles.load() == {(kernel, 90, 2, 256): tile}
+    assert tiles.pick(kernel, 90, 2, 129) == tile
+    with pytest.raises(RuntimeError, match="no candidate"):
+        tune.fastest(kernel, problem, [], time_of)
+
+
+def test_candidates_for_tuning_keep_the_rules() -> None:
+    for kernel, itemsize, d in (("reduce", 2, 128), ("own", 2, 200), ("store", 4, 1000)):
+        found = list(tune.candidates(kernel, itemsize, d))
+        assert len(found) > 5
+        for tile in found:
+            assert tile.cols % tile.piece == tile.rows % 32 == 0
+            assert kernel != "reduce" or tile.rows % tile.cols == 0
+            assert kernel != "own" or tile.holds(d)

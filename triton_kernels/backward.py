@@ -45,7 +45,9 @@ def gradients(problem: Problem, row_slopes: Slopes, col_slopes: Slopes, rule: An
     shrink = _shrink(sides, row_slopes, col_slopes)
     sweep = _Sweep(sides, row_slopes, col_slopes, rule, sets, shrink, problem.normalize)
     operand = sides.x.operand
-    tile = tiles.pick("own", architecture(operand.device), operand.itemsize, operand.shape[1])
+    biased = any(side.points.bias is not None or side.points.factor is not None for side in (sides.x, sides.y))
+    kernel = "biased" if biased else "own"
+    tile = tiles.pick(kernel, architecture(operand.device), operand.itemsize, operand.shape[1])
     if tile is None or sides.x.values is not operand:
         _by_strips(sweep, symmetric, needs, out)
     else:
