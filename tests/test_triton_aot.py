@@ -34,7 +34,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The report, by a process of its own: the interpreter of this one compiles nothing."""
     folder = tmp_path_factory.mktemp("report")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(folder / "cache")
+    environment |= {"TRITON_CACHE_DIR": str(folder / "cache"), "PYCL_TILES": str(folder / "none.json")}
     environment["PYTHONPATH"] = str(Path(pycl.__file__).parent.parent)
     command = [
         sys.executable,
@@ -49,6 +49,11 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     assert done.returncode in (0, 1), done.stderr[-4000:]
     found: list[dict[str, Any]] = json.loads((folder / "report.json").read_text())
     return found
+
+
+@pytest.fixture(autouse=True)
+def _untuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "TUNED", {})
 
 
 def of_sweeps(rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str]]:

@@ -51,6 +51,7 @@ def recorded_architecture() -> int | None:
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     """Start ``kernel`` on the current stream; a compilation that the caller had to wait for is logged, once."""
+    options = {name: getattr(value, "value", value) for name, value in options.items()}  # of a constexpr, its value
     options["enable_fp_fusion"] = True  # Triton's default until 3.9; a logit is one multiplication and addition
     if _recording is not None:
         _recording.launches.append(Launch(kernel, arguments, options))

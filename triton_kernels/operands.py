@@ -112,7 +112,7 @@ def prepare(
     tl.store(ranges + 3 * groups + group, tl.max(tl.where(inside, views, LOWEST), 0))
 
 
-@triton.jit(do_not_specialize=["first", "count", "n", "d", "n_parts"])
+@triton.jit(do_not_specialize=["part_stride", "first", "count", "n", "d", "n_parts"])
 def finish(
     parts, part_stride, n_parts, z, stride_n, stride_d, logit_scale, factor, shrink, out, first, count, n, d,
     NORMALIZE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
