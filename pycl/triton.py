@@ -72,7 +72,7 @@ def pair_stats(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor]:
             SYMMETRIC=symmetric,
             BM=tile.rows,
             BN=block,
-            PARTS=8,
+            PARTS=4,
             num_warps=4,
         )
 

@@ -114,7 +114,7 @@ def _finish(
         NORMALIZE=sweep.normalize,
         ROWS=16,
         BLOCK=min(triton.next_power_of_2(d), 256),
-        num_warps=4,
+        num_warps=8,
     )
 
 
