@@ -12,6 +12,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from ..backends import BackendUnavailable
+
 
 class Tile(NamedTuple):
     rows: int
@@ -104,8 +106,12 @@ def load() -> dict[Key, Tile]:
     """Tiles found by tuning on this machine; none where nobody asked for it."""
     if not cache_file().exists():
         return {}
-    entries = json.loads(cache_file().read_text())
-    return {(kernel, arch, size, d): Tile(*tile) for kernel, arch, size, d, tile in entries}
+    try:
+        entries = json.loads(cache_file().read_text())
+        return {(kernel, arch, size, d): Tile(*tile) for kernel, arch, size, d, tile in entries}
+    except (ValueError, TypeError) as error:
+        reason = f"{cache_file()} holds no tiles ({error}); delete it or tune again"
+        raise BackendUnavailable(f"backend='triton' is not available: {reason}") from error
 
 
 def remember(kernel: str, arch: int, itemsize: int, d: int, tile: Tile) -> None:
