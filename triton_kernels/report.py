@@ -103,6 +103,10 @@ def _logits(call: Call) -> None:
     backend.pair_logits(_problem(call, True, Pairs.NONE))
 
 
+def _top(call: Call) -> None:
+    backend.pair_top(_problem(call, True, Pairs.NONE), 10)
+
+
 LOSSES = {
     "CLIP": _clip,
     "NT-Xent": _nt_xent,
@@ -110,6 +114,7 @@ LOSSES = {
     "scale a row": _own_scales,
     "SigLIP": _siglip,
     "logits": _logits,
+    "top": _top,
 }
 
 
@@ -124,6 +129,7 @@ def calls() -> Iterator[Call]:
     yield Call("MV-DHEL", rare=True)
     yield from (Call("logits", d=d, rare=True) for d in (64, 512))
     yield Call("logits", torch.float32, rare=True)
+    yield Call("top")
 
 
 def key_of(launch: Launch) -> str:
