@@ -11,7 +11,7 @@ if not (Path(__file__).parent / "triton_kernels").exists():
 
 from . import engine, functional, metrics, modules
 from .backends import BackendUnavailable
-from .engine import PairStats, pair_logits, pair_stats, pair_sum, pair_top
+from .engine import PairStats, pair_average, pair_logits, pair_stats, pair_sum, pair_top
 from .modules import *
 from .pairs import Pairs, Points
 
@@ -25,6 +25,7 @@ __all__ = [
     "engine",
     "functional",
     "metrics",
+    "pair_average",
     "pair_logits",
     "pair_stats",
     "pair_sum",

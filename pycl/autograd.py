@@ -109,3 +109,23 @@ class LogitsFunction(torch.autograd.Function):
         problem, _ = _restore(ctx)
         found = torch.ops.pycl.pair_logits_backward(*problem, d_logits, _needs(ctx), ctx.backend)
         return _gradients(ctx, problem, found, rest=1)
+
+
+class WeightedSumFunction(torch.autograd.Function):
+    """Linear in the values; the weights are constants."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        *_, values, backend = args
+        _save(ctx, Problem(*args[:_INPUTS]), values)
+        ctx.backend = backend
+        return cast("Tensor", torch.ops.pycl.pair_weighted_sum(*args))
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        problem, (values,) = _restore(ctx)
+        found = torch.ops.pycl.pair_weighted_sum(*problem.exchanged(), d_out.contiguous(), ctx.backend)
+        gradient = found.to(values.dtype)
+        if torch.is_grad_enabled():  # create_graph=True
+            gradient = _Final.apply(gradient, d_out)
+        return (*([None] * _INPUTS), gradient, None)

@@ -13,10 +13,14 @@ import torch
 
 log = logging.getLogger("pycl")
 
-MODULES = {"cpu": "pycl.cpu", "reference": "pycl.reference", "triton": "pycl.triton"}
+MODULES = {name: f"pycl.{name}" for name in ("cpu", "reference", "triton", "cuda")}
 # the order the automatic choice tries, by the device of the tensors
 PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
 KNOWN = ("cpu", "triton", "cuda", "reference")
+# Operators a backend may lack; "pair_stats" stands for all on pairs of points. For Sinkhorn on stored scores one launch
+# for all iterations comes before one for each, which is what a process group needs ("sinkhorn_columns").
+PAIRS, SINKHORN, SINKHORN_STEPS = "pair_stats", "sinkhorn", "sinkhorn_columns"
+PREFERENCE_OF = {SINKHORN: PREFERENCE | {"cuda": ("cuda", "triton", "reference")}}
 
 
 class BackendUnavailable(RuntimeError):
@@ -32,7 +36,7 @@ def load(name: str) -> ModuleType:
 
 
 @functools.cache
-def why_not(name: str, device_type: str, dtype: torch.dtype = torch.float32) -> str | None:
+def why_not(name: str, device_type: str, dtype: torch.dtype = torch.float32, operator: str = PAIRS) -> str | None:
     """The reason why a backend cannot serve tensors of a device type and dtype, or ``None`` where it can."""
     try:
         backend = load(name)
@@ -41,26 +45,36 @@ def why_not(name: str, device_type: str, dtype: torch.dtype = torch.float32) -> 
     if backend.DEVICES is not None and device_type not in backend.DEVICES:
         wanted = " or ".join(backend.DEVICES)
         return f"backend={name!r} runs on {wanted} tensors, got tensors on {device_type}"
+    if not hasattr(backend, operator):
+        able = [
+            other for other in PREFERENCE.get(device_type, ()) if why_not(other, device_type, dtype, operator) is None
+        ]
+        return f"backend={name!r} has no {operator}; for {device_type} tensors there are {able}"
     if dtype not in backend.DTYPES:
         wanted = ", ".join(map(str, backend.DTYPES))
         return f"backend={name!r} takes {wanted}, got {dtype}; backend='reference' takes it, slowly"
     return None
 
 
-def installed(device_type: str, dtype: torch.dtype = torch.float32) -> list[str]:
+def installed(device_type: str, dtype: torch.dtype = torch.float32, operator: str = PAIRS) -> list[str]:
     """The backends that can serve tensors of this device type and dtype, best first."""
-    order = dict.fromkeys((*PREFERENCE.get(device_type, ()), *MODULES))
-    return [name for name in order if why_not(name, device_type, dtype) is None]
+    order = dict.fromkeys((*_preference(device_type, operator), *MODULES))
+    return [name for name in order if why_not(name, device_type, dtype, operator) is None]
+
+
+def _preference(device_type: str, operator: str) -> tuple[str, ...]:
+    return PREFERENCE_OF.get(operator, PREFERENCE).get(device_type, ())
 
 
 @torch.compiler.assume_constant_result
-def choose(name: str | None, device_type: str, dtype: torch.dtype = torch.float32) -> str:
+def choose(name: str | None, device_type: str, dtype: torch.dtype = torch.float32, operator: str = PAIRS) -> str:
     """The backend to use for tensors of a device type and dtype.
 
     Args:
         name: what the caller asked for, or ``None`` for ``$PYCL_BACKEND`` and then the automatic choice.
         device_type: ``"cpu"``, ``"cuda"``, ...
-        dtype: of the embeddings.
+        dtype: of the embeddings or the scores.
+        operator: what the backend has to have.
 
     Raises:
         ValueError: the name is not a backend's.
@@ -68,21 +82,23 @@ def choose(name: str | None, device_type: str, dtype: torch.dtype = torch.float3
     """
     name = name or os.environ.get("PYCL_BACKEND") or None
     if name is None:
-        return _automatic(device_type, dtype)
+        return _automatic(device_type, dtype, operator)
     if name not in KNOWN:
         raise ValueError(f"backend must be None or one of {list(KNOWN)}, got {name!r}")
-    if reason := why_not(name, device_type, dtype):
+    if reason := why_not(name, device_type, dtype, operator):
         raise BackendUnavailable(reason)
     return name
 
 
 @functools.cache
-def _automatic(device_type: str, dtype: torch.dtype) -> str:
-    name = installed(device_type, dtype)[0]
-    skipped = [why_not(other, device_type, dtype) for other in PREFERENCE.get(device_type, ()) if other != name]
+def _automatic(device_type: str, dtype: torch.dtype, operator: str) -> str:
+    name = installed(device_type, dtype, operator)[0]
+    better = _preference(device_type, operator)
+    better = better[: better.index(name)] if name in better else better
+    skipped = [why_not(other, device_type, dtype, operator) for other in better]
     reasons = "; ".join(reason for reason in skipped if reason)
     # not the best there is: a slow path must not be a silent one
     level = logging.WARNING if reasons else logging.INFO
-    of = f"{device_type} tensors of {str(dtype).removeprefix('torch.')}"
+    of = f"{'' if operator == PAIRS else f'{operator} of '}{device_type} tensors of {str(dtype).removeprefix('torch.')}"
     log.log(level, "pycl uses backend %r for %s%s", name, of, f" ({reasons})" if reasons else "")
     return name

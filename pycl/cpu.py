@@ -18,6 +18,10 @@ from .ops import STATE, STATS, Gradients, Needs, Problem, accumulation_dtype, em
 from .reference import pair_logits as pair_logits
 from .reference import pair_logits_backward as pair_logits_backward
 from .reference import pair_top as pair_top
+from .reference import pair_weighted_sum as pair_weighted_sum
+from .reference import sinkhorn as sinkhorn
+from .reference import sinkhorn_codes as sinkhorn_codes
+from .reference import sinkhorn_columns as sinkhorn_columns
 
 DEVICES = ("cpu",)
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from . import backends
-from .autograd import LogitsFunction, StatsFunction, SumFunction
+from .autograd import LogitsFunction, StatsFunction, SumFunction, WeightedSumFunction
 from .ops import STATS, Problem
 from .pairs import Pairs, Points
-from .validation import check_k, problem_of
+from .validation import check_k, check_values, problem_of
 
-__all__ = ["PairStats", "Pairs", "Points", "pair_logits", "pair_stats", "pair_sum", "pair_top"]
+__all__ = ["PairStats", "Pairs", "Points", "pair_average", "pair_logits", "pair_stats", "pair_sum", "pair_top"]
 
 
 class PairStats(NamedTuple):
@@ -142,6 +142,47 @@ def pair_sum(
     args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize)
     name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
     return cast("Tensor", SumFunction.apply(*_whole(args), name))
+
+
+def pair_average(
+    rows: Points,
+    cols: Points,
+    values: Tensor,
+    logit_scale: float | Tensor = 1.0,
+    *,
+    pairs: Pairs = Pairs.ALL,
+    row_bias: Tensor | None = None,
+    col_bias: Tensor | None = None,
+    offset: int | None = 0,
+    normalize: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    r"""The mean of the candidates' values under every anchor's softmax, [m, dv] in float32 (float64 for float64 points).
+
+    .. math:: o_i = \sum_{j \in \mathrm{pairs}(i)} \frac{e^{l_{ij}}}{\sum_{k \in \mathrm{pairs}(i)} e^{l_{ik}}} v_j
+
+    Attention whose weights are constants: the values get gradients, and what makes the logits may not ask for any.
+
+    Args:
+        values: [n, dv], floating point, on the device of the points.
+        logit_scale: one number for all rows. The other arguments, and the errors from them, are those of
+            ``pair_stats``.
+
+    Returns:
+        The means; 0 for an anchor without pairs. Differentiable once with respect to ``values``.
+
+    Raises:
+        ValueError: values of another length or on another device, a scale for each row, points, a scale or biases
+            that require a gradient where one is recorded.
+    """
+    args = problem_of(rows, cols, logit_scale, _one_set(pairs), row_bias, col_bias, offset, normalize)
+    check_values(values, args)
+    name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
+    with torch.no_grad():
+        lse = torch.ops.pycl.pair_stats(*args, False, name)[0][0]
+        shift = -lse.masked_fill(lse == -torch.inf, 0)
+        args = args._replace(row_bias=shift if args.row_bias is None else args.row_bias + shift)
+    return cast("Tensor", WeightedSumFunction.apply(*args, values, name))
 
 
 def pair_logits(

@@ -41,6 +41,17 @@ class Problem(NamedTuple):
     def n_cols(self) -> int:
         return self.rows.shape[0] if self.cols is None else self.cols.shape[0]
 
+    def exchanged(self) -> Problem:
+        """The transposed matrix; only with columns of its own and one scale for all rows."""
+        p = self
+        assert p.cols is not None
+        assert p.col_ids is not None
+        assert p.col_views is not None
+        rows, cols = (p.cols, p.col_ids, p.col_views, p.col_bias), (p.rows, p.row_ids, p.row_views, p.row_bias)
+        names = "rows", "row_ids", "row_views", "row_bias", "cols", "col_ids", "col_views", "col_bias"
+        offset = None if p.offset is None else -p.offset
+        return p._replace(offset=offset, **dict(zip(names, (*rows, *cols), strict=True)))
+
 
 class Needs(NamedTuple):
     """Which gradients a backward has to produce; the scale's comes with the rows'."""
@@ -61,6 +72,20 @@ class Gradients(NamedTuple):
     logit_scale: Tensor
     row_bias: Tensor
     col_bias: Tensor
+
+
+class Transport(NamedTuple):
+    """A Sinkhorn problem on stored scores [B, K] of unit column stride; the marginals as logarithms.
+
+    ``sample_target`` is log(B a_b) and ``prototype_target`` log(K m_k), in the accumulation dtype; None is uniform.
+    """
+
+    scores: Tensor
+    epsilon: float
+    iterations: int
+    sample_target: Tensor | None
+    prototype_target: Tensor | None
+    dtype: torch.dtype  # of the codes: that of the scores, or float32
 
 
 # Rows of the statistics: lse, pos_lse, pos_sum, pos_count, then what the backend keeps for its own backward. The first
@@ -96,6 +121,13 @@ _library.define(f"pair_sum_backward({_PROBLEM}, Tensor d_sum, bool[3] needs, str
 _library.define(f"pair_logits({_PROBLEM}, str backend) -> Tensor")
 _library.define(f"pair_logits_backward({_PROBLEM}, Tensor d_logits, bool[3] needs, str backend) -> {_GRADIENTS}")
 _library.define(f"pair_top({_PROBLEM}, SymInt k, str backend) -> (Tensor, Tensor)")
+# sum_j exp(l_ij) v_j over the denominator [m, dv], in the accumulation dtype; the caller's biases keep it in range.
+_library.define(f"pair_weighted_sum({_PROBLEM}, Tensor values, str backend) -> Tensor")
+# Codes and the potentials of the samples and of the prototypes.
+_library.define(
+    "sinkhorn(Tensor scores, float epsilon, int iterations, Tensor? sample_target, Tensor? prototype_target, "
+    "ScalarType dtype, str backend) -> (Tensor, Tensor, Tensor)"
+)
 
 
 def _stats(*args: Any) -> tuple[Tensor, Tensor]:
@@ -131,6 +163,16 @@ def _top(*args: Any) -> tuple[Tensor, Tensor]:
     return cast("tuple[Tensor, Tensor]", backends.load(backend).pair_top(problem, k))
 
 
+def _weighted_sum(*args: Any) -> Tensor:
+    problem, (values, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
+    return cast(Tensor, backends.load(backend).pair_weighted_sum(problem, values))
+
+
+def _sinkhorn(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *transport, backend = args
+    return cast("tuple[Tensor, Tensor, Tensor]", backends.load(backend).sinkhorn(Transport(*transport)))
+
+
 def _stats_fake(*args: Any) -> tuple[Tensor, Tensor]:
     problem, both_sides = Problem(*args[:_WIDTH]), args[_WIDTH]
     dtype = accumulation_dtype(problem.rows.dtype)
@@ -153,6 +195,18 @@ def _top_fake(*args: Any) -> tuple[Tensor, Tensor]:
     rows, k = Problem(*args[:_WIDTH]).rows, args[_WIDTH]
     shape = rows.shape[0], k
     return rows.new_empty(shape, dtype=accumulation_dtype(rows.dtype)), rows.new_empty(shape, dtype=torch.int64)
+
+
+def _weighted_sum_fake(*args: Any) -> Tensor:
+    rows, values = Problem(*args[:_WIDTH]).rows, args[_WIDTH]
+    return rows.new_empty(rows.shape[0], values.shape[1], dtype=accumulation_dtype(rows.dtype))
+
+
+def _sinkhorn_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    t = Transport(*args[:-1])
+    new, dtype = t.scores.new_empty, accumulation_dtype(t.scores.dtype)
+    n_samples, n_prototypes = t.scores.shape
+    return new(t.scores.shape, dtype=t.dtype), new(n_samples, dtype=dtype), new(n_prototypes, dtype=dtype)
 
 
 def empty_gradients(problem: Problem, needs: Needs) -> Gradients:
@@ -183,6 +237,8 @@ for _name, _implementation, _fake in (
     ("pair_logits", _logits, _logits_fake),
     ("pair_logits_backward", _logits_backward, _backward_fake),
     ("pair_top", _top, _top_fake),
+    ("pair_weighted_sum", _weighted_sum, _weighted_sum_fake),
+    ("sinkhorn", _sinkhorn, _sinkhorn_fake),
 ):
     _library.impl(_name, _implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"pycl::{_name}", _fake, lib=_library)

@@ -12,6 +12,9 @@ from torch.nn.functional import logsigmoid
 
 from .ops import FLOATS, STATE, STATS, Gradients, Needs, Problem, accumulation_dtype, empty_gradients
 from .pairs import Pairs
+from .reference_sinkhorn import sinkhorn as sinkhorn
+from .reference_sinkhorn import sinkhorn_codes as sinkhorn_codes
+from .reference_sinkhorn import sinkhorn_columns as sinkhorn_columns
 
 DEVICES = None  # every device
 DTYPES = FLOATS
@@ -176,6 +179,14 @@ def pair_sum_backward(problem: Problem, d_sum: Tensor, needs: Needs) -> Gradient
 
     sides = _sides(problem)
     return _apply(problem, *sides, ((strip.i, weights(strip)) for strip in _strips(problem, *sides)), needs)
+
+
+def pair_weighted_sum(problem: Problem, values: Tensor) -> Tensor:
+    rows, cols = _sides(problem)
+    out, values = rows.x.new_empty(len(rows.x), values.shape[1]), values.to(rows.x.dtype)
+    for strip in _strips(problem, rows, cols):
+        out[strip.i] = _product(torch.where(strip.in_den, strip.logits.exp(), 0), values)
+    return out
 
 
 def pair_logits(problem: Problem) -> Tensor:

@@ -58,6 +58,35 @@ def check_k(k: int, n: int) -> None:
         raise ValueError(f"k must be between 1 and the number of candidates, {n}, got {k}")
 
 
+def check_values(values: Tensor, problem: Problem) -> None:
+    """What is averaged over the candidates, and weights that are constants."""
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        given = getattr(values, "dtype", type(values).__name__)
+        raise TypeError(f"values must be a floating-point tensor, got {given}")
+    n = problem.n_cols
+    if values.dim() != 2 or len(values) != n or values.shape[1] == 0:
+        raise ValueError(
+            f"values must have shape [{n}, dv] with dv >= 1, one row per candidate, got {tuple(values.shape)}"
+        )
+    if values.device != problem.rows.device:
+        raise ValueError(f"values must be on {problem.rows.device} as the points are, got {values.device}")
+    if problem.logit_scale.dim() != 0:
+        raise ValueError(
+            f"logit_scale must be one number for all rows here, got shape {tuple(problem.logit_scale.shape)}"
+        )
+    of_weights = {
+        "rows.z": problem.rows,
+        "cols.z": problem.cols,
+        "logit_scale": problem.logit_scale,
+        "row_bias": problem.row_bias,
+        "col_bias": problem.col_bias,
+    }
+    if torch.is_grad_enabled():
+        for name, tensor in of_weights.items():
+            if tensor is not None and tensor.requires_grad:
+                raise ValueError(f"{name} must not require a gradient, the weights are constants here: detach it")
+
+
 def _embeddings(name: str, z: Tensor) -> Tensor:
     if not isinstance(z, Tensor) or z.dtype not in FLOATS:
         got = z.dtype if isinstance(z, Tensor) else type(z).__name__

@@ -17,7 +17,9 @@ from pycl.functional.info_nce import info_nce
 from pycl.functional.multi_view import mv_info_nce, poly_view
 from pycl.functional.nt_xent import nt_xent, pairwise_nt_xent
 from pycl.functional.similarity import similarity, similarity_histogram, similarity_topk
+from pycl.functional.sinkhorn import dino_codes, sinkhorn, sinkhorn_potentials
 from pycl.functional.sup_con import sup_con
+from pycl.functional.swav import swav
 
 __all__ = [
     "alignment",
@@ -25,6 +27,7 @@ __all__ = [
     "dcl",
     "dclw",
     "dhel",
+    "dino_codes",
     "info_nce",
     "mv_dhel",
     "mv_info_nce",
@@ -35,6 +38,9 @@ __all__ = [
     "similarity",
     "similarity_histogram",
     "similarity_topk",
+    "sinkhorn",
+    "sinkhorn_potentials",
     "sup_con",
+    "swav",
     "uniformity",
 ]

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of what Sinkhorn is given: scores, its numbers and its marginals."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pycl.distributed import total
+from pycl.functional._common import Scalar, as_scalar
+from pycl.ops import FLOATS, accumulation_dtype
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+SUM_TOLERANCE = 1e-3  # of a marginal: that of a million float32 roundings
+
+
+def check_scores(scores: Tensor, dtype: torch.dtype | None, may_be_empty: bool) -> None:
+    """``[B, K]`` in floating point with something in it, and a dtype its codes can have."""
+    if not isinstance(scores, Tensor):
+        raise TypeError(f"scores must be a tensor, got {type(scores).__name__}")
+    if scores.dtype not in FLOATS:
+        raise TypeError(f"scores must be one of {', '.join(map(str, FLOATS))}, got {scores.dtype}")
+    if scores.dim() != 2 or scores.shape[1] == 0 or (scores.shape[0] == 0 and not may_be_empty):
+        raise ValueError(f"scores must have shape [B, K] with B, K >= 1, got {tuple(scores.shape)}")
+    if dtype not in (None, scores.dtype, torch.float32):
+        raise ValueError(f"dtype must be None, torch.float32 or that of the scores, {scores.dtype}, got {dtype}")
+
+
+def _number(name: str, value: Scalar) -> float:
+    value = as_scalar(name, value)
+    return float(value.detach()) if isinstance(value, Tensor) else value
+
+
+def check_epsilon(name: str, value: Scalar) -> float:
+    """A positive, finite number."""
+    if not 0 < (number := _number(name, value)) < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {number}")
+    return number
+
+
+def check_penalty(name: str, value: Scalar) -> float:
+    """A number that is not negative, maybe infinite."""
+    if not (number := _number(name, value)) >= 0:
+        raise ValueError(f"{name} must be >= 0, or infinite to meet the marginal, got {number}")
+    return number
+
+
+def check_iterations(value: int) -> int:
+    """How many prototype steps there are: an integer from 1 on."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"iterations must be an integer, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"iterations must be at least 1, got {value}")
+    return value
+
+
+def log_marginal(
+    name: str, marginal: Tensor | None, n: int, like: Tensor, group: ProcessGroup | None = None
+) -> Tensor | None:
+    """``log(n m)`` with n summed over the ranks of a group, which each bring a part of the marginal."""
+    if marginal is None:
+        return None
+    if not isinstance(marginal, Tensor) or not marginal.is_floating_point():
+        given = getattr(marginal, "dtype", type(marginal).__name__)
+        raise TypeError(f"{name} must be a floating-point tensor, got {given}")
+    if marginal.shape != (n,):
+        raise ValueError(f"{name} must have shape [{n}], got {tuple(marginal.shape)}")
+    if marginal.device != like.device:
+        raise ValueError(f"{name} must be on {like.device} as the rest is, got {marginal.device}")
+    marginal = marginal.detach().to(accumulation_dtype(like.dtype))
+    positive = bool(((marginal > 0) & marginal.isfinite()).all())
+    # NaN from a rank with bad entries: then all ranks raise, and none waits for another
+    mine = marginal.sum(dtype=torch.float64) if positive else like.new_tensor(torch.nan, dtype=torch.float64)
+    mass, everyone = total(torch.stack([mine, like.new_tensor(n, dtype=torch.float64)]), group).tolist()
+    if not positive:
+        worst = marginal.min().item()
+        raise ValueError(f"{name} must have positive, finite entries, got {worst:g} as the smallest")
+    if not abs(mass - 1) <= SUM_TOLERANCE:
+        raise ValueError(f"{name} must sum to 1, got {mass:g}")
+    return (marginal * everyone).log()

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sinkhorn's equal assignment of samples to prototypes: from stored scores, or from features without storing them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from pycl import backends
+from pycl.distributed import check_agree, check_group, total
+from pycl.engine import pair_stats
+from pycl.functional._common import check_features
+from pycl.functional._transport import check_epsilon, check_iterations, check_penalty, check_scores, log_marginal
+from pycl.ops import Transport
+from pycl.pairs import Pairs, Points
+from pycl.sinkhorn import check_finite, prototype_potential, solve, step
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+@torch.no_grad()
+def sinkhorn(
+    scores: Tensor,
+    *,
+    epsilon: float = 0.05,
+    iterations: int = 3,
+    sample_marginal: Tensor | None = None,
+    prototype_marginal: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    group: ProcessGroup | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    r"""Assignment of samples to prototypes that uses the prototypes equally (SwAV, DINOv2, DINOv3).
+
+    With ``L = scores / epsilon`` and ``u = 0``, each iteration is the prototype step, then the sample step::
+
+        v_k = log(K m_k) - log sum_b exp(L_bk + u_b)
+        u_b = log(B a_b) - log sum_k exp(L_bk + v_k)
+        code_bk = softmax_k(L_bk + v_k)
+
+    which after any number of iterations is the published algorithm (``m`` and ``a`` uniform), here in the log domain:
+    no epsilon overflows, and nothing is shifted, because a shift of each sample's scores changes the codes until
+    convergence. The scores are read ``iterations + 1`` times. Codes are constants: no gradient flows through them.
+
+    Args:
+        scores: ``[B, K]``, usually ``features @ prototypes.T``; float64, float32, bfloat16 or float16. An entry of
+            ``-inf`` rules its pair out. A layout whose columns are not next to each other costs a copy.
+        epsilon: entropy of the assignment, in units of the scores.
+        iterations: at least 1.
+        sample_marginal: ``a`` [B], positive with a sum of 1 over all ranks; None for ``1 / B``.
+        prototype_marginal: ``m`` [K], positive with a sum of 1; None for ``1 / K``.
+        dtype: of the codes: that of the scores (None) or float32.
+        group: ranks that share the prototypes, each with samples of its own, of any number.
+        backend: name of the backend to run on; None picks one. ``"cuda"`` does all iterations in one launch and takes
+            no group.
+
+    Returns:
+        Codes ``[B, K]``; every row sums to 1.
+
+    Raises:
+        TypeError: scores that are not floating point, an epsilon or iterations that are no numbers.
+        ValueError: scores that are not ``[B, K]`` with B, K >= 1 (B may be 0 on some ranks of a group), epsilon <= 0,
+            iterations < 1, a marginal of another shape, with entries <= 0 or another sum, a dtype that is neither; on
+            the CPU also scores of NaN or +inf and rows or columns of nothing but -inf, by index (on a GPU, where
+            looking would wait for the device, their codes are NaN); a K, epsilon or iterations that differ between
+            ranks.
+        RuntimeError: the backend asked for is not built or cannot do this.
+
+    Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", arXiv 2006.09882,
+    equations 3 to 5 and listing 1; Cuturi, "Sinkhorn Distances", arXiv 1306.0895, algorithm 1.
+    """
+    check_group(group)
+    check_scores(scores, dtype, may_be_empty=group is not None)
+    epsilon, iterations = check_epsilon("epsilon", epsilon), check_iterations(iterations)
+    n_samples, n_prototypes = scores.shape
+    given = {"sample_marginal is given": sample_marginal is not None}
+    check_agree(group, scores.device, K=n_prototypes, epsilon=epsilon, iterations=iterations, **given)
+    t = Transport(
+        scores=scores.detach() if scores.stride(1) == 1 or n_prototypes == 1 else scores.detach().contiguous(),
+        epsilon=epsilon,
+        iterations=iterations,
+        sample_target=log_marginal("sample_marginal", sample_marginal, n_samples, scores, group),
+        prototype_target=log_marginal("prototype_marginal", prototype_marginal, n_prototypes, scores),
+        dtype=scores.dtype if dtype is None else dtype,
+    )
+    if group is None:
+        name = backends.choose(backend, scores.device.type, scores.dtype, backends.SINKHORN)
+        codes, u, v = torch.ops.pycl.sinkhorn(*t, name)
+    else:
+        name = backends.choose(backend, scores.device.type, scores.dtype, backends.SINKHORN_STEPS)
+        steps = backends.load(name)
+        codes, u, v = solve(steps.sinkhorn_columns, steps.sinkhorn_codes, t, group)
+    check_finite(t, u, v, group)
+    return cast("Tensor", codes)
+
+
+@torch.no_grad()
+def sinkhorn_potentials(
+    z: Tensor,
+    prototypes: Tensor,
+    *,
+    epsilon: float = 0.05,
+    iterations: int = 3,
+    sample_marginal: Tensor | None = None,
+    prototype_marginal: Tensor | None = None,
+    sample_penalty: float = math.inf,
+    prototype_penalty: float = math.inf,
+    normalize: bool = False,
+    group: ProcessGroup | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""Potentials of :func:`sinkhorn` from features and prototypes; the scores ``<z_b, c_k>`` are never stored.
+
+    ``exp(<z_b, c_k> / epsilon + u_b + v_k)`` is the code of sample b for prototype k: give ``u`` and ``v`` to the
+    engine as row and column bias. Costs ``2 iterations`` sweeps of ``B K d`` multiply-adds and memory for vectors.
+
+    A finite penalty makes a marginal soft (unbalanced transport): its Kullback-Leibler divergence costs ``penalty`` in
+    units of the scores, and its step is multiplied by ``penalty / (penalty + epsilon)``; at 0 the marginal is free.
+    Where one of them is soft the prototypes' target is ``log(B m_k)``, the mass that the samples' has.
+
+    Args:
+        z: features ``[B, d]``; float64, float32, bfloat16 or float16; taken as they are given.
+        prototypes: ``[K, d]``.
+        epsilon: as in :func:`sinkhorn`, and so are iterations, the marginals and the backend.
+        sample_penalty: >= 0; infinite to meet the samples' marginal.
+        prototype_penalty: >= 0; infinite to meet the prototypes' marginal.
+        normalize: L2-normalise features and prototypes inside.
+        group: as in :func:`sinkhorn`, with at least one sample on every rank.
+
+    Returns:
+        The samples' potential ``u`` [B] and the prototypes' ``v`` [K], in nats; float32 (float64 for float64 features).
+
+    Raises:
+        TypeError: features or prototypes that are not floating point, numbers that are none.
+        ValueError: B, K or d = 0, widths or devices that differ, a penalty < 0, and as in :func:`sinkhorn`.
+        RuntimeError: the backend asked for is not built.
+
+    Chizat et al., "Scaling Algorithms for Unbalanced Optimal Transport Problems", arXiv 1607.05816, section 3.
+    """
+    check_group(group)
+    check_features(z=z, prototypes=prototypes)
+    epsilon, iterations = check_epsilon("epsilon", epsilon), check_iterations(iterations)
+    sample_penalty = check_penalty("sample_penalty", sample_penalty)
+    prototype_penalty = check_penalty("prototype_penalty", prototype_penalty)
+    n_samples, n_prototypes = len(z), len(prototypes)
+    penalties = {"sample_penalty": sample_penalty, "prototype_penalty": prototype_penalty}
+    penalties |= {"sample_marginal is given": sample_marginal is not None}
+    check_agree(group, z.device, K=n_prototypes, epsilon=epsilon, iterations=iterations, **penalties)
+    sample_target = log_marginal("sample_marginal", sample_marginal, n_samples, z, group)
+    target = log_marginal("prototype_marginal", prototype_marginal, n_prototypes, z)
+    if min(sample_penalty, prototype_penalty) < math.inf:
+        mass = (total(z.new_tensor(n_samples, dtype=torch.float64), group) / n_prototypes).log()
+        target = (z.new_zeros(n_prototypes) if target is None else target) + mass
+
+    sample_step = partial(step, target=sample_target, penalty=sample_penalty, epsilon=epsilon)
+    prototype_step = partial(step, target=target, penalty=prototype_penalty, epsilon=epsilon)
+    logits = FeatureLogits(z, prototypes, epsilon, normalize, backend)
+    v = prototype_potential(logits.columns(sample_step), prototype_step, iterations, group)
+    return sample_step(logits.sample_lse(v)), v
+
+
+class FeatureLogits(NamedTuple):
+    """Logits ``<z_b, c_k> / epsilon`` that are reduced and never stored."""
+
+    z: Tensor
+    prototypes: Tensor
+    epsilon: float
+    normalize: bool = False
+    backend: str | None = None
+
+    def sample_lse(self, v: Tensor) -> Tensor:
+        return self._lse(self.z, self.prototypes, v)
+
+    def prototype_lse(self, u: Tensor | None) -> Tensor:
+        return self._lse(self.prototypes, self.z, u)
+
+    def columns(self, sample_step: Callable[[Tensor], Tensor]) -> Callable[[Tensor | None], Tensor]:
+        """From the prototypes' potential to their log-sum-exps after a sample step, or before the first."""
+        return lambda v: self.prototype_lse(None if v is None else sample_step(self.sample_lse(v)))
+
+    def _lse(self, anchors: Tensor, candidates: Tensor, bias: Tensor | None) -> Tensor:
+        return pair_stats(
+            Points(anchors),
+            Points(candidates),
+            1 / self.epsilon,
+            denominator=Pairs.ALL,
+            col_bias=bias,
+            offset=None,
+            normalize=self.normalize,
+            backend=self.backend,
+        ).lse
+
+
+def dino_codes(
+    teacher_output: Tensor,
+    teacher_temp: float,
+    *,
+    n_masked_patches_tensor: Tensor | None = None,
+    n_iterations: int = 3,
+    group: ProcessGroup | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Targets of a DINO or iBOT teacher by :func:`sinkhorn` instead of centring, called as DINOv2 and DINOv3 do.
+
+    All samples, of both global crops or all masked patches, are assigned jointly, at ``epsilon = teacher_temp``.
+
+    Args:
+        teacher_output: ``[..., K]`` prototype scores of the teacher's head; leading dimensions are samples.
+        teacher_temp: positive; DINOv2 warms up from 0.04 to 0.07.
+        n_masked_patches_tensor: taken because iBOT's trainers pass it, and not read: how many samples there are, here
+            and on other ranks, cancels out of the codes.
+        n_iterations: at least 1.
+        group: ranks that share the prototypes, each with samples of its own, of any number; ``None`` for this batch
+            alone, where the official code takes the default group by itself.
+        backend: name of the backend to run on; None picks one.
+
+    Returns:
+        Targets in the shape of ``teacher_output``, float32 (float64 for float64 scores), rows sum to 1.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`sinkhorn`.
+
+    Oquab et al., "DINOv2: Learning Robust Visual Features without Supervision", arXiv 2304.07193, section 4;
+    Siméoni et al., "DINOv3", arXiv 2508.10104.
+    """
+    if not isinstance(teacher_output, Tensor) or teacher_output.dim() < 2:
+        raise ValueError(
+            f"teacher_output must have shape [..., K], got {getattr(teacher_output, 'shape', teacher_output)}"
+        )
+    codes = sinkhorn(
+        teacher_output.flatten(0, -2),
+        epsilon=check_epsilon("teacher_temp", teacher_temp),
+        iterations=n_iterations,
+        dtype=torch.promote_types(teacher_output.dtype, torch.float32),
+        group=group,
+        backend=backend,
+    )
+    return codes.view(teacher_output.shape)

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SwAV: each crop predicts the prototype codes of the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pycl.distributed import check_agree, check_group
+from pycl.engine import pair_average, pair_stats
+from pycl.functional._common import (
+    REDUCTIONS,
+    Scalar,
+    Views,
+    check_choice,
+    check_features,
+    reduce,
+    to_logit_scale,
+    unit,
+)
+from pycl.functional._transport import check_epsilon, check_iterations
+from pycl.functional.sinkhorn import FeatureLogits
+from pycl.pairs import Pairs, Points
+from pycl.sinkhorn import prototype_potential
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def swav(
+    crops: Views,
+    prototypes: Tensor,
+    *,
+    temperature: Scalar = 0.1,
+    epsilon: float = 0.05,
+    iterations: int = 3,
+    code_crops: Sequence[int] = (0, 1),
+    queue: Views | None = None,
+    reduction: str = "mean",
+    normalize: bool = False,
+    group: ProcessGroup | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    r"""Swapped prediction of Sinkhorn codes over several crops (SwAV).
+
+    With codes ``q_i`` of each code crop i, from :func:`pycl.functional.sinkhorn` on its scores ``z_i @ prototypes.T``::
+
+        term_b = 1/I sum_i 1/(V-1) sum_{v != i}  - sum_k q_i[b, k] log softmax_k( <z_v[b], c_k> / temperature )
+               = 1/I sum_i 1/(V-1) sum_{v != i}  log sum_k exp(<z_v[b], c_k> / temperature) - <z_v[b], o_i[b]> / temperature
+
+    where ``o_i[b] = sum_k q_i[b, k] c_k``: neither codes nor logits ``[B, K]`` are stored. Codes are constants; crops
+    and prototypes get gradients. Features and prototypes are taken **as they are given** (``normalize=False``): SwAV
+    normalises both, the prototypes in place before each step (:meth:`pycl.Prototypes.normalize_`).
+
+    Args:
+        crops: V >= 2 crops, a tensor ``[V, B, d]`` or a sequence of ``[B, d]``.
+        prototypes: ``[K, d]``.
+        temperature: positive number or 0-d tensor.
+        epsilon: entropy of the codes, in units of the scores.
+        iterations: of Sinkhorn.
+        code_crops: which crops have codes that the others predict, I of them.
+        queue: earlier features, a tensor ``[I, Q, d]`` or a sequence of I ``[Q, d]``, which join the assignment of each
+            code crop and have no other part.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        normalize: L2-normalise crops, queue and prototypes inside.
+        group: ranks that share the prototypes: codes are assigned jointly, the terms stay each rank's own.
+        backend: name of the backend to run on; None picks one.
+
+    Returns:
+        A scalar, or ``[B]`` with ``"none"``; float32 (float64 for float64 input).
+
+    Raises:
+        TypeError: features that are not floating point, numbers that are none.
+        ValueError: fewer than two crops, crops of differing shape, a width other than the prototypes', a code crop that
+            is not there or named twice, a queue of another size or width, a temperature or epsilon <= 0, iterations < 1.
+        RuntimeError: the backend asked for is not built.
+
+    Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", arXiv 2006.09882,
+    equations 1 to 6; the gradients of the second line are the first one's.
+    """
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_group(group)
+    check_features(prototypes=prototypes)
+    z = stack("crops", crops, prototypes, least=2)
+    codes = check_code_crops(code_crops, len(z))
+    earlier = None if queue is None else stack("queue", queue, prototypes, least=len(codes), most=len(codes))
+    check_epsilon("epsilon", epsilon)
+    check_iterations(iterations)
+    check_agree(group, z.device, K=len(prototypes), d=z.shape[2], I=len(codes))
+    if normalize:
+        z, prototypes = unit(z), unit(prototypes)
+        earlier = None if earlier is None else unit(earlier)
+    scale = to_logit_scale(temperature)
+    n_crops, n_samples, d = z.shape
+    means = torch.stack(
+        [
+            _code_means(z[i], prototypes, None if earlier is None else earlier[k], epsilon, iterations, group, backend)
+            for k, i in enumerate(codes)
+        ]
+    )
+    lse = pair_stats(
+        Points(z.reshape(-1, d)), Points(prototypes), scale, denominator=Pairs.ALL, offset=None, backend=backend
+    ).lse.view(n_crops, n_samples)
+    wide = z.to(lse.dtype)
+    predicted = wide.sum(0) - wide[codes]  # [I, B, d]: all crops but the code's own
+    agreement = (predicted * means).sum((0, 2)) * scale
+    everyone = len(codes) * lse.sum(0) - lse[codes].sum(0)
+    return reduce((everyone - agreement) / (len(codes) * (n_crops - 1)), reduction)
+
+
+def _code_means(
+    z: Tensor,
+    prototypes: Tensor,
+    earlier: Tensor | None,
+    epsilon: float,
+    iterations: int,
+    group: ProcessGroup | None,
+    backend: str | None,
+) -> Tensor:
+    """The prototypes' mean under each sample's code [B, d], with a gradient to the prototypes."""
+    z, keys = z.detach(), prototypes.detach()
+    samples = z if earlier is None else torch.cat([earlier.detach().to(z.dtype), z])
+    with torch.no_grad():
+        columns = FeatureLogits(samples, keys, epsilon, backend=backend).columns(torch.neg)
+        v = prototype_potential(columns, torch.neg, iterations, group)
+    return pair_average(
+        Points(z), Points(keys), prototypes, 1 / epsilon, col_bias=v, offset=None, backend=backend
+    )  # its softmax is the last sample step
+
+
+def stack(name: str, tensors: Views, prototypes: Tensor, least: int, most: float = math.inf) -> Tensor:
+    """``[V, N, d]`` of the prototypes' width from such a tensor or a sequence of V ``[N, d]``."""
+    if isinstance(tensors, Tensor):
+        if tensors.dim() != 3:
+            raise ValueError(f"{name} must have shape [V, N, d] or be a sequence of [N, d], got {tuple(tensors.shape)}")
+        tensors = tensors.unbind()
+    if not least <= len(tensors) <= most:
+        wanted = f"{least}, one for each code crop" if most == least else f"at least {least}"
+        raise ValueError(f"{name} must be {wanted}, got {len(tensors)}")
+    named = {f"{name}[{k}]": t for k, t in enumerate(tensors)}
+    check_features(prototypes=prototypes, **named)
+    for key, t in named.items():
+        if t.shape != tensors[0].shape:
+            raise ValueError(f"{key} must have the shape of {name}[0], {tuple(tensors[0].shape)}, got {tuple(t.shape)}")
+    return torch.stack(list(tensors))
+
+
+def check_code_crops(code_crops: Sequence[int], n_crops: int) -> list[int]:
+    """Different crops that exist, at least one."""
+    codes = list(code_crops)
+    if not codes or len(set(codes)) != len(codes) or not all(isinstance(i, int) and 0 <= i < n_crops for i in codes):
+        raise ValueError(f"code_crops must be different indices of the {n_crops} crops, got {tuple(codes)}")
+    return codes

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sinkhorn's alternation in the log domain, on whatever can reduce the logits over the samples.
+
+With logits ``L = scores / epsilon`` [B, K] and ``u = 0`` at the start, an iteration is the prototype step and then the
+sample step::
+
+    v_k = log(K m_k) - log sum_b exp(L_bk + u_b)
+    u_b = log(B a_b) - log sum_k exp(L_bk + v_k)
+
+for marginals ``m`` of the prototypes and ``a`` of the samples (uniform ones make both first terms zero). That is the
+published algorithm at every number of iterations; a shift of each sample's scores beforehand is not, for it would be
+another ``u`` to start from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from .distributed import merge_lse
+from .ops import Transport
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def step(lse: Tensor, target: Tensor | None, penalty: float = math.inf, epsilon: float = 1.0) -> Tensor:
+    """A potential from the log-sum-exps of its side and ``log(n m)``; a finite penalty makes the marginal soft."""
+    potential = -lse if target is None else target - lse
+    return potential if penalty == math.inf else potential * (penalty / (penalty + epsilon))
+
+
+def prototype_potential(
+    columns: Callable[[Tensor | None], Tensor],
+    prototype_step: Callable[[Tensor], Tensor],
+    iterations: int,
+    group: ProcessGroup | None = None,
+) -> Tensor:
+    """``v`` after a number of iterations, at least one.
+
+    Args:
+        columns: from ``v`` to ``log sum_b exp(L_bk + u_b)`` over this rank's samples, ``u`` from the sample step, or 0
+            where ``v`` is None.
+        prototype_step: from ``log sum_b exp(L_bk + u_b)`` over all samples to ``v``.
+        iterations: how many prototype steps.
+        group: whose ranks share the prototypes, each with samples of its own.
+    """
+    v = None
+    for _ in range(iterations):
+        v = prototype_step(merge_lse(columns(v), group))
+    return cast("Tensor", v)
+
+
+def solve(
+    columns: Callable[[Transport, Tensor | None], Tensor],
+    codes: Callable[[Transport, Tensor], tuple[Tensor, Tensor]],
+    t: Transport,
+    group: ProcessGroup | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes and both potentials of stored scores, in ``iterations + 1`` reads of them."""
+    v = prototype_potential(partial(columns, t), lambda lse: step(lse, t.prototype_target), t.iterations, group)
+    return *codes(t, v), v
+
+
+def check_finite(t: Transport, u: Tensor, v: Tensor, group: ProcessGroup | None = None) -> None:
+    """Raise ValueError that says what in the scores made a potential infinite or NaN.
+
+    Looks on the CPU alone: there it costs B + K comparisons, on a GPU it would wait for the device.
+    """
+    if u.device.type != "cpu" or torch.compiler.is_compiling() or (u.isfinite().all() and v.isfinite().all()):
+        return
+    scores = t.scores
+    bad = (scores.isnan() | (scores == torch.inf)).nonzero()
+    if len(bad):
+        b, k = bad[0].tolist()
+        raise ValueError(
+            f"scores must be finite (or -inf for a pair that is ruled out), got {len(bad)} that are not, "
+            f"the first {scores[b, k].item()} at [{b}, {k}]"
+        )
+    for dim, what in ((1, "row"), (0, "column")):
+        empty = (scores == -torch.inf).all(dim).nonzero().flatten().tolist()
+        if empty and (dim == 1 or group is None):
+            raise ValueError(f"scores must have a finite entry in every {what}, {what} {empty[0]} has only -inf")
+    if group is not None:
+        raise ValueError("scores are fine on this rank, but another rank's have NaN or infinity, or no rank has any")
+    raise ValueError(f"scores / epsilon is beyond the range of its dtype, epsilon={t.epsilon:g}")
