@@ -9,8 +9,9 @@ if not (Path(__file__).parent / "triton_kernels").exists():
     # Running in a checkout: pycl.bench and pycl.triton_kernels are its top-level folders.
     __path__.append(str(Path(__file__).parent.parent))
 
-from . import engine, functional, metrics, modules
+from . import clustering, engine, functional, metrics, modules
 from .backends import BackendUnavailable
+from .clustering import *
 from .engine import PairStats, pair_average, pair_logits, pair_stats, pair_sum, pair_top
 from .modules import *
 from .pairs import Pairs, Points
@@ -22,6 +23,7 @@ __all__ = [
     "PairStats",
     "Pairs",
     "Points",
+    "clustering",
     "engine",
     "functional",
     "metrics",
@@ -30,5 +32,6 @@ __all__ = [
     "pair_stats",
     "pair_sum",
     "pair_top",
+    *clustering.__all__,
     *modules.__all__,
 ]

@@ -146,7 +146,7 @@ def pair_sum(
 
 def pair_average(
     rows: Points,
-    cols: Points,
+    cols: Points | None,
     values: Tensor,
     logit_scale: float | Tensor = 1.0,
     *,
@@ -157,7 +157,7 @@ def pair_average(
     normalize: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    r"""The mean of the candidates' values under every anchor's softmax, [m, dv] in float32 (float64 for float64 points).
+    r"""The mean of the candidates' values under every anchor's softmax, [m, dv].
 
     .. math:: o_i = \sum_{j \in \mathrm{pairs}(i)} \frac{e^{l_{ij}}}{\sum_{k \in \mathrm{pairs}(i)} e^{l_{ik}}} v_j
 
@@ -169,13 +169,13 @@ def pair_average(
             ``pair_stats``.
 
     Returns:
-        The means; 0 for an anchor without pairs. Differentiable once with respect to ``values``.
+        The means in float32 (float64 for float64 points); 0 for an anchor without pairs. Differentiable once with respect to ``values``.
 
     Raises:
         ValueError: values of another length or on another device, a scale for each row, points, a scale or biases
             that require a gradient where one is recorded.
     """
-    args = problem_of(rows, cols, logit_scale, _one_set(pairs), row_bias, col_bias, offset, normalize)
+    args = _whole(problem_of(rows, cols, logit_scale, _one_set(pairs), row_bias, col_bias, offset, normalize))
     check_values(values, args)
     name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
     with torch.no_grad():

@@ -40,24 +40,25 @@ __all__ = [
 CHOICES = {"denominator": DENOMINATORS, "mean": MEANS, "form": FORMS}
 
 
-class _Loss(nn.Module):
+class Loss(nn.Module):
     """Keeps the keyword arguments of ``function`` and checks them once.
 
     A subclass writes its signature out and hands ``locals()`` on, so each argument is named in one place.
     """
 
     function: ClassVar[Callable[..., Tensor]]
+    takes_group: ClassVar[bool] = False
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         super().__init__()
         options = {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
-        check_call(options["reduction"], options["group"])
+        check_call(options["reduction"], None if self.takes_group else options["group"])
         if options["backend"] is not None:
             check_choice("backend", options["backend"], backends.KNOWN)
         for name, choices in CHOICES.items():
             if name in options:
                 check_choice(name, options[name], choices)
-        for name in ("temperature", "sigma"):
+        for name in ("temperature", "sigma", "epsilon"):
             if name in options:
                 check_positive(name, options[name])
         if options.pop("learnable_temperature", False):
@@ -73,8 +74,8 @@ class _Loss(nn.Module):
             return cast("float", self.options["temperature"])
         raise AttributeError(f"{type(self).__name__} has no temperature")
 
-    def _call(self, *inputs: Any) -> Tensor:
-        options = dict(self.options)
+    def _call(self, *inputs: Any, **state: Any) -> Tensor:
+        options = self.options | state
         if "log_temperature" in self._parameters:
             options["temperature"] = self.temperature
         return type(self).function(*inputs, **options)
@@ -86,7 +87,7 @@ class _Loss(nn.Module):
         return ", ".join(f"{name}={value}" for name, value in shown.items())
 
 
-class _ViewsLoss(_Loss):
+class _ViewsLoss(Loss):
     def forward(self, *views: Tensor | Sequence[Tensor]) -> Tensor:
         """``forward(views)`` with all views in one tensor or sequence, or ``forward(z1, z2, ...)``."""
         return self._call(_gather(views))
@@ -114,7 +115,7 @@ class NTXentLoss(_ViewsLoss):
         super().__init__(locals())
 
 
-class InfoNCELoss(_Loss):
+class InfoNCELoss(Loss):
     """Module of :func:`pycl.functional.info_nce`."""
 
     function = staticmethod(functional.info_nce)
@@ -137,7 +138,7 @@ class InfoNCELoss(_Loss):
         return self._call(query, key, negatives)
 
 
-class CLIPLoss(_Loss):
+class CLIPLoss(Loss):
     """Module of :func:`pycl.functional.clip`; the model owns the logit scale and passes it."""
 
     function: ClassVar[Callable[..., Tensor]] = staticmethod(functional.clip)
@@ -276,7 +277,7 @@ class PolyViewLoss(_ViewsLoss):
         super().__init__(locals())
 
 
-class SupConLoss(_Loss):
+class SupConLoss(Loss):
     """Module of :func:`pycl.functional.sup_con`."""
 
     function = staticmethod(functional.sup_con)

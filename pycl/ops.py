@@ -47,10 +47,10 @@ class Problem(NamedTuple):
         assert p.cols is not None
         assert p.col_ids is not None
         assert p.col_views is not None
-        rows, cols = (p.cols, p.col_ids, p.col_views, p.col_bias), (p.rows, p.row_ids, p.row_views, p.row_bias)
-        names = "rows", "row_ids", "row_views", "row_bias", "cols", "col_ids", "col_views", "col_bias"
-        offset = None if p.offset is None else -p.offset
-        return p._replace(offset=offset, **dict(zip(names, (*rows, *cols), strict=True)))
+        return Problem(
+            *(p.cols, p.rows, p.col_ids, p.col_views, p.row_ids, p.row_views, p.logit_scale, p.col_bias, p.row_bias),
+            *(p.denominator, p.positives, None if p.offset is None else -p.offset, p.normalize),
+        )
 
 
 class Needs(NamedTuple):

@@ -82,4 +82,5 @@ def log_marginal(
         raise ValueError(f"{name} must have positive, finite entries, got {worst:g} as the smallest")
     if not abs(mass - 1) <= SUM_TOLERANCE:
         raise ValueError(f"{name} must sum to 1, got {mass:g}")
-    return (marginal * everyone).log()
+    targets: Tensor = (marginal * everyone).log()
+    return targets

@@ -49,11 +49,11 @@ def swav(
 
     With codes ``q_i`` of each code crop i, from :func:`pycl.functional.sinkhorn` on its scores ``z_i @ prototypes.T``::
 
-        term_b = 1/I sum_i 1/(V-1) sum_{v != i}  - sum_k q_i[b, k] log softmax_k( <z_v[b], c_k> / temperature )
-               = 1/I sum_i 1/(V-1) sum_{v != i}  log sum_k exp(<z_v[b], c_k> / temperature) - <z_v[b], o_i[b]> / temperature
+        term_b = 1/I sum_i 1/(V-1) sum_{v != i}  - sum_k q_i[b, k] log softmax_k(l_v[b, k])
+               = 1/I sum_i 1/(V-1) sum_{v != i}  log sum_k exp(l_v[b, k]) - <z_v[b], o_i[b]> / temperature
 
-    where ``o_i[b] = sum_k q_i[b, k] c_k``: neither codes nor logits ``[B, K]`` are stored. Codes are constants; crops
-    and prototypes get gradients. Features and prototypes are taken **as they are given** (``normalize=False``): SwAV
+    where ``l_v[b, k] = <z_v[b], c_k> / temperature`` and ``o_i[b] = sum_k q_i[b, k] c_k``: neither codes nor logits
+    ``[B, K]`` are stored. Codes are constants; crops and prototypes get gradients. Features and prototypes are taken **as they are given** (``normalize=False``): SwAV
     normalises both, the prototypes in place before each step (:meth:`pycl.Prototypes.normalize_`).
 
     Args:
@@ -76,7 +76,8 @@ def swav(
     Raises:
         TypeError: features that are not floating point, numbers that are none.
         ValueError: fewer than two crops, crops of differing shape, a width other than the prototypes', a code crop that
-            is not there or named twice, a queue of another size or width, a temperature or epsilon <= 0, iterations < 1.
+            is not there or named twice, a queue of another number or width, a temperature or epsilon <= 0,
+            iterations < 1.
         RuntimeError: the backend asked for is not built.
 
     Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", arXiv 2006.09882,
