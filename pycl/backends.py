@@ -46,10 +46,7 @@ def why_not(name: str, device_type: str, dtype: torch.dtype = torch.float32, ope
         wanted = " or ".join(backend.DEVICES)
         return f"backend={name!r} runs on {wanted} tensors, got tensors on {device_type}"
     if not hasattr(backend, operator):
-        able = [
-            other for other in PREFERENCE.get(device_type, ()) if why_not(other, device_type, dtype, operator) is None
-        ]
-        return f"backend={name!r} has no {operator}; for {device_type} tensors there are {able}"
+        return f"backend={name!r} has no {operator}; leave the choice to backend=None or name another"
     if dtype not in backend.DTYPES:
         wanted = ", ".join(map(str, backend.DTYPES))
         return f"backend={name!r} takes {wanted}, got {dtype}; backend='reference' takes it, slowly"
@@ -99,6 +96,7 @@ def _automatic(device_type: str, dtype: torch.dtype, operator: str) -> str:
     reasons = "; ".join(reason for reason in skipped if reason)
     # not the best there is: a slow path must not be a silent one
     level = logging.WARNING if reasons else logging.INFO
-    of = f"{'' if operator == PAIRS else f'{operator} of '}{device_type} tensors of {str(dtype).removeprefix('torch.')}"
+    what = "" if operator == PAIRS else f"{operator} of "
+    of = f"{what}{device_type} tensors of {str(dtype).removeprefix('torch.')}"
     log.log(level, "pycl uses backend %r for %s%s", name, of, f" ({reasons})" if reasons else "")
     return name

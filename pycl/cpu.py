@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,14 @@ from torch import Tensor
 
 from ._load import extension
 from .backends import BackendUnavailable
-from .ops import STATE, STATS, Gradients, Needs, Problem, accumulation_dtype, empty_gradients
+from .ops import STATE, STATS, Gradients, Needs, Problem, Transport, accumulation_dtype, empty_gradients
 
 # no tile loop for these: nearly all of their time is torch's product
 from .reference import pair_logits as pair_logits
 from .reference import pair_logits_backward as pair_logits_backward
 from .reference import pair_top as pair_top
 from .reference import pair_weighted_sum as pair_weighted_sum
-from .reference import sinkhorn as sinkhorn
-from .reference import sinkhorn_codes as sinkhorn_codes
-from .reference import sinkhorn_columns as sinkhorn_columns
+from .sinkhorn import solve
 
 DEVICES = ("cpu",)
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -129,3 +128,23 @@ def pair_sum_backward(problem: Problem, d_sum: Tensor, needs: Needs) -> Gradient
     out = empty_gradients(problem, needs)
     _C.pair_sum_backward(_compiled(problem), d_sum.data_ptr(), *map(_pointer, out))
     return out
+
+
+def _transport(t: Transport) -> tuple[Any, ...]:
+    return _matrix(t.scores), t.epsilon, _pointer(t.sample_target)
+
+
+def sinkhorn_columns(t: Transport, potential: Tensor | None) -> Tensor:
+    lse = torch.empty(t.scores.shape[1], dtype=accumulation_dtype(t.scores.dtype))
+    _C.sinkhorn_columns(*_transport(t), _pointer(potential), lse.data_ptr(), torch.get_num_threads())
+    return lse
+
+
+def sinkhorn_codes(t: Transport, potential: Tensor) -> tuple[Tensor, Tensor]:
+    codes, u = torch.empty(t.scores.shape, dtype=t.dtype), potential.new_empty(len(t.scores))
+    out = DTYPES[t.dtype], codes.data_ptr(), u.data_ptr()
+    _C.sinkhorn_codes(*_transport(t), potential.data_ptr(), *out, torch.get_num_threads())
+    return codes, u
+
+
+sinkhorn = partial(solve, sinkhorn_columns, sinkhorn_codes)

@@ -169,7 +169,8 @@ def pair_average(
             ``pair_stats``.
 
     Returns:
-        The means in float32 (float64 for float64 points); 0 for an anchor without pairs. Differentiable once with respect to ``values``.
+        The means in float32 (float64 for float64 points); 0 for an anchor without pairs. Differentiable once with
+        respect to ``values``.
 
     Raises:
         ValueError: values of another length or on another device, a scale for each row, points, a scale or biases

@@ -77,7 +77,7 @@ class Gradients(NamedTuple):
 class Transport(NamedTuple):
     """A Sinkhorn problem on stored scores [B, K] of unit column stride; the marginals as logarithms.
 
-    ``sample_target`` is log(B a_b) and ``prototype_target`` log(K m_k), in the accumulation dtype; None is uniform.
+    ``sample_target`` is log(B a_b), None for uniform, and ``prototype_target`` log(B m_k), in the accumulation dtype.
     """
 
     scores: Tensor

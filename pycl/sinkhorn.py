@@ -4,12 +4,13 @@
 With logits ``L = scores / epsilon`` [B, K] and ``u = 0`` at the start, an iteration is the prototype step and then the
 sample step::
 
-    v_k = log(K m_k) - log sum_b exp(L_bk + u_b)
+    v_k = log(B m_k) - log sum_b exp(L_bk + u_b)
     u_b = log(B a_b) - log sum_k exp(L_bk + v_k)
 
-for marginals ``m`` of the prototypes and ``a`` of the samples (uniform ones make both first terms zero). That is the
-published algorithm at every number of iterations; a shift of each sample's scores beforehand is not, for it would be
-another ``u`` to start from.
+for marginals ``m`` of the prototypes and ``a`` of the samples: ``exp(L_bk + u_b + v_k)`` has the mass B after both,
+or a constant would move from ``u`` to ``v`` in every iteration and take their last digits. That is the published
+algorithm at every number of iterations; a shift of each sample's scores beforehand is not, for it would be another
+``u`` to start from.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-def step(lse: Tensor, target: Tensor | None, penalty: float = math.inf, epsilon: float = 1.0) -> Tensor:
-    """A potential from the log-sum-exps of its side and ``log(n m)``; a finite penalty makes the marginal soft."""
+def step(lse: Tensor, target: Tensor | None = None, penalty: float = math.inf, epsilon: float = 1.0) -> Tensor:
+    """A potential from the log-sum-exps of its side and its target, 0 for None; a penalty makes the marginal soft."""
     potential = -lse if target is None else target - lse
     return potential if penalty == math.inf else potential * (penalty / (penalty + epsilon))
 
@@ -87,5 +88,5 @@ def check_finite(t: Transport, u: Tensor, v: Tensor, group: ProcessGroup | None 
         if empty and (dim == 1 or group is None):
             raise ValueError(f"scores must have a finite entry in every {what}, {what} {empty[0]} has only -inf")
     if group is not None:
-        raise ValueError("scores are fine on this rank, but another rank's have NaN or infinity, or no rank has any")
+        raise ValueError("scores are fine on this rank, but NaN, infinite or ruled out on another")
     raise ValueError(f"scores / epsilon is beyond the range of its dtype, epsilon={t.epsilon:g}")

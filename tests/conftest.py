@@ -13,7 +13,7 @@ from hypothesis import settings
 
 interpreter.use()
 
-from pycl.backends import installed, why_not  # noqa: E402
+from pycl.backends import SINKHORN, installed, why_not  # noqa: E402
 
 DEVICE = os.environ.get("PYCL_TEST_DEVICE", "cpu")
 torch.set_default_device(DEVICE)
@@ -26,6 +26,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
         dtype = torch.float64 if metafunc.definition.get_closest_marker("float64") else torch.float32
         metafunc.parametrize("backend", installed(DEVICE, dtype))
+    if "sinkhorn_backend" in metafunc.fixturenames:
+        metafunc.parametrize("sinkhorn_backend", installed(DEVICE, operator=SINKHORN))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,10 +37,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _is_wanted(item: Any) -> bool:
     params = item.callspec.params
-    if {"backend", "dtype"} <= params.keys() and why_not(params["backend"], DEVICE, params["dtype"]) is not None:
+    backend = params.get("backend", params.get("sinkhorn_backend"))
+    if backend is not None and "dtype" in params and why_not(backend, DEVICE, params["dtype"]) is not None:
         return False
     chosen = item.get_closest_marker("interpreted")
-    interpreted = params.get("backend") == "triton" and DEVICE == "cpu"
+    interpreted = backend == "triton" and DEVICE == "cpu"
     return chosen is None or not interpreted or chosen.kwargs["when"](params)
 
 

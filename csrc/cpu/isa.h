@@ -2,12 +2,14 @@
 // Included by the files named after an instruction set: everything above it has internal linkage, so that no code
 // compiled with special flags can be picked by the linker for another file.
 #pragma once
+#include "sinkhorn.h"
 #include "stats_backward.h"
 #include "sum.h"
 
 namespace {
 
 template <class P>
-constexpr pycl::Kernels kKernels = {pair_stats<P>, pair_stats_backward<P>, pair_sum<P>, pair_sum_backward<P>};
+constexpr pycl::Kernels kKernels = {pair_stats<P>,        pair_stats_backward<P>, pair_sum<P>,
+                                    pair_sum_backward<P>, sinkhorn_columns<P>,    sinkhorn_codes<P>};
 
 }  // namespace

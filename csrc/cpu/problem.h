@@ -65,6 +65,13 @@ struct StatsGradient {
   const void *lse, *pos_lse, *pos_sum;
 };
 
+// Scores [B, K] for Sinkhorn, with unit column stride; sample_target is log(B a_b) in the accumulation type or null.
+struct Transport {
+  Matrix scores;
+  double epsilon;
+  const void* sample_target;
+};
+
 // The kernels of one instruction set and one type of product.
 struct Kernels {
   void (*pair_stats)(const Problem&, const Host&, const Stats& out);
@@ -72,6 +79,10 @@ struct Kernels {
                               const StatsGradient& cols, const Gradients&);
   void (*pair_sum)(const Problem&, const Host&, void* out);
   void (*pair_sum_backward)(const Problem&, const Host&, const void* d_sum, const Gradients&);
+  // log sum_b exp(L_bk + u_b) [K], u from the sample step with the prototypes' potential, 0 where that is null
+  void (*sinkhorn_columns)(const Transport&, const Host&, const void* potential, void* out);
+  // contiguous codes [B, K] of a dtype, and the samples' potential [B]
+  void (*sinkhorn_codes)(const Transport&, const Host&, const void* potential, DType, void* codes, void* u);
 };
 
 // What an instruction set offers; null where it has nothing better than the set below it.

@@ -59,12 +59,8 @@ def check_iterations(value: int) -> int:
     return value
 
 
-def log_marginal(
-    name: str, marginal: Tensor | None, n: int, like: Tensor, group: ProcessGroup | None = None
-) -> Tensor | None:
-    """``log(n m)`` with n summed over the ranks of a group, which each bring a part of the marginal."""
-    if marginal is None:
-        return None
+def check_marginal(name: str, marginal: Tensor, n: int, like: Tensor, group: ProcessGroup | None = None) -> Tensor:
+    """``[n]`` positive entries with a sum of 1, in the accumulation dtype; ranks of a group each bring a part."""
     if not isinstance(marginal, Tensor) or not marginal.is_floating_point():
         given = getattr(marginal, "dtype", type(marginal).__name__)
         raise TypeError(f"{name} must be a floating-point tensor, got {given}")
@@ -76,11 +72,32 @@ def log_marginal(
     positive = bool(((marginal > 0) & marginal.isfinite()).all())
     # NaN from a rank with bad entries: then all ranks raise, and none waits for another
     mine = marginal.sum(dtype=torch.float64) if positive else like.new_tensor(torch.nan, dtype=torch.float64)
-    mass, everyone = total(torch.stack([mine, like.new_tensor(n, dtype=torch.float64)]), group).tolist()
+    of_all = total(mine, group).item()
     if not positive:
-        worst = marginal.min().item()
-        raise ValueError(f"{name} must have positive, finite entries, got {worst:g} as the smallest")
-    if not abs(mass - 1) <= SUM_TOLERANCE:
-        raise ValueError(f"{name} must sum to 1, got {mass:g}")
-    targets: Tensor = (marginal * everyone).log()
-    return targets
+        raise ValueError(f"{name} must have positive, finite entries, got {marginal.min().item():g} as the smallest")
+    if not abs(of_all - 1) <= SUM_TOLERANCE:
+        raise ValueError(f"{name} must sum to 1, got {of_all:g}")
+    return marginal
+
+
+def log_targets(
+    sample_marginal: Tensor | None,
+    prototype_marginal: Tensor | None,
+    n_samples: int,
+    n_prototypes: int,
+    like: Tensor,
+    group: ProcessGroup | None,
+) -> tuple[Tensor | None, Tensor]:
+    """``log(B a)`` [B], None for uniform, and ``log(B m)`` [K]; B counts the samples of all ranks."""
+    mass = like.new_tensor(n_samples, dtype=accumulation_dtype(like.dtype))
+    if group is not None:
+        mass = total(mass, group)
+        if not mass:
+            raise ValueError("scores must have a row on some rank of the group, got none")
+    sample_target = None
+    if sample_marginal is not None:
+        sample_target = (check_marginal("sample_marginal", sample_marginal, n_samples, like, group) * mass).log()
+    if prototype_marginal is None:
+        return sample_target, (mass / n_prototypes).log().expand(n_prototypes).contiguous()
+    prototype_target = check_marginal("prototype_marginal", prototype_marginal, n_prototypes, like) * mass
+    return sample_target, prototype_target.log()

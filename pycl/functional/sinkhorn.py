@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from pycl import backends
-from pycl.distributed import check_agree, check_group, total
+from pycl.distributed import check_agree, check_group
 from pycl.engine import pair_stats
 from pycl.functional._common import check_features
-from pycl.functional._transport import check_epsilon, check_iterations, check_penalty, check_scores, log_marginal
+from pycl.functional._transport import check_epsilon, check_iterations, check_penalty, check_scores, log_targets
 from pycl.ops import Transport
 from pycl.pairs import Pairs, Points
 from pycl.sinkhorn import check_finite, prototype_potential, solve, step
@@ -40,7 +40,7 @@ def sinkhorn(
 
     With ``L = scores / epsilon`` and ``u = 0``, each iteration is the prototype step, then the sample step::
 
-        v_k = log(K m_k) - log sum_b exp(L_bk + u_b)
+        v_k = log(B m_k) - log sum_b exp(L_bk + u_b)
         u_b = log(B a_b) - log sum_k exp(L_bk + v_k)
         code_bk = softmax_k(L_bk + v_k)
 
@@ -81,12 +81,13 @@ def sinkhorn(
     n_samples, n_prototypes = scores.shape
     given = {"sample_marginal is given": sample_marginal is not None}
     check_agree(group, scores.device, K=n_prototypes, epsilon=epsilon, iterations=iterations, **given)
+    targets = log_targets(sample_marginal, prototype_marginal, n_samples, n_prototypes, scores, group)
     t = Transport(
         scores=scores.detach() if scores.stride(1) == 1 or n_prototypes == 1 else scores.detach().contiguous(),
         epsilon=epsilon,
         iterations=iterations,
-        sample_target=log_marginal("sample_marginal", sample_marginal, n_samples, scores, group),
-        prototype_target=log_marginal("prototype_marginal", prototype_marginal, n_prototypes, scores),
+        sample_target=targets[0],
+        prototype_target=targets[1],
         dtype=scores.dtype if dtype is None else dtype,
     )
     if group is None:
@@ -122,7 +123,6 @@ def sinkhorn_potentials(
 
     A finite penalty makes a marginal soft (unbalanced transport): its Kullback-Leibler divergence costs ``penalty`` in
     units of the scores, and its step is multiplied by ``penalty / (penalty + epsilon)``; at 0 the marginal is free.
-    Where one of them is soft the prototypes' target is ``log(B m_k)``, the mass that the samples' has.
 
     Args:
         z: features ``[B, d]``; float64, float32, bfloat16 or float16; taken as they are given.
@@ -152,14 +152,9 @@ def sinkhorn_potentials(
     penalties = {"sample_penalty": sample_penalty, "prototype_penalty": prototype_penalty}
     penalties |= {"sample_marginal is given": sample_marginal is not None}
     check_agree(group, z.device, K=n_prototypes, epsilon=epsilon, iterations=iterations, **penalties)
-    sample_target = log_marginal("sample_marginal", sample_marginal, n_samples, z, group)
-    target = log_marginal("prototype_marginal", prototype_marginal, n_prototypes, z)
-    if min(sample_penalty, prototype_penalty) < math.inf:
-        mass = (total(z.new_tensor(n_samples, dtype=torch.float64), group) / n_prototypes).log()
-        target = (z.new_zeros(n_prototypes) if target is None else target) + mass
-
-    sample_step = partial(step, target=sample_target, penalty=sample_penalty, epsilon=epsilon)
-    prototype_step = partial(step, target=target, penalty=prototype_penalty, epsilon=epsilon)
+    targets = log_targets(sample_marginal, prototype_marginal, n_samples, n_prototypes, z, group)
+    sample_step = partial(step, target=targets[0], penalty=sample_penalty, epsilon=epsilon)
+    prototype_step = partial(step, target=targets[1], penalty=prototype_penalty, epsilon=epsilon)
     logits = FeatureLogits(z, prototypes, epsilon, normalize, backend)
     v = prototype_potential(logits.columns(sample_step), prototype_step, iterations, group)
     return sample_step(logits.sample_lse(v)), v

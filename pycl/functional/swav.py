@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,10 +23,10 @@ from pycl.functional._common import (
     to_logit_scale,
     unit,
 )
-from pycl.functional._transport import check_epsilon, check_iterations
+from pycl.functional._transport import check_epsilon, check_iterations, log_targets
 from pycl.functional.sinkhorn import FeatureLogits
 from pycl.pairs import Pairs, Points
-from pycl.sinkhorn import prototype_potential
+from pycl.sinkhorn import prototype_potential, step
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -53,8 +54,9 @@ def swav(
                = 1/I sum_i 1/(V-1) sum_{v != i}  log sum_k exp(l_v[b, k]) - <z_v[b], o_i[b]> / temperature
 
     where ``l_v[b, k] = <z_v[b], c_k> / temperature`` and ``o_i[b] = sum_k q_i[b, k] c_k``: neither codes nor logits
-    ``[B, K]`` are stored. Codes are constants; crops and prototypes get gradients. Features and prototypes are taken **as they are given** (``normalize=False``): SwAV
-    normalises both, the prototypes in place before each step (:meth:`pycl.Prototypes.normalize_`).
+    ``[B, K]`` are stored. Codes are constants; crops and prototypes get gradients. Features and prototypes are taken
+    **as they are given** (``normalize=False``): SwAV normalises both, the prototypes in place before each step
+    (:meth:`pycl.Prototypes.normalize_`).
 
     Args:
         crops: V >= 2 crops, a tensor ``[V, B, d]`` or a sequence of ``[B, d]``.
@@ -126,8 +128,9 @@ def _code_means(
     z, keys = z.detach(), prototypes.detach()
     samples = z if earlier is None else torch.cat([earlier.detach().to(z.dtype), z])
     with torch.no_grad():
-        columns = FeatureLogits(samples, keys, epsilon, backend=backend).columns(torch.neg)
-        v = prototype_potential(columns, torch.neg, iterations, group)
+        columns = FeatureLogits(samples, keys, epsilon, backend=backend).columns(step)
+        _, target = log_targets(None, None, len(samples), len(keys), samples, group)
+        v = prototype_potential(columns, partial(step, target=target), iterations, group)
     return pair_average(
         Points(z), Points(keys), prototypes, 1 / epsilon, col_bias=v, offset=None, backend=backend
     )  # its softmax is the last sample step

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+// Vectors from and to memory of another type than they are computed in: half types as float, float as double.
+#pragma once
+#include <type_traits>
+
+#include "vec.h"
+
+namespace {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+typedef uint32_t UVec __attribute__((vector_size(PYCL_VECTOR_BYTES)));
+typedef uint16_t HalfVec __attribute__((vector_size(PYCL_VECTOR_BYTES / 2)));
+typedef uint16_t HalfVecU __attribute__((vector_size(PYCL_VECTOR_BYTES / 2), aligned(2), may_alias));
+
+PYCL_INLINE UVec load_halves(const void* p) {
+  return __builtin_convertvector(HalfVec(*static_cast<const HalfVecU*>(p)), UVec);
+}
+PYCL_INLINE void store_halves(void* p, UVec bits) {
+  *static_cast<HalfVecU*>(p) = __builtin_convertvector(bits, HalfVec);
+}
+
+// kLanes<T> numbers at p, kept there as S.
+template <class T, class S>
+struct Storage {
+  static_assert(std::is_same_v<T, S>);
+  static PYCL_INLINE Vec<T> load(const S* p) { return ::load<T>(p); }
+  static PYCL_INLINE void store(S* p, Vec<T> x) { ::store<T>(p, x); }
+};
+
+template <>
+struct Storage<double, float> {
+  static PYCL_INLINE Vec<double> load(const float* p) {
+    Vec<double> x;
+    for (int k = 0; k < kLanes<double>; ++k) x[k] = p[k];
+    return x;
+  }
+  static PYCL_INLINE void store(float* p, Vec<double> x) {
+    for (int k = 0; k < kLanes<double>; ++k) p[k] = float(x[k]);
+  }
+};
+
+template <>
+struct Storage<float, BFloat16> {
+  static PYCL_INLINE Vec<float> load(const BFloat16* p) { return reinterpret_cast<Vec<float>>(load_halves(p) << 16); }
+  static PYCL_INLINE void store(BFloat16* p, Vec<float> x) {
+    const UVec bits = reinterpret_cast<UVec>(x);
+    const UVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    store_halves(p, x != x ? UVec{} + 0x7fc0 : rounded);
+  }
+};
+
+template <>
+struct Storage<float, Float16> {
+  // As half_to_float() and float_to_half(), a vector at a time.
+  static PYCL_INLINE Vec<float> load(const Float16* p) {
+    const UVec half = load_halves(p), sign = (half & 0x8000) << 16, magnitude = half & 0x7fff;
+    const Vec<float> x = reinterpret_cast<Vec<float>>(magnitude << 13) * 0x1p112f;
+    const UVec bits = magnitude >= 0x7c00 ? (magnitude << 13) | 0x7f800000 : reinterpret_cast<UVec>(x);
+    return reinterpret_cast<Vec<float>>(bits | sign);
+  }
+  static PYCL_INLINE void store(Float16* p, Vec<float> x) {
+    const UVec all = reinterpret_cast<UVec>(x), sign = (all >> 16) & 0x8000, bits = all & 0x7fffffff;
+    const Vec<float> half = Vec<float>{} + 0.5f;
+    const UVec subnormal =
+        reinterpret_cast<UVec>(reinterpret_cast<Vec<float>>(bits) + half) - reinterpret_cast<UVec>(half);
+    UVec y = (bits + 0xfff + ((bits >> 13) & 1) - 0x38000000) >> 13;
+    y = bits < 0x38800000 ? subnormal : y;
+    y = bits >= 0x477ff000 ? UVec{} + 0x7c00 : y;
+    y = bits > 0x7f800000 ? UVec{} + 0x7e00 : y;
+    store_halves(p, y | sign);
+  }
+};
+
+}  // namespace
