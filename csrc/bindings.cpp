@@ -186,6 +186,12 @@ PYBIND11_MODULE(_C, m) {
       },
       unlocked);
   m.def(
+      "pair_weighted_sum",
+      [](const PyProblem& p, const MatrixTuple& values, Address out) {
+        p.kernels().pair_weighted_sum(p, Call(p.threads), matrix(values), pointer(out));
+      },
+      unlocked);
+  m.def(
       "sinkhorn_columns",
       [](const MatrixTuple& scores, double epsilon, Address sample_target, Address potential, Address out,
          int threads) {

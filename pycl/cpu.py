@@ -19,7 +19,6 @@ from .ops import STATE, STATS, Gradients, Needs, Problem, Transport, accumulatio
 from .reference import pair_logits as pair_logits
 from .reference import pair_logits_backward as pair_logits_backward
 from .reference import pair_top as pair_top
-from .reference import pair_weighted_sum as pair_weighted_sum
 from .sinkhorn import solve
 
 DEVICES = ("cpu",)
@@ -127,6 +126,12 @@ def pair_sum(problem: Problem) -> Tensor:
 def pair_sum_backward(problem: Problem, d_sum: Tensor, needs: Needs) -> Gradients:
     out = empty_gradients(problem, needs)
     _C.pair_sum_backward(_compiled(problem), d_sum.data_ptr(), *map(_pointer, out))
+    return out
+
+
+def pair_weighted_sum(problem: Problem, values: Tensor) -> Tensor:
+    out = torch.empty(len(problem.rows), values.shape[1], dtype=accumulation_dtype(problem.rows.dtype))
+    _C.pair_weighted_sum(_compiled(problem), _matrix(values), out.data_ptr())
     return out
 
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Row sums of softplus(l) over the negatives and softplus(-l) over the positives, and their gradients.
+// Sums over a row's pairs: of softplus(l) over negatives and softplus(-l) over positives, with their gradients, and of
+// values weighted by e^l.
 #pragma once
 #include "sweep.h"
 
@@ -75,6 +76,28 @@ void pair_sum_backward(const Problem& problem, const Host& host, const void* d_s
     };
     tile.kind == TileKind::kMixed ? map_tile<true>(sweep, tile, value, done)
                                   : map_tile<false>(sweep, tile, value, done);
+  });
+}
+
+// sum_j e^l_ij v_j over the denominator; whoever set the biases keeps the logits from overflowing.
+template <class P>
+void pair_weighted_sum(const Problem& problem, const Host& host, const pycl::Matrix& values, void* out) {
+  using T = typename P::T;
+  Sweep<P> sweep(problem, host, false, nullptr);
+  Packed<P> packed;
+  packed.pack(host, values, false, sweep.block, {false, false, true, false}, nullptr, false);
+  const int64_t width = packed.width;
+  T* sums = zeros<T>(host, true, sweep.row_blocks * sweep.block * width);
+  add_products(sweep, {nullptr, &packed, sums, nullptr, nullptr, nullptr}, [&](const Tile<T>& tile, auto emit) {
+    auto value = [](int, Vec<T> l, bool) PYCL_LAMBDA_INLINE { return exp2<T>(l); };
+    auto done = [&](int i) {
+      if (i % 2 == 1 || i + 1 == tile.rows) emit(i / 2 * 2);
+    };
+    tile.kind == TileKind::kMixed ? map_tile<true>(sweep, tile, value, done)
+                                  : map_tile<false>(sweep, tile, value, done);
+  });
+  parallel(host, problem.rows.z.n, width, [&](int64_t i) {
+    std::memcpy(static_cast<T*>(out) + i * values.d, sums + i * width, sizeof(T) * values.d);
   });
 }
 

@@ -126,56 +126,15 @@ struct Sweep {
   }
 };
 
-// Gradients by recomputing tiles. make_weights(tile, emit) overwrites the products with dL/dl, zero where a pair does
-// not count, and calls emit(i) after each pair of rows i, i + 1.
-template <class P, class MakeWeights>
-void apply_weights(Sweep<P>& sweep, const Gradients& out, MakeWeights make_weights) {
-  using T = typename P::T;
-  const Problem& p = sweep.problem;
-  const Host& host = sweep.host;
-  const int block = sweep.block;
-  const int64_t width = sweep.row_points.width, tile_size = int64_t(block) * block;
-  const bool d_rows = out.rows, d_cols = out.cols || (p.symmetric && out.rows);
-  auto zeros = [&](bool wanted, int64_t n) -> T* {
-    if (!wanted) return nullptr;
-    T* x = allocate<T>(host, n);
-    const int64_t chunk = 1 << 16, chunks = (n + chunk - 1) / chunk;
-    parallel(host, chunks, chunk, [&](int64_t c) {
-      std::memset(x + c * chunk, 0, sizeof(T) * size_t(c + 1 < chunks ? chunk : n - c * chunk));
-    });
-    return x;
-  };
-  T* direct = zeros(d_rows, sweep.row_blocks * block * width);
-  T* transposed = zeros(d_cols, sweep.col_blocks * block * width);
-  T* d_row_bias = zeros(out.row_bias, sweep.row_blocks * block);
-  T* d_col_bias = p.symmetric ? d_row_bias : zeros(out.col_bias, sweep.col_blocks * block);
-  auto* scratch = allocate<typename P::E>(host, int64_t(sweep.workers) * P::weights_elements(block));
-
-  sweep.run([&](const Tile<T>& tile) {
-    auto weights = P::weights(tile.products, scratch + tile.worker * P::weights_elements(block), block);
-    std::memset(tile.products + int64_t(tile.rows) * block, 0, sizeof(T) * (tile_size - int64_t(tile.rows) * block));
-    make_weights(tile, [&](int i) { weights.emit_rows(i); });
-    for (int i = (tile.rows + 1) / 2 * 2; i < block; i += 2) weights.emit_rows(i);
-    if (d_row_bias || d_col_bias) add_sums(tile, d_row_bias, d_col_bias);
-    if (d_rows)
-      P::multiply(weights.as_a(), sweep.col_points.features_as_b(tile.jb), block, int(width), block,
-                  direct + tile.i0 * width, width, true);
-    if (d_cols)
-      P::multiply(sweep.row_points.features_as_a(tile.ib), weights.as_b(), int(width), block, block,
-                  transposed + tile.j0 * width, block, true);
+template <class T>
+T* zeros(const Host& host, bool wanted, int64_t n) {
+  if (!wanted) return nullptr;
+  T* x = allocate<T>(host, n);
+  const int64_t chunk = 1 << 16, chunks = (n + chunk - 1) / chunk;
+  parallel(host, chunks, chunk, [&](int64_t c) {
+    std::memset(x + c * chunk, 0, sizeof(T) * size_t(c + 1 < chunks ? chunk : n - c * chunk));
   });
-
-  const T* scale = static_cast<const T*>(p.logit_scale);
-  const T scale_after = P::kScalesOperand || p.scale_per_row ? T(1) : scale[0];
-  if (out.rows)
-    sweep.row_points.unpack(host, direct, scale, p.scale_per_row, p.symmetric ? transposed : nullptr, scale_after,
-                            out.rows, static_cast<T*>(out.logit_scale));
-  if (out.cols) {
-    const T one = 1;
-    sweep.col_points.unpack(host, nullptr, &one, false, transposed, scale_after, out.cols, nullptr);
-  }
-  if (out.row_bias) std::memcpy(out.row_bias, d_row_bias, sizeof(T) * p.rows.z.n);
-  if (out.col_bias) std::memcpy(out.col_bias, d_col_bias, sizeof(T) * p.cols.z.n);
+  return x;
 }
 
 template <class T>
@@ -189,6 +148,70 @@ void add_sums(const Tile<T>& tile, T* by_row, T* by_col) {
     }
     if (by_row) by_row[tile.i0 + i] += reduce_add<T>(sum);
   }
+}
+
+// Sums over tiles of weights W: of W Y by row, of W^T X by column, transposed, and of W; what is null is left out.
+template <class P>
+struct Products {
+  using T = typename P::T;
+  const Packed<P>*x, *y;
+  T *direct, *transposed;  // [rows, width of y] and [blocks][width of x][block]
+  T *row_sums, *col_sums;
+};
+
+// make_weights(tile, emit) overwrites the products of a tile with weights, zero where a pair does not count, and calls
+// emit(i) after each pair of rows i, i + 1.
+template <class P, class MakeWeights>
+void add_products(Sweep<P>& sweep, const Products<P>& sums, MakeWeights make_weights) {
+  using T = typename P::T;
+  const int block = sweep.block;
+  const int64_t tile_size = int64_t(block) * block;
+  auto* scratch = allocate<typename P::E>(sweep.host, int64_t(sweep.workers) * P::weights_elements(block));
+  sweep.run([&](const Tile<T>& tile) {
+    auto weights = P::weights(tile.products, scratch + tile.worker * P::weights_elements(block), block);
+    std::memset(tile.products + int64_t(tile.rows) * block, 0, sizeof(T) * (tile_size - int64_t(tile.rows) * block));
+    make_weights(tile, [&](int i) { weights.emit_rows(i); });
+    for (int i = (tile.rows + 1) / 2 * 2; i < block; i += 2) weights.emit_rows(i);
+    if (sums.row_sums || sums.col_sums) add_sums(tile, sums.row_sums, sums.col_sums);
+    if (sums.direct) {
+      const int64_t width = sums.y->width;
+      P::multiply(weights.as_a(), sums.y->features_as_b(tile.jb), block, int(width), block,
+                  sums.direct + tile.i0 * width, width, true);
+    }
+    if (sums.transposed) {
+      const int64_t width = sums.x->width;
+      P::multiply(sums.x->features_as_a(tile.ib), weights.as_b(), int(width), block, block,
+                  sums.transposed + tile.j0 * width, block, true);
+    }
+  });
+}
+
+// Gradients by recomputing tiles; make_weights as in add_products() fills in dL/dl.
+template <class P, class MakeWeights>
+void apply_weights(Sweep<P>& sweep, const Gradients& out, MakeWeights make_weights) {
+  using T = typename P::T;
+  const Problem& p = sweep.problem;
+  const Host& host = sweep.host;
+  const int block = sweep.block;
+  const int64_t width = sweep.row_points.width;
+  const bool d_rows = out.rows, d_cols = out.cols || (p.symmetric && out.rows);
+  T* direct = zeros<T>(host, d_rows, sweep.row_blocks * block * width);
+  T* transposed = zeros<T>(host, d_cols, sweep.col_blocks * block * width);
+  T* d_row_bias = zeros<T>(host, out.row_bias, sweep.row_blocks * block);
+  T* d_col_bias = p.symmetric ? d_row_bias : zeros<T>(host, out.col_bias, sweep.col_blocks * block);
+  add_products(sweep, {&sweep.row_points, &sweep.col_points, direct, transposed, d_row_bias, d_col_bias}, make_weights);
+
+  const T* scale = static_cast<const T*>(p.logit_scale);
+  const T scale_after = P::kScalesOperand || p.scale_per_row ? T(1) : scale[0];
+  if (out.rows)
+    sweep.row_points.unpack(host, direct, scale, p.scale_per_row, p.symmetric ? transposed : nullptr, scale_after,
+                            out.rows, static_cast<T*>(out.logit_scale));
+  if (out.cols) {
+    const T one = 1;
+    sweep.col_points.unpack(host, nullptr, &one, false, transposed, scale_after, out.cols, nullptr);
+  }
+  if (out.row_bias) std::memcpy(out.row_bias, d_row_bias, sizeof(T) * p.rows.z.n);
+  if (out.col_bias) std::memcpy(out.col_bias, d_col_bias, sizeof(T) * p.cols.z.n);
 }
 
 }  // namespace
