@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import interpreter
@@ -26,6 +27,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
         dtype = torch.float64 if metafunc.definition.get_closest_marker("float64") else torch.float32
         metafunc.parametrize("backend", installed(DEVICE, dtype))
+    if "isa" in metafunc.fixturenames:
+        from cpu_settings import ISAS
+
+        metafunc.parametrize("isa", ISAS, indirect=True)
     if "sinkhorn_backend" in metafunc.fixturenames:
         metafunc.parametrize("sinkhorn_backend", installed(DEVICE, operator=SINKHORN))
 
@@ -49,6 +54,15 @@ def _is_wanted(item: Any) -> bool:
 def backends() -> list[str]:
     """The backends that serve tensors of the device under test, best first."""
     return installed(DEVICE)
+
+
+@pytest.fixture
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set of the CPU kernels in turn."""
+    from cpu_settings import instruction_set
+
+    with instruction_set(request.param):
+        yield request.param
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -28,9 +25,10 @@ from pycl.backends import why_not
 if reason := why_not("cpu", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
+from cpu_settings import ISAS, deterministic, instruction_set, matmul_precision, threads
+
 from pycl import cpu
 
-ISAS = cpu._C.supported_isas()
 CASES = {
     "one_pair": lambda: make(1, 1, 1),
     "ragged": lambda: make(101, 67, 37, offset=3, denominator=ALL),
@@ -41,34 +39,6 @@ CASES = {
     "large_tiles": lambda: make(400, 390, 9, offset=None, scale=20.0),
     "large_tiles_itself": lambda: make(800, None, 9, bias=("row_bias",), tied=True, positives=POS_SAME | POS_OTHER),
 }
-
-
-def during(get: Callable[[], Any], put: Callable[[Any], Any]) -> Callable[[Any], AbstractContextManager[None]]:
-    """A context in which a global setting has another value."""
-
-    @contextmanager
-    def setting(value: Any) -> Iterator[None]:
-        before = get()
-        put(value)
-        try:
-            yield
-        finally:
-            put(before)
-
-    return setting
-
-
-threads = during(torch.get_num_threads, torch.set_num_threads)
-matmul_precision = during(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision)
-instruction_set = during(lambda: cpu.ISA, cpu._C.select_isa)
-# fills what torch.empty returns with NaN
-deterministic = during(torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms)
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    with instruction_set(request.param):
-        yield request.param
 
 
 def outputs(case: Case, dtype: torch.dtype = torch.float32) -> list[Tensor]:

@@ -222,24 +222,28 @@ struct Transporter {
   }
 };
 
-// Calls body with a null pointer to the stored type of a dtype that accumulates in T.
+template <class S>
+struct StoredAs {
+  using Type = S;
+};
+
+// Calls body with the type that a dtype which is computed in T has in memory.
 template <class T, class Body>
 void with_storage(DType dtype, Body body) {
   if constexpr (sizeof(T) == 8) {
-    if (dtype == DType::kFloat64) return body(static_cast<double*>(nullptr));
-    body(static_cast<float*>(nullptr));
+    if (dtype == DType::kFloat64) return body(StoredAs<double>{});
   } else {
-    if (dtype == DType::kBFloat16) return body(static_cast<BFloat16*>(nullptr));
-    if (dtype == DType::kFloat16) return body(static_cast<Float16*>(nullptr));
-    body(static_cast<float*>(nullptr));
+    if (dtype == DType::kBFloat16) return body(StoredAs<BFloat16>{});
+    if (dtype == DType::kFloat16) return body(StoredAs<Float16>{});
   }
+  body(StoredAs<float>{});
 }
 
 template <class P>
 void sinkhorn_columns(const Transport& t, const Host& host, const void* v, void* out) {
   using T = typename P::T;
-  with_storage<T>(t.scores.dtype, [&](auto* stored) {
-    Transporter<T, std::remove_pointer_t<decltype(stored)>> transporter(t, host, v);
+  with_storage<T>(t.scores.dtype, [&](auto scores) {
+    Transporter<T, typename decltype(scores)::Type> transporter(t, host, v);
     if (v)
       transporter.columns_after_step(static_cast<const T*>(v), static_cast<T*>(out));
     else
@@ -250,10 +254,11 @@ void sinkhorn_columns(const Transport& t, const Host& host, const void* v, void*
 template <class P>
 void sinkhorn_codes(const Transport& t, const Host& host, const void* v, DType dtype, void* out, void* u) {
   using T = typename P::T;
-  with_storage<T>(t.scores.dtype, [&](auto* stored) {
-    Transporter<T, std::remove_pointer_t<decltype(stored)>> transporter(t, host, v);
-    with_storage<T>(dtype,
-                    [&](auto* code) { transporter.codes(static_cast<decltype(code)>(out), static_cast<T*>(u)); });
+  with_storage<T>(t.scores.dtype, [&](auto scores) {
+    Transporter<T, typename decltype(scores)::Type> transporter(t, host, v);
+    with_storage<T>(dtype, [&](auto code) {
+      transporter.codes(static_cast<typename decltype(code)::Type*>(out), static_cast<T*>(u));
+    });
   });
 }
 

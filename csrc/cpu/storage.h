@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Vectors from and to memory of another type than they are computed in: half types as float, float as double.
 #pragma once
-#include <type_traits>
-
 #include "vec.h"
 
 namespace {
@@ -27,10 +25,12 @@ PYCL_INLINE void store_halves(void* p, UVec bits) {
 
 // kLanes<T> numbers at p, kept there as S.
 template <class T, class S>
-struct Storage {
-  static_assert(std::is_same_v<T, S>);
-  static PYCL_INLINE Vec<T> load(const S* p) { return ::load<T>(p); }
-  static PYCL_INLINE void store(S* p, Vec<T> x) { ::store<T>(p, x); }
+struct Storage;
+
+template <class T>
+struct Storage<T, T> {
+  static PYCL_INLINE Vec<T> load(const T* p) { return ::load<T>(p); }
+  static PYCL_INLINE void store(T* p, Vec<T> x) { ::store<T>(p, x); }
 };
 
 template <>
