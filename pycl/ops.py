@@ -163,6 +163,7 @@ def _top(*args: Any) -> tuple[Tensor, Tensor]:
     return cast("tuple[Tensor, Tensor]", backends.load(backend).pair_top(problem, k))
 
 
+@torch.no_grad()  # a compiled graph hands over values that require a gradient
 def _weighted_sum(*args: Any) -> Tensor:
     problem, (values, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
     return cast(Tensor, backends.load(backend).pair_weighted_sum(problem, values))

@@ -6,7 +6,8 @@ Nothing here waits for the device: sizes decide on the host, data decide inside 
 
 from __future__ import annotations
 
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from .ops import STATE, STATS, Gradients, Needs, Problem
 
 # the two products of a dense gradient are a library's, and so is what is left around them
 from .reference import pair_logits_backward
+from .sinkhorn import solve
 from .triton_kernels.support import why_not
 
 if reason := why_not():
@@ -24,9 +26,10 @@ if reason := why_not():
 import triton
 
 from .triton_kernels import backward, gradient, reduce, top
-from .triton_kernels.backward import NOTHING
+from .triton_kernels.backward import NOTHING, pair_weighted_sum
 from .triton_kernels.launch import INTERPRETED, launch
 from .triton_kernels.sides import Sides, multiprocessors, plan, portion, sides_of, split, tile_for
+from .triton_kernels.sinkhorn import sinkhorn_codes, sinkhorn_columns
 from .triton_kernels.tile import LOGISTIC, LOGITS, STATISTICS
 from .triton_kernels.tiles import Tile
 from .triton_kernels.weights import Slopes
@@ -41,7 +44,13 @@ __all__ = [
     "pair_sum",
     "pair_sum_backward",
     "pair_top",
+    "pair_weighted_sum",
+    "sinkhorn",
+    "sinkhorn_codes",
+    "sinkhorn_columns",
 ]
+
+sinkhorn = partial(solve, sinkhorn_columns, sinkhorn_codes)
 
 DEVICES = ("cpu",) if INTERPRETED else ("cuda",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -56,9 +65,9 @@ TOP_AT_ONCE = 64  # of the largest logits of a row: what a program has registers
 
 def pair_stats(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor]:
     sides, symmetric = sides_of(problem), problem.cols is None
-    x, y, logit_scale, offset = sides
+    x, y, _, offset = sides
     tile = tile_for("reduce", sides)
-    sets, points, features = (problem.denominator, problem.positives), (x.points, y.points), x.operand.shape[1]
+    sets, points = (problem.denominator, problem.positives), (x.points, y.points)
     columns_too = symmetric or both_sides
     new = x.reach.new_empty
     row_stats, col_stats = new(FIELDS, x.n), new(FIELDS, y.n if both_sides and not symmetric else 0)
@@ -80,27 +89,14 @@ def pair_stats(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor]:
     for first in range(0, x.n, rows):
         here = min(rows, x.n - first)
         last = first + here == x.n
-        blocks = triton.cdiv(here, tile.rows)
-        runs, run = _runs(sides, tile, blocks)
-        row_parts = new(runs, FIELDS, here)
-        den_parts, pos_parts = (new(blocks, k, y.n) if columns_too else None for k in (2, 4))
-        launch(
-            reduce.reduce_tiles,
-            (blocks, runs),
-            *(*sides.descriptors(tile), *points, logit_scale, *plan(sides, tile, sets, first, here, symmetric)),
-            *(row_parts, den_parts, pos_parts, x.n, y.n, features, first, here, run, offset, *sets),
-            RULE=STATISTICS,
-            SYMMETRIC=symmetric,
-            RESIDENT=tile.holds(features),
-            STAGES=tile.stages,
-            **tile.options(),
-        )
+        row_parts, *col_parts = _reduce_tiles(sides, tile, sets, first, here, STATISTICS, symmetric, columns_too)
+        runs = len(row_parts)
         if symmetric:
-            merge(row_stats, first, x.n, first == 0, first + here, row_parts, den_parts, pos_parts)
+            merge(row_stats, first, x.n, first == 0, first + here, row_parts, *col_parts)
         else:
             merge(row_stats, first, first + here, True, first + here, row_parts, None, None)
             if both_sides:
-                merge(col_stats, 0, y.n, first == 0, y.n if last else 0, None, den_parts, pos_parts)
+                merge(col_stats, 0, y.n, first == 0, y.n if last else 0, None, *col_parts)
     return row_stats, col_stats
 
 
@@ -122,27 +118,12 @@ def pair_stats_backward(
 
 def pair_sum(problem: Problem) -> Tensor:
     sides = sides_of(problem)
-    x, y, logit_scale, offset = sides
-    tile = tile_for("reduce", sides)
-    sets, features = (problem.denominator, problem.positives), x.operand.shape[1]
-    out: Tensor = x.reach.new_empty(x.n)
+    tile, n = tile_for("reduce", sides), sides.x.n
+    out: Tensor = sides.x.reach.new_empty(n)
     rows = _rows_of_plan(sides, tile)
-    for first in range(0, x.n, rows):
-        here = min(rows, x.n - first)
-        blocks = triton.cdiv(here, tile.rows)
-        runs, run = _runs(sides, tile, blocks)
-        parts = x.reach.new_empty(runs, here)
-        launch(
-            reduce.reduce_tiles,
-            (blocks, runs),
-            *(*sides.descriptors(tile), x.points, y.points, logit_scale, *plan(sides, tile, sets, first, here)),
-            *(parts, None, None, x.n, y.n, features, first, here, run, offset, *sets),
-            RULE=LOGISTIC,
-            SYMMETRIC=False,
-            RESIDENT=tile.holds(features),
-            STAGES=tile.stages,
-            **tile.options(),
-        )
+    for first in range(0, n, rows):
+        here = min(rows, n - first)
+        parts, *_ = _reduce_tiles(sides, tile, (problem.denominator, problem.positives), first, here, LOGISTIC)
         torch.sum(parts, 0, out=out[first : first + here])
     return out
 
@@ -162,7 +143,7 @@ def pair_logits(problem: Problem) -> Tensor:
         gradient.store_tiles,
         (triton.cdiv(x.n, tile.rows) * triton.cdiv(y.n, tile.cols),),
         *(*sides.descriptors(tile), x.points, y.points, logit_scale, NOTHING, NOTHING),
-        *(plan(sides, tile, sets, rows=tile.rows).proven, None, out, out.stride(0), None, None, None),
+        *(None, None, out, out.stride(0), None, None, None),
         *(x.n, y.n, features, 0, x.n, offset, *sets),
         RULE=LOGITS,
         RESIDENT=tile.holds(features),
@@ -204,6 +185,38 @@ def pair_top(problem: Problem, k: int) -> tuple[Tensor, Tensor]:
             keys[first : first + here, start : start + wanted] = best
             below = best[:, -1].contiguous()
     return cast("tuple[Tensor, Tensor]", top.unpack(keys))
+
+
+def _reduce_tiles(
+    sides: Sides,
+    tile: Tile,
+    sets: tuple[int, int],
+    first: int,
+    here: int,
+    rule: Any,
+    symmetric: bool = False,
+    columns_too: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Parts of the sums over ``here`` rows from ``first`` on: the rows', the columns' in both sets."""
+    x, y, logit_scale, offset = sides
+    features, blocks = x.operand.shape[1], triton.cdiv(here, tile.rows)
+    runs, run = _runs(sides, tile, blocks)
+    new = x.reach.new_empty
+    row_parts = new(runs, here) if rule is LOGISTIC else new(runs, FIELDS, here)
+    den_parts, pos_parts = (new(blocks, k, y.n) if columns_too else None for k in (2, 4))
+    launch(
+        reduce.reduce_tiles,
+        (blocks, runs),
+        *(*sides.descriptors(tile), x.points, y.points, logit_scale),
+        *(*plan(sides, tile, sets, first, here, symmetric), row_parts, den_parts, pos_parts),
+        *(x.n, y.n, features, first, here, run, offset, *sets),
+        RULE=rule,
+        SYMMETRIC=symmetric,
+        RESIDENT=tile.holds(features),
+        STAGES=tile.stages,
+        **tile.options(),
+    )
+    return row_parts, den_parts, pos_parts
 
 
 def _rows_of_plan(sides: Sides, tile: Tile) -> int:

@@ -18,7 +18,7 @@ from pycl.triton_kernels.support import why_not
 if "triton" not in os.environ.get("PYCL_TEST_REQUIRE", "").split(","):
     pytest.importorskip("triton", reason=why_not() or "Triton cannot be imported")
 
-from pycl.triton_kernels import aot, launch, sides, tiles
+from pycl.triton_kernels import aot, launch, sides, sinkhorn, tiles
 from pycl.triton_kernels.launch import Launch
 from pycl.triton_kernels.operands import prepare
 
@@ -87,7 +87,15 @@ def test_operands_are_copied_in_bulk(rows: list[dict[str, Any]]) -> None:
 def test_every_kernel_was_compiled(rows: list[dict[str, Any]]) -> None:
     for arch in ARCHITECTURES:
         found = {row["kernel"] for row in rows if row["architecture"] == arch}
-        assert found >= {"prepare", "plan", "merge", "finish", "shrinkage", "top_of_tiles", *aot.SWEEPS}
+        assert found >= {"prepare", "plan", "merge", "finish", "shrinkage", "top_of_tiles", *aot.SWEEPS, *aot.SINKHORN}
+
+
+def test_long_rows_are_spread_over_clusters(rows: list[dict[str, Any]]) -> None:
+    steps = [row for row in rows if row["kernel"] == "sample_step"]
+    most = {arch: max(row["options"]["num_ctas"] for row in steps if row["architecture"] == arch) for arch in (80, 90)}
+    assert most == {80: 1, 90: 8 if sinkhorn.CLUSTERS else 1}
+    for row in steps:  # two programs on a multiprocessor wait for each other's sums over rows
+        assert row["programs"] >= 16 // row["options"]["num_warps"], row
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -196,6 +204,7 @@ def test_signature_of_numbers() -> None:
     assert found.types["step"] == "i32"
     assert found.types["one"] == "i64"
     assert found.types["count"] == "i32"
+    assert signature(torch.empty(4), 0.5, 1.0, 1, None, None).types["step"] == "fp32"
     assert (3,) not in found.constants
     assert (1,) not in found.attributes
 

@@ -13,7 +13,8 @@ from dense import POS_OTHER, POS_SAME, Case, check, make
 from torch import Tensor
 
 import pycl.functional as F
-from pycl import backends
+from pycl import Points, backends
+from pycl.engine import pair_average
 
 if not torch.cuda.is_available() and "cuda" not in os.environ.get("PYCL_TEST_REQUIRE", ""):
     pytest.skip("no GPU", allow_module_level=True)
@@ -137,3 +138,77 @@ def test_a_million_rows() -> None:
     both = gradients[0][sample].float()
     assert (both * towards).sum() > 0
     assert both.norm() < 3 * towards.norm()
+
+
+SCORES = {
+    "SwAV": (4096, 3000),
+    "odd": (1000, 3001),
+    "few prototypes": (5000, 100),
+    "one multiprocessor": (600, 16384),
+    "cluster": (4096, 65536),
+    "largest cluster": (200, 131072),
+    "streamed": (200, 262144),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", SCORES)
+def test_sinkhorn(shape: str, dtype: torch.dtype) -> None:
+    """Codes of some samples against float64, and all of their sums."""
+    n_samples, n_prototypes = SCORES[shape]
+    z, c = (torch.nn.functional.normalize(torch.randn(n, 64), dim=1) for n in (n_samples, n_prototypes))
+    scores = (z @ c.T).to(dtype)
+    v = torch.zeros(n_prototypes, dtype=torch.float64)
+    u = torch.zeros(n_samples, dtype=torch.float64)
+    strips = [slice(i, i + 256) for i in range(0, n_samples, 256)]
+    for _ in range(3):
+        v = -torch.stack([(scores[i].double() / 0.05 + u[i, None]).logsumexp(0) for i in strips]).logsumexp(0)
+        u = -torch.cat([(scores[i].double() / 0.05 + v).logsumexp(1) for i in strips])
+    codes = F.sinkhorn(scores, dtype=torch.float32, backend="triton")
+    wanted = (scores[:256].double() / 0.05 + u[:256, None] + v).exp()
+    assert (codes[:256] - wanted).abs().max() <= 1e-4 * wanted.max()
+    assert (codes.sum(1) - 1).abs().max() < 1e-4
+    narrow = F.sinkhorn(scores, backend="triton")
+    assert torch.equal(narrow, codes.to(dtype))
+    assert torch.equal(narrow, F.sinkhorn(scores, backend="triton"))
+
+
+@pytest.mark.parametrize("n_prototypes", [3000, 65536])
+def test_sinkhorn_in_a_graph_and_without_waiting(n_prototypes: int) -> None:
+    scores = torch.randn(2048, n_prototypes).bfloat16() / 8
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        F.sinkhorn(scores, backend="triton")  # compiles
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            F.sinkhorn(scores, backend="triton")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            found = F.sinkhorn(scores, backend="triton")
+        scores.copy_(scores.flip(0))
+        graph.replay()
+        wanted = F.sinkhorn(scores, backend="triton")
+    torch.cuda.synchronize()
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_averages_of_values(dtype: torch.dtype, normalize: bool) -> None:
+    x, y = (torch.randn(n, 96).to(dtype) / 10 for n in (3000, 4100))
+    values, slope = torch.randn(4100, 70, requires_grad=True), torch.randn(3000, 70) * 1e-7
+    left, right = (torch.nn.functional.normalize(z.double(), dim=1) if normalize else z.double() for z in (x, y))
+    weights = (5.0 * left @ right.T).softmax(1)
+    out = pair_average(Points(x), Points(y), values, 5.0, offset=None, normalize=normalize, backend="triton")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        pair_average(Points(x), Points(y), values, 5.0, offset=None, normalize=normalize, backend="triton")
+        (gradient,) = torch.autograd.grad(out, values, slope)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    digits = 1e-5 if dtype == torch.float32 else 4e-3
+    for found, wanted in ((out, weights @ values.double()), (gradient, weights.T @ slope.double())):
+        assert (found - wanted).abs().max() <= digits * wanted.abs().max()

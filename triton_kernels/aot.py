@@ -36,6 +36,7 @@ SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 
 
 TENSOR_MEMORY = 512  # columns of a multiprocessor, from sm_100 on
 SWEEPS = {"reduce_tiles": "reduce", "own_gradient": "own", "store_tiles": "store"}  # kernels with products: their tiles
+SINKHORN = {"column_lse", "sample_step", "sample_stream", "merge_columns"}
 
 
 class Loop(NamedTuple):
@@ -121,6 +122,8 @@ def _type_of(value: Any, path: tuple[int, ...], found: Signature, special: bool)
         return f"*{POINTERS[value.dtype]}"
     if isinstance(value, TensorDescriptor):
         return f"tensordesc<{POINTERS[value.base.dtype]}{value.block_shape}>"
+    if isinstance(value, float):
+        return "fp32"
     if special and value % 16 == 0:
         found.attributes[path] = [["tt.divisibility", 16]]
     return "i32" if -(2**31) <= value < 2**31 else "i64"

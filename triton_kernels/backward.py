@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients on the host's side: which of the two backward sweeps runs, in what portions, and what it needs."""
+"""Sums over weighted points, on the host's side: gradients, by one of two sweeps, and weighted sums of values."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +14,9 @@ from ..ops import Gradients, Needs, Problem, empty_gradients
 from . import gradient, operands, tiles
 from .launch import INTERPRETED, launch
 from .sides import Side, Sides, architecture, multiprocessors, plan, portion, sides_of, split, tile_for
+from .tile import STATISTICS
 from .tiles import Tile
-from .weights import Slopes, shrinkage
+from .weights import SMALLEST, TOP, Slopes, shrinkage
 
 PARTIAL_GRADIENTS = 64 << 20  # bytes of float32 gradients that wait for their cast,
 STRIP = 24 << 20  # of weights that wait for their product: with float32 sums for 32768 x 512 still below 100 MB
@@ -118,8 +120,18 @@ def _finish(
     )
 
 
-def _by_strips(sweep: _Sweep, symmetric: bool, needs: Needs, out: Gradients) -> None:
-    """All gradients, a strip of weights at a time; the products with it are the library's."""
+class _Strip(NamedTuple):
+    """The weights of some rows; the next strip takes their place in memory."""
+
+    here: slice
+    weights: Tensor  # [rows, n] in the dtype of the values
+    d_scale: Tensor | None  # [column blocks, rows]: sums of w_ij <x_i, y_j>,
+    d_row_bias: Tensor | None  # of w_ij,
+    d_col_bias: Tensor | None  # [row blocks, n]: and of these over rows
+
+
+def _strips(sweep: _Sweep, of_scale: bool = False, of_rows: bool = False, of_cols: bool = False) -> Iterator[_Strip]:
+    """All weights, a strip at a time, and what sums of them are asked for."""
     x, y, logit_scale, offset = sweep.sides
     tile = tile_for("store", sweep.sides)
     proven = plan(sweep.sides, tile, sweep.sets, rows=tile.rows).proven
@@ -127,14 +139,12 @@ def _by_strips(sweep: _Sweep, symmetric: bool, needs: Needs, out: Gradients) -> 
     rows = min(portion(STRIP, width * dtype.itemsize * tile.rows, tile), x.n)
     weights = torch.empty(rows, width, dtype=dtype, device=x.z.device)[:, : y.n]
     new, n_blocks = x.reach.new_empty, triton.cdiv(y.n, tile.cols)
-    of_cols = new(1, y.n, x.z.shape[1]) if needs.cols and not symmetric else None
-    out.col_bias.zero_()
     for first in range(0, x.n, rows):
         here = min(rows, x.n - first)
         blocks = triton.cdiv(here, tile.rows)
-        d_scale = new(n_blocks, here) if needs.rows else None
-        d_row_bias = new(n_blocks, here) if needs.bias else None
-        d_col_bias = new(blocks, y.n) if needs.bias and not symmetric else None
+        d_scale = new(n_blocks, here) if of_scale else None
+        d_row_bias = new(n_blocks, here) if of_rows else None
+        d_col_bias = new(blocks, y.n) if of_cols else None
         launch(
             gradient.store_tiles,
             (blocks * n_blocks,),
@@ -147,18 +157,63 @@ def _by_strips(sweep: _Sweep, symmetric: bool, needs: Needs, out: Gradients) -> 
             TALL=8,
             **tile.options(),
         )
-        w = weights[:here]
+        yield _Strip(slice(first, first + here), weights[:here], d_scale, d_row_bias, d_col_bias)
+
+
+def _by_strips(sweep: _Sweep, symmetric: bool, needs: Needs, out: Gradients) -> None:
+    """All gradients, a strip of weights at a time; the products with it are the library's."""
+    x, y, logit_scale, _ = sweep.sides
+    of_cols = x.reach.new_empty(1, y.n, x.z.shape[1]) if needs.cols and not symmetric else None
+    out.col_bias.zero_()
+    for here, w, d_scale, d_row_bias, d_col_bias in _strips(
+        sweep, needs.rows, needs.bias, needs.bias and not symmetric
+    ):
         if needs.rows:
-            _finish(_product(w, y.values)[None], x, logit_scale, None, sweep, out.rows, first)
+            _finish(_product(w, y.values)[None], x, logit_scale, None, sweep, out.rows, here.start)
         if of_cols is not None:
-            _product(w.T, x.values[first : first + here], into=of_cols[0], add=first > 0)
+            _product(w.T, x.values[here], into=of_cols[0], add=here.start > 0)
         for vector, parts in ((out.logit_scale, d_scale), (out.row_bias, d_row_bias)):
             if parts is not None:
-                torch.sum(parts, 0, out=vector[first : first + here])
+                torch.sum(parts, 0, out=vector[here])
         if d_col_bias is not None:
             out.col_bias.add_(d_col_bias.sum(0))
     if of_cols is not None:
         _finish(of_cols, y, logit_scale, None, sweep, out.cols, 0)
+
+
+def pair_weighted_sum(problem: Problem, values: Tensor) -> Tensor:
+    """``sum_j exp(l_ij) v_j`` [m, dv] over the denominator set, of logits <= 0 up to rounding, one scale for all rows.
+
+    Weights are the derivatives of sums of exponentials, rounded as a gradient's are; values keep their digits.
+    """
+    sides = sides_of(problem)
+    out = sides.x.reach.new_empty(len(problem.rows), values.shape[1])
+    slopes = Slopes(None, out.new_ones(len(out)), None, None)
+    shrink = out.new_full((1,), 2.0**TOP.value) if sides.x.operand.dtype == torch.float16 else None
+    sweep = _Sweep(sides, slopes, NOTHING, STATISTICS, (problem.denominator, 0), shrink, False)
+    parts, unit = _parts_of(values, sides.x.values.dtype)
+    for here, w, *_ in _strips(sweep):
+        torch.sum(_product(w, parts).unflatten(1, (-1, values.shape[1])), 1, out=out[here])
+    for factor in (shrink, unit):
+        if factor is not None:
+            out /= factor
+    return out
+
+
+def _parts_of(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Parts in the weights' dtype, [n, dv] or [n, 2 dv] with a sum of the values times a unit, and the unit."""
+    if dtype in (values.dtype, torch.float32):
+        return values.to(dtype), None
+    wide, unit = values.float(), None
+    if dtype == torch.float16:  # to the top of its range, as the weights are; NaN and infinity stay what they are
+        peak = wide.abs().amax()
+        unit = torch.exp2(TOP.value - torch.log2(peak.clamp_min(SMALLEST.value)).ceil())
+        unit = torch.where(peak.isfinite(), unit, 1.0)
+        wide = wide * unit
+    high = wide.to(dtype)
+    if values.dtype == torch.bfloat16:  # has no more digits
+        return high, unit
+    return torch.cat([high, (wide - high.float()).to(dtype)], 1), unit
 
 
 def _product(a: Tensor, b: Tensor, into: Tensor | None = None, add: bool = False) -> Tensor:

@@ -186,7 +186,7 @@ def store_tiles(
                 m, n, d, r0, c0 + piece * BP, first_row, rows_here, offset, negatives, positives,
                 RULE, False, True, False, BM, BP, BK, RESIDENT,
             )  # fmt: skip
-    elif tl.load(proven) != 0:
+    elif True if RULE == LOGITS else tl.load(proven) != 0:
         sums = _store_piece(
             x, y, rows, cols, logit_scale, row_slopes, col_slopes, shrink, out, out_stride, d_col_bias, sums,
             m, n, d, r0, c0, first_row, rows_here, offset, negatives, positives,

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from .. import triton as backend
-from ..ops import Needs, Problem
+from ..ops import Needs, Problem, Transport
 from ..pairs import Pairs, Points
 from ..validation import problem_of
 from . import predict
-from .aot import SWEEPS, Compiled, compile_for, signature_of
+from .aot import SINKHORN, SWEEPS, Compiled, compile_for, signature_of
 from .launch import INTERPRETED, Launch, recording
 
 N = 32768
@@ -107,6 +107,16 @@ def _top(call: Call) -> None:
     backend.pair_top(_problem(call, True, Pairs.NONE), 10)
 
 
+def _average(call: Call) -> None:
+    problem = _problem(call, True, Pairs.NONE, row_bias=_empty(N))
+    backend.pair_weighted_sum(problem, _empty(N, call.d, dtype=call.dtype))
+
+
+def _sinkhorn(call: Call) -> None:
+    """Of d prototypes."""
+    backend.sinkhorn(Transport(_empty(4096, call.d, dtype=call.dtype), 0.05, 2, None, None, call.dtype))
+
+
 LOSSES = {
     "CLIP": _clip,
     "NT-Xent": _nt_xent,
@@ -115,6 +125,8 @@ LOSSES = {
     "SigLIP": _siglip,
     "logits": _logits,
     "top": _top,
+    "average": _average,
+    "Sinkhorn": _sinkhorn,
 }
 
 
@@ -130,6 +142,12 @@ def calls() -> Iterator[Call]:
     yield from (Call("logits", d=d, rare=True) for d in (64, 512))
     yield Call("logits", torch.float32, rare=True)
     yield Call("top")
+    yield from (Call("average", d=d, rare=True) for d in (64, 128))
+    yield from (Call("Sinkhorn", d=n) for n in (3000, 8192, 65536, 262144))
+    yield from (Call("Sinkhorn", d=n, rare=True) for n in (100, 3001, 16384, 131072))
+    yield from (Call("Sinkhorn", torch.float32, d=n) for n in (3000, 16384))
+    yield from (Call("Sinkhorn", torch.float32, d=n, rare=True) for n in (3001, 65536, 262144))
+    yield Call("Sinkhorn", torch.float16, d=3000, rare=True)
 
 
 def key_of(launch: Launch) -> str:
@@ -177,6 +195,7 @@ def _cells(c: Compiled) -> tuple[str, ...]:
     rule = [str(o["RULE"])] if "RULE" in o else []
     rule += [word for name, word in (("SYMMETRIC", "symmetric"), ("NORMALIZE", "normalised")) if o.get(name)]
     tile = "x".join(str(o[name]) for name in ("BM", "BN", "BK") if name in o) + (f" by {o['BP']}" if "BP" in o else "")
+    tile += f" on {o['num_ctas']}" if o.get("num_ctas", 1) > 1 else ""
     matrix = ", ".join(f"{n} {name.split('.')[0]}" for name, n in c.matrix.items())
     warps = f"{o['num_warps']}, {o['num_stages']}" if "num_stages" in o else str(o["num_warps"])
     return (
@@ -194,6 +213,12 @@ def _plain(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def _markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows))
+
+
+def _filled(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Without columns that have nothing in them."""
+    kept = [k for k, column in enumerate(zip(*rows, strict=True)) if any(column)]
+    return tuple(head[k] for k in kept), [tuple(row[k] for k in kept) for row in rows]
 
 
 def _predicted(compiled: dict[tuple[int, str], Compiled]) -> list[tuple[str, ...]]:
@@ -259,7 +284,9 @@ def main(arguments: list[str] | None = None) -> int:
         print("\npredicted, not measured: one H200, N = 32768\n" + _plain(predict.HEAD, predicted))
     if asked.markdown:
         sweeps = [c for c in found if c.architecture == predict.ARCHITECTURE and c.kernel in SWEEPS]
+        others = [c for c in found if c.architecture == predict.ARCHITECTURE and c.kernel in SINKHORN]
         tables = {"compiled": _markdown(HEAD, [_cells(c) for c in sweeps])}
+        tables["sinkhorn"] = _markdown(*_filled(HEAD, [_cells(c) for c in others]))
         _write(asked.markdown, tables | {"predicted": _markdown(predict.HEAD, predicted)})
     faulty = sum(bool(c.faults()) for c in found)
     print(f"\n{len(found)} kernels compiled, {faulty} of them with a fault")

@@ -93,7 +93,7 @@ def swav(
     earlier = None if queue is None else stack("queue", queue, prototypes, least=len(codes), most=len(codes))
     check_epsilon("epsilon", epsilon)
     check_iterations(iterations)
-    check_agree(group, z.device, K=len(prototypes), d=z.shape[2], I=len(codes))
+    check_agree(group, z.device, K=len(prototypes), code_crops=len(codes), iterations=iterations, epsilon=epsilon)
     if normalize:
         z, prototypes = unit(z), unit(prototypes)
         earlier = None if earlier is None else unit(earlier)
