@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-SOURCES := $(shell find pycl bench triton_kernels csrc -name '*.py' -o -name '*.cpp' -o -name '*.h') \
+NATIVE = -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
+SOURCES := $(shell find pycl bench triton_kernels csrc -name '*.py' -o $(NATIVE)) \
            CMakeLists.txt pyproject.toml constraints.txt
 
 .PHONY: demo test lint format bench gpu-check gpu-test gpu-bench clean
@@ -29,7 +30,7 @@ gpu-check:
 
 gpu-test: $(GPU_SITE)/installed
 	$(GPU_PYTHON) -m pycl.doctor
-	$(GPU_PYTHON) -m pytest tests/test_triton_gpu.py $(TEST_ARGS)
+	$(GPU_PYTHON) -m pytest tests/test_triton_gpu.py tests/test_cuda_gpu.py $(TEST_ARGS)
 	PYCL_TEST_DEVICE=cuda $(GPU_PYTHON) -m pytest tests/test_losses.py $(TEST_ARGS)
 
 # a refused row fails the target, but only after the README shows it
@@ -49,13 +50,13 @@ lint: $(VENV)/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(shell find csrc -name '*.cpp' -o -name '*.h')
+	$(BIN)/clang-format --dry-run -Werror $(shell find csrc tests $(NATIVE))
 	$(BIN)/codespell
 
 format: $(VENV)/lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(shell find csrc -name '*.cpp' -o -name '*.h')
+	$(BIN)/clang-format -i $(shell find csrc tests $(NATIVE))
 
 # torch first: the constraint then finds the small CPU build, and nothing else can pull in another one
 $(VENV)/installed: $(SOURCES)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the compiled module ``pycl._C``, or say why there is none."""
+"""Find the compiled parts, the module ``pycl._C`` and libraries, or say why there is none."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import importlib.machinery
 import importlib.metadata
 import importlib.util
 import sys
+from pathlib import Path
 from types import ModuleType
 
 DISTRIBUTION = "pycl-kernels"
@@ -18,7 +19,7 @@ def extension() -> ModuleType:
     try:
         return importlib.import_module("pycl._C")
     except ModuleNotFoundError:
-        path = _installed_path()
+        path = _installed_path("_C", tuple(importlib.machinery.EXTENSION_SUFFIXES))
     if path is None:
         raise ImportError("pycl's compiled part (pycl._C) is not built: run `pip install .` in the repository")
     spec = importlib.util.spec_from_file_location("pycl._C", path)
@@ -30,12 +31,20 @@ def extension() -> ModuleType:
     return module
 
 
-def _installed_path() -> str | None:
-    """Where the installed distribution keeps ``_C``: running in the source tree imports the sources without it."""
+def library(name: str) -> str:
+    """The path of a shared library of pycl's; raises ``ImportError`` where it was not built."""
+    beside = Path(__file__).with_name(name)
+    path = str(beside) if beside.exists() else _installed_path(name)
+    if path is None:
+        raise ImportError(f"{name} was not built")
+    return path
+
+
+def _installed_path(start: str, ends: tuple[str, ...] = ("",)) -> str | None:
+    """Where the installed distribution keeps a file: running in the source tree imports the sources without it."""
     try:
         files = importlib.metadata.distribution(DISTRIBUTION).files or []
     except importlib.metadata.PackageNotFoundError:
         return None
-    suffixes = tuple(importlib.machinery.EXTENSION_SUFFIXES)
-    found = [file for file in files if file.name.startswith("_C") and file.name.endswith(suffixes)]
+    found = [file for file in files if file.name.startswith(start) and file.name.endswith(ends)]
     return str(found[0].locate()) if found else None

@@ -1,8 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA backend."""
+"""The CUDA backend: Sinkhorn on stored scores, all iterations in one launch."""
 
 from __future__ import annotations
 
-from .backends import BackendUnavailable
+import functools
 
-raise BackendUnavailable("backend='cuda' is not available: it was not built")
+import torch
+from torch import Tensor
+
+from ._cuda_library import DTYPES as DTYPES
+from ._cuda_library import CudaLibrary, Device, outputs_of, problem_of
+from ._load import library
+from .backends import BackendUnavailable
+from .ops import Transport
+
+DEVICES = ("cuda",)
+
+try:
+    LIBRARY = CudaLibrary(library("libpycl_cuda.so"))
+    LIBRARY.check()
+except (ImportError, OSError, RuntimeError) as error:
+    raise BackendUnavailable(
+        f"backend='cuda' is not available: {error}; `PYCL_CUDA=ON pip install .` in the repository builds it, with the "
+        "nvcc of a CUDA that the driver knows on the PATH"
+    ) from error
+
+
+def sinkhorn(t: Transport) -> tuple[Tensor, Tensor, Tensor]:
+    codes, u, v = outputs_of(t)
+    ordinal = t.scores.device.index
+    with torch.cuda.device(ordinal):  # the library makes it the driver's device, too
+        problem = problem_of(t, codes, u, v)
+        plan = LIBRARY.plan(problem, _device(ordinal))
+        workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=t.scores.device)
+        LIBRARY.run(ordinal, problem, plan, workspace, torch.cuda.current_stream().cuda_stream)
+    return codes, u, v
+
+
+@functools.cache
+def _device(ordinal: int) -> Device:
+    return LIBRARY.device(ordinal)

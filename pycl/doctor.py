@@ -40,11 +40,13 @@ def report() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu(),
         "compiled": compiled,
+        "cuda_library": _cuda_library(),
         "threads": _threads(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith("PYCL_")},
         "gpus": _gpus(),
         "backends": {device: _backend(device) for device in ("cpu", "cuda")},
+        "sinkhorn": {device: _backend(device, backends.SINKHORN) for device in ("cpu", "cuda")},
     }
 
 
@@ -105,6 +107,13 @@ def _compiled() -> dict[str, Any]:
     return {"built": True, "path": module.__file__, "why_not": None}
 
 
+def _cuda_library() -> dict[str, Any]:
+    try:
+        return {"built": True, "path": _load.library("libpycl_cuda.so"), "why_not": None}
+    except ImportError as error:
+        return {"built": False, "path": None, "why_not": str(error)}
+
+
 def _threads() -> dict[str, Any]:
     """How many threads a call uses, what set that number and whose pool they come from."""
     count = torch.get_num_threads()
@@ -139,28 +148,30 @@ def _gpus() -> list[str]:
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
-def _backend(device_type: str) -> dict[str, Any]:
+def _backend(device_type: str, operator: str = backends.PAIRS) -> dict[str, Any]:
     """The backend that tensors of this device get, or the error they get, and why not the others."""
+    dtype = torch.float32
     asked = os.environ.get("PYCL_BACKEND")
     try:
         # not choose(None): it would log its one message here, and not where a user's loss runs
-        takes, error = backends.choose(asked, device_type) if asked else backends.installed(device_type)[0], None
+        able = [backends.choose(asked, device_type, dtype, operator)] if asked else None
+        takes, error = (able or backends.installed(device_type, dtype, operator))[0], None
     except Exception as refusal:  # whatever is wrong with a backend is what this report is for
         takes, error = None, str(refusal)
-    others = {name: _why_not(name, device_type) for name in backends.KNOWN if name != takes}
+    others = {name: _why_not(name, device_type, operator) for name in backends.KNOWN if name != takes}
     return {"takes": takes, "error": error, "why_not": {name: reason for name, reason in others.items() if reason}}
 
 
-def _why_not(name: str, device_type: str) -> str | None:
+def _why_not(name: str, device_type: str, operator: str = backends.PAIRS) -> str | None:
     try:
-        return backends.why_not(name, device_type)
+        return backends.why_not(name, device_type, torch.float32, operator)
     except Exception as error:
         return f"backend={name!r} fails to load: {type(error).__name__}: {error}"
 
 
 def text(found: dict[str, Any]) -> str:
     """The report for people, one aligned line a fact."""
-    cpu, threads, compiled = found["cpu"], found["threads"], found["compiled"]
+    cpu, threads, compiled, library = found["cpu"], found["threads"], found["compiled"], found["cuda_library"]
     limits = [f"{threads['usable_cores']} of {threads['cores']} cores usable"]
     if threads["cgroup_cores"] is not None:
         limits.append(f"the container grants {threads['cgroup_cores']:g}")
@@ -169,6 +180,7 @@ def text(found: dict[str, Any]) -> str:
     lines = [
         ("pycl", f"{found['pycl']['version']} in {found['pycl']['path']}"),
         ("compiled part", compiled["path"] if compiled["built"] else f"none: {compiled['why_not']}"),
+        ("CUDA library", library["path"] if library["built"] else f"none: {library['why_not']}"),
         ("torch", f"{found['torch']['version']} ({found['torch']['build']})"),
         ("python", found["python"]),
         ("triton", found["triton"] or "not installed"),
@@ -182,9 +194,13 @@ def text(found: dict[str, Any]) -> str:
         ("GPU", ", ".join(found["gpus"]) or "none that torch can use"),
         ("environment", " ".join(f"{k}={v}" for k, v in found["environment"].items()) or "no PYCL_ variable"),
     ]
-    for device, backend in found["backends"].items():
-        lines.append((f"{device} tensors", backend["takes"] or f"error: {backend['error']}"))
-        lines += [("", f"not {name}: {reason}") for name, reason in backend["why_not"].items()]
+    for device in found["backends"]:
+        said: set[str] = set()
+        for what, backend in (("tensors", found["backends"][device]), ("sinkhorn", found["sinkhorn"][device])):
+            lines.append((f"{device} {what}", backend["takes"] or f"error: {backend['error']}"))
+            reasons = {name: reason for name, reason in backend["why_not"].items() if reason not in said}
+            lines += [("", f"not {name}: {reason}") for name, reason in reasons.items()]
+            said |= set(reasons.values())
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:{width}}  {value}" for name, value in lines)
 

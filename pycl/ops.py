@@ -84,7 +84,7 @@ class Transport(NamedTuple):
     epsilon: float
     iterations: int
     sample_target: Tensor | None
-    prototype_target: Tensor | None
+    prototype_target: Tensor
     dtype: torch.dtype  # of the codes: that of the scores, or float32
 
 
@@ -125,7 +125,7 @@ _library.define(f"pair_top({_PROBLEM}, SymInt k, str backend) -> (Tensor, Tensor
 _library.define(f"pair_weighted_sum({_PROBLEM}, Tensor values, str backend) -> Tensor")
 # Codes and the potentials of the samples and of the prototypes.
 _library.define(
-    "sinkhorn(Tensor scores, float epsilon, int iterations, Tensor? sample_target, Tensor? prototype_target, "
+    "sinkhorn(Tensor scores, float epsilon, int iterations, Tensor? sample_target, Tensor prototype_target, "
     "ScalarType dtype, str backend) -> (Tensor, Tensor, Tensor)"
 )
 
@@ -163,7 +163,6 @@ def _top(*args: Any) -> tuple[Tensor, Tensor]:
     return cast("tuple[Tensor, Tensor]", backends.load(backend).pair_top(problem, k))
 
 
-@torch.no_grad()  # a compiled graph hands over values that require a gradient
 def _weighted_sum(*args: Any) -> Tensor:
     problem, (values, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
     return cast(Tensor, backends.load(backend).pair_weighted_sum(problem, values))
@@ -241,5 +240,6 @@ for _name, _implementation, _fake in (
     ("pair_weighted_sum", _weighted_sum, _weighted_sum_fake),
     ("sinkhorn", _sinkhorn, _sinkhorn_fake),
 ):
-    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
+    # with create_graph=True a backward runs in grad mode, and backends write into tensors of their own
+    _library.impl(_name, torch.no_grad()(_implementation), "CompositeExplicitAutograd")
     torch.library.register_fake(f"pycl::{_name}", _fake, lib=_library)

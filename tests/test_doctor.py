@@ -61,7 +61,7 @@ def test_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     names = {line.split("  ")[0] for line in lines}
-    assert {"pycl", "torch", "instruction set", "threads", "cpu tensors", "cuda tensors"} <= names
+    assert {"pycl", "torch", "instruction set", "threads", "cpu tensors", "cuda tensors", "cuda sinkhorn"} <= names
     assert len({len(line) - len(line.split("  ", 1)[1].lstrip()) for line in lines if line[0] != " "}) == 1, lines
 
 
@@ -81,6 +81,15 @@ def test_without_the_compiled_part() -> None:
     assert found["backends"]["cpu"]["takes"] == "reference"
     assert "hidden by a test" in found["backends"]["cpu"]["why_not"]["cpu"]
     assert "none: hidden by a test" in doctor.text(found)
+
+
+def test_the_cuda_library() -> None:
+    found = report()
+    built, why_not = found["cuda_library"]["built"], found["sinkhorn"]["cuda"]["why_not"].get("cuda", "")
+    assert found["cuda_library"]["path"] if built else "was not built" in found["cuda_library"]["why_not"]
+    assert found["sinkhorn"]["cuda"]["takes"] == "cuda" if built else "pip install" in why_not
+    assert "not built" in why_not or built
+    assert ("no pair_stats" in found["backends"]["cuda"]["why_not"]["cuda"]) == built
 
 
 def test_instruction_set_that_does_not_exist(backends: list[str]) -> None:
@@ -104,7 +113,7 @@ def test_backend_that_cannot_run(value: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_backend_that_fails_to_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(name: str, device_type: str) -> str | None:
+    def broken(*question: object) -> str | None:
         raise OSError("libabacus.so: cannot open")
 
     monkeypatch.setattr(doctor.backends, "why_not", broken)

@@ -55,7 +55,9 @@ def published(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
 
 
 def transport(scores: Tensor, epsilon: float = 0.05, iterations: int = 3, **more: Any) -> Transport:
-    rest = {"sample_target": None, "prototype_target": None, "dtype": torch.float32} | more
+    share = math.log(max(1, len(scores)) / scores.shape[1])
+    uniform = torch.full(scores.shape[1:], share, device=scores.device)
+    rest = {"sample_target": None, "prototype_target": uniform, "dtype": torch.float32} | more
     return Transport(scores, epsilon, iterations, **rest)
 
 
@@ -154,7 +156,7 @@ def test_addresses_beyond_32_bits(small: None) -> None:
 @pytest.mark.parametrize("n_prototypes", [40, 600])
 def test_marginals(small: None, n_prototypes: int) -> None:
     a, m = (torch.rand(n).add(0.01) for n in (30, n_prototypes))
-    targets = {"sample_target": (a / a.sum() * 30).log(), "prototype_target": (m / m.sum() * n_prototypes).log()}
+    targets = {"sample_target": (a / a.sum() * 30).log(), "prototype_target": (m / m.sum() * 30).log()}
     check(transport(scores_of(30, n_prototypes), **targets))
 
 

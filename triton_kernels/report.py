@@ -114,7 +114,8 @@ def _average(call: Call) -> None:
 
 def _sinkhorn(call: Call) -> None:
     """Of d prototypes."""
-    backend.sinkhorn(Transport(_empty(4096, call.d, dtype=call.dtype), 0.05, 2, None, None, call.dtype))
+    target = _empty(call.d, dtype=torch.float32)
+    backend.sinkhorn(Transport(_empty(4096, call.d, dtype=call.dtype), 0.05, 2, None, target, call.dtype))
 
 
 LOSSES = {

@@ -89,15 +89,17 @@ def log_targets(
     group: ProcessGroup | None,
 ) -> tuple[Tensor | None, Tensor]:
     """``log(B a)`` [B], None for uniform, and ``log(B m)`` [K]; B counts the samples of all ranks."""
-    mass = like.new_tensor(n_samples, dtype=accumulation_dtype(like.dtype))
+    mass = float(n_samples)
     if group is not None:
-        mass = total(mass, group)
-        if not mass:
+        mass = total(like.new_tensor(mass, dtype=torch.float64), group).item()
+        if mass == 0:
             raise ValueError("scores must have a row on some rank of the group, got none")
     sample_target = None
     if sample_marginal is not None:
         sample_target = (check_marginal("sample_marginal", sample_marginal, n_samples, like, group) * mass).log()
-    if prototype_marginal is None:
-        return sample_target, (mass / n_prototypes).log().expand(n_prototypes).contiguous()
-    prototype_target = check_marginal("prototype_marginal", prototype_marginal, n_prototypes, like) * mass
-    return sample_target, prototype_target.log()
+    if prototype_marginal is not None:
+        prototype_target = (check_marginal("prototype_marginal", prototype_marginal, n_prototypes, like) * mass).log()
+    else:
+        share = math.log(mass / n_prototypes)
+        prototype_target = torch.full((n_prototypes,), share, dtype=accumulation_dtype(like.dtype), device=like.device)
+    return sample_target, prototype_target
