@@ -29,13 +29,17 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """A train and a test split; ``augment`` maps a batch of images and a generator to one random view of each."""
+    """A train and a test split; ``augment`` maps a batch of images and a generator to one random view of each.
+
+    ``crop_small`` does so with a small part of each image, and returns it at half the width.
+    """
 
     name: str
     train: Split
     test: Split
     classes: list[str]
     augment: Augmentation
+    crop_small: Augmentation
 
 
 def load(data_root: Path | None, *, image_size: int, limit: int | None = None) -> Dataset:
@@ -52,7 +56,7 @@ def load_digits() -> Dataset:
     images = torch.from_numpy(raw.images).float().div(16).unsqueeze(1)
     images = F.interpolate(images, size=16, mode="bilinear", align_corners=False)
     train, test = _stratified_split(Split(images, torch.from_numpy(raw.target).long()))
-    return Dataset("digits", train, test, [str(c) for c in raw.target_names], augment_drawing)
+    return Dataset("digits", train, test, [str(c) for c in raw.target_names], augment_drawing, crop_drawing)
 
 
 def load_folder(root: Path, image_size: int) -> Dataset:
@@ -71,9 +75,9 @@ def load_folder(root: Path, image_size: int) -> Dataset:
     else:
         (train, test), test_colour = _stratified_split(train), False
     if train_colour or test_colour:
-        return Dataset(root.name, train, test, classes, augment_photo)
+        return Dataset(root.name, train, test, classes, augment_photo, crop_photo)
     grey = [Split(split.images[:, :1], split.labels) for split in (train, test)]
-    return Dataset(root.name, *grey, classes, augment_drawing)
+    return Dataset(root.name, *grey, classes, augment_drawing, crop_drawing)
 
 
 def _read_split(folder: Path, classes: list[str], image_size: int) -> tuple[Split, bool]:
@@ -133,17 +137,40 @@ def pick(data: Split, per_class: int, generator: Generator) -> Split:
 
 def augment_drawing(images: Tensor, generator: Generator) -> Tensor:
     """Pen strokes: shift, turn, stretch and shear, contrast, noise, an erased patch. No mirroring."""
-    draw = _Draw(images, generator)
+    draw = _Draw(len(images), generator)
     views = _warp(images, draw, angle=18.0, zoom=(0.8, 1.2), shift=0.12, stretch=0.12, shear=0.15, mirror=False)
-    views = views * draw.uniform(0.7, 1.3) + draw.uniform(-0.1, 0.1)
-    views = views + 0.08 * draw.normal()
-    return _erase(views, draw, side=0.3, share=0.5)
+    return _erase(_contrast_and_noise(views, draw), draw, side=0.3, share=0.5)
+
+
+def crop_drawing(images: Tensor, generator: Generator) -> Tensor:
+    """A part of the drawing, half as wide or somewhat more, with the same turns, contrast and noise."""
+    draw = _Draw(len(images), generator)
+    views = _warp(
+        images, draw, angle=18.0, zoom=(0.5, 0.75), shift=1.0, stretch=0.12, shear=0.15, mirror=False, shrink=2
+    )
+    return _contrast_and_noise(views, draw)
 
 
 def augment_photo(images: Tensor, generator: Generator) -> Tensor:
     """Photographs: random crop, mirror, brightness, contrast, saturation, hue, and one in five without colour."""
-    draw = _Draw(images, generator)
+    draw = _Draw(len(images), generator)
     views = _warp(images, draw, angle=0.0, zoom=(0.45, 1.0), shift=1.0, stretch=0.15, shear=0.0, mirror=True)
+    return _jitter_colour(views, draw)
+
+
+def crop_photo(images: Tensor, generator: Generator) -> Tensor:
+    """A smaller part of the photograph than in ``augment_photo``, with the same mirroring and colours."""
+    draw = _Draw(len(images), generator)
+    views = _warp(images, draw, angle=0.0, zoom=(0.25, 0.5), shift=1.0, stretch=0.15, shear=0.0, mirror=True, shrink=2)
+    return _jitter_colour(views, draw)
+
+
+def _contrast_and_noise(views: Tensor, draw: _Draw) -> Tensor:
+    views = views * draw.uniform(0.7, 1.3) + draw.uniform(-0.1, 0.1)
+    return views + 0.08 * draw.normal(views)
+
+
+def _jitter_colour(views: Tensor, draw: _Draw) -> Tensor:
     mean = views.mean(dim=(1, 2, 3), keepdim=True)
     views = (views - mean) * draw.uniform(0.6, 1.4) + mean * draw.uniform(0.6, 1.4)
     grey = views.mean(dim=1, keepdim=True)
@@ -152,17 +179,17 @@ def augment_photo(images: Tensor, generator: Generator) -> Tensor:
 
 
 class _Draw:
-    """Random numbers of the batch's shape, all from one generator."""
+    """Random numbers for the images of a batch, all from one generator."""
 
-    def __init__(self, images: Tensor, generator: Generator) -> None:
-        self.shape, self.generator = images.shape, generator
+    def __init__(self, n_images: int, generator: Generator) -> None:
+        self.n_images, self.generator = n_images, generator
 
     def uniform(self, low: float, high: float, *shape: int) -> Tensor:
         """One number an image, broadcastable over its pixels unless a trailing shape is given."""
-        return torch.rand(self.shape[0], *(shape or (1, 1, 1)), generator=self.generator) * (high - low) + low
+        return torch.rand(self.n_images, *(shape or (1, 1, 1)), generator=self.generator) * (high - low) + low
 
-    def normal(self) -> Tensor:
-        return torch.randn(self.shape, generator=self.generator)
+    def normal(self, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=self.generator)
 
 
 def _warp(
@@ -175,8 +202,12 @@ def _warp(
     stretch: float,
     shear: float,
     mirror: bool,
+    shrink: int = 1,
 ) -> Tensor:
-    """One random affine map an image. ``zoom`` is the side of the window looked at; below 1 it is a crop."""
+    """One random affine map an image. ``zoom`` is the side of the window looked at; below 1 it is a crop.
+
+    The result has as many pixels a side as the images, divided by ``shrink``.
+    """
     turn = draw.uniform(-angle, angle, 1).squeeze(1) * (math.pi / 180)
     side = draw.uniform(*zoom, 1).squeeze(1)
     aspect = draw.uniform(-stretch, stretch, 1).squeeze(1).exp()
@@ -190,7 +221,8 @@ def _warp(
     cos, sin = turn.cos(), turn.sin()
     top = torch.stack([sign * width * cos, height * (slant - sin), move[:, 0]], dim=1)
     bottom = torch.stack([sign * width * sin, height * cos, move[:, 1]], dim=1)
-    grid = F.affine_grid(torch.stack([top, bottom], dim=1), list(images.shape), align_corners=False)
+    size = [*images.shape[:2], *(side // shrink for side in images.shape[2:])]
+    grid = F.affine_grid(torch.stack([top, bottom], dim=1), size, align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 

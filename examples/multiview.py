@@ -13,49 +13,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
 
 import loss_cost
 import report
 import torch
-from data import Augmentation, Dataset, load, pick
+import training
+from data import Augmentation, Dataset, pick
 from torch import Generator, Tensor, nn
-from tqdm import tqdm
+from training import DIM, Batches, Model, Optimizer, encode, settle_batch_norm
 
 from pycl import backends, metrics
 
-WIDTHS = (32, 64, 128)
-DIM = 128  # features of the embedding that the loss sees
 COST_SIZES = (256, 512, 1024, 2048, 4096)
 FEW_LABELS, FEW_LABELS_DRAWS = 10, 5
 MOST_PIXELS = 1024  # a linear probe on more raw pixels than this takes longer than the training
-
-
-class Model(nn.Module):
-    """A convolutional encoder, whose features are kept, and a projector that only the loss sees."""
-
-    def __init__(self, channels: int, image_size: int) -> None:
-        super().__init__()
-        stride = max(1, image_size // 16)  # the first layer always ends at 16x16, whatever the images
-        layers: list[nn.Module] = []
-        for width in WIDTHS:
-            layers += [nn.Conv2d(channels, width, stride + 2, stride, padding=1, bias=False)]
-            layers += [nn.BatchNorm2d(width), nn.ReLU()]
-            channels, stride = width, 2
-        self.encoder = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.projector = nn.Sequential(
-            nn.Linear(WIDTHS[-1], 256, bias=False), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, DIM)
-        )
-        self.to(memory_format=torch.channels_last)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.projector(self.encoder(images.contiguous(memory_format=torch.channels_last)))
 
 
 @dataclass
@@ -84,45 +59,17 @@ def train_one_seed(data: Dataset, args: argparse.Namespace, seed: int) -> Traine
 def fit(model: Model, data: Dataset, args: argparse.Namespace, seed: int) -> float:
     """Trains the model in place; returns the last loss."""
     loss_of = loss_cost.make_loss(args.loss, "pycl", args.temperature)
-    generator = Generator().manual_seed(seed)
-    images = data.train.images
-    batch = min(args.batch_size, len(images))
-    epoch = len(images) // batch
-    steps = min(args.epochs * epoch, args.max_steps or math.inf)
-    decay = [p for p in model.parameters() if p.dim() > 1]
-    rest = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": decay, "weight_decay": 1e-3}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=args.lr)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_up_then_cosine(step, steps))
-    value = math.nan
+    batches = Batches(data.train.images, args, seed)
+    optimizer = Optimizer(model.parameters(), args.lr, batches.steps)
     model.train()
-    with tqdm(total=steps, desc=f"seed {seed}", unit="step", disable=args.quiet) as bar:
-        start = time.perf_counter()
-        for step in range(steps):
-            if step % epoch == 0:
-                order = torch.randperm(len(images), generator=generator)
-            rows = order[step % epoch * batch :][:batch]
-            embeddings = model(make_views(images[rows], data.augment, args.views, generator))
-            loss = loss_of(embeddings.unflatten(0, (args.views, batch)))
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-            optimizer.step()
-            schedule.step()
-            if not math.isfinite(value := loss.item()):
-                raise FloatingPointError(f"the loss is {value} at step {step}; try a smaller --lr")
-            rate = (step + 1) * batch / (time.perf_counter() - start)
-            bar.set_postfix_str(f"loss {value:.3f}, {rate:.0f} img/s", refresh=False)
-            bar.update()
-    return value
-
-
-def warm_up_then_cosine(step: int, steps: int) -> float:
-    """The learning rate's factor: up in a line over the first tenth, down in half a cosine."""
-    warm = max(1, steps // 10)
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+    for images in batches:
+        embeddings = model(make_views(images, data.augment, args.views, batches.generator))
+        loss = loss_of(embeddings.unflatten(0, (args.views, -1)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        batches.note(loss.item())
+    return batches.losses[-1]
 
 
 def make_views(images: Tensor, augment: Augmentation, views: int, generator: Generator) -> Tensor:
@@ -134,7 +81,7 @@ def make_views(images: Tensor, augment: Augmentation, views: int, generator: Gen
 def measure(model: Model, data: Dataset, seed: int) -> tuple[dict[str, float], tuple[Tensor, Tensor, Tensor]]:
     """Accuracies of the encoder's features; effective rank, alignment, uniformity and histograms of the embedding."""
     settle_batch_norm(model, data.train.images)
-    train, test = (torch.cat([model.encoder(part) for part in s.images.split(512)]) for s in (data.train, data.test))
+    train, test = (encode(model, split.images) for split in (data.train, data.test))
     generator = Generator().manual_seed(seed)  # the same views before and after
     some = data.test.images[:1024]
     views = make_views(some, data.augment, 4, generator)
@@ -162,21 +109,6 @@ def accuracies(data: Dataset, train: Tensor, test: Tensor, seed: int) -> dict[st
     return result
 
 
-def settle_batch_norm(model: Model, images: Tensor) -> None:
-    """Sets the running statistics to those of the plain images: an untrained model has none worth using."""
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
-    usual = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over the batches
-    model.train()
-    for part in images[: len(images) // 256 * 256 or None].split(256):
-        model(part)
-    model.eval()
-    for norm, momentum in zip(norms, usual, strict=True):
-        norm.momentum = momentum
-
-
 def summarise(data: Dataset, args: argparse.Namespace, seeds: list[Trained], cost: list[loss_cost.Cost]) -> dict:
     """Everything the demo found, as JSON: a pair (mean, standard deviation) over the seeds for every measure."""
     pixels = [s.images.flatten(1) for s in (data.train, data.test)]
@@ -202,48 +134,21 @@ def summarise(data: Dataset, args: argparse.Namespace, seeds: list[Trained], cos
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line, checked."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = training.make_parser(__doc__, batch_size=256, epochs=16, lr=3e-3, temperature=0.5)
     add = parser.add_argument
-    add("--data-root", type=Path, help="image folder with train/<class>/*.jpg or *.png, and test/<class>/ if there is")
     add("--loss", choices=sorted(loss_cost.PYCL), default="mv_dhel")
     add("--views", type=int, default=4)
-    add("--batch-size", type=int, default=256, help="images in a batch; the network sees views times as many")
-    add("--epochs", type=int, default=16)
-    add("--lr", type=float, default=3e-3)
-    add("--temperature", type=float, default=0.5)
     add("--seeds", type=int, default=3, help="how many seeds")
     add("--seed", type=int, default=0, help="the first of them")
-    add("--image-size", type=int, default=32, help="side that the images of --data-root are resized to")
-    add("--out", type=Path, default=Path("demo-out"))
-    add(
-        "--max-steps",
-        type=int,
-        help="stop every seed after so many steps; also measures the loss on small batches only",
-    )
-    add("--limit", type=int, help="at most so many training and so many test images")
-    add("--threads", type=int, help="threads for torch; as many as it likes by default")
-    add("--quiet", action="store_true", help="no progress bar")
-    args = parser.parse_args(argv)
-    least = {"views": 2, "batch_size": 2, "epochs": 1, "seeds": 1, "image_size": 8, "max_steps": 1, "limit": 2}
-    for name, low in (least | {"threads": 1}).items():
-        if (value := getattr(args, name)) is not None and value < low:
-            parser.error(f"--{name.replace('_', '-')} must be at least {low}, got {value}")
-    for name in ("lr", "temperature"):
-        if not 0 < getattr(args, name) < math.inf:
-            parser.error(f"--{name} must be positive, got {getattr(args, name)}")
-    return args
+    return training.parse(parser, argv, least={"views": 2, "seeds": 1})
 
 
 def main(argv: list[str] | None = None) -> dict:
     """Runs the demo and returns its summary."""
     args = parse(argv)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    try:
-        data = load(args.data_root, image_size=args.image_size, limit=args.limit)
-    except (OSError, ValueError) as error:
-        sys.exit(f"multiview.py: {error}")
+    data = training.start(args)
     seeds = [train_one_seed(data, args, seed) for seed in range(args.seed, args.seed + args.seeds)]
+    # a run cut short is a trial: small batches will do
     sizes, seconds = (COST_SIZES, 1.5) if args.max_steps is None else (COST_SIZES[:2], 0.2)
     setting = {"views": args.views, "dim": DIM, "temperature": args.temperature}
     cost = loss_cost.measure(args.loss, sizes, **setting, seconds=seconds)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the demo shows: one table for the terminal and two pictures."""
+"""What the examples show: tables for the terminal, and pictures."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,11 @@ def table(summary: dict[str, Any]) -> str:
             f"{run['loss']}, {run['views']} views, temperature {run['temperature']:g}; mean ± standard deviation over "
             f"{count(len(run['seeds']), 'seed')}, {run['train_seconds']:.0f} s of training each, "
             f"{count(run['threads'], 'thread')}",
-            *_grid(learnt),
+            *grid(learnt),
             "",
             f"one loss step, forward and backward, {run['views']} views, {run['dim']} features, backend "
             f"{run['backend']!r}: median time, peak memory above the inputs",
-            *_grid(cost_rows),
+            *grid(cost_rows),
         ]
     )
 
@@ -84,7 +85,7 @@ def _mib(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def _grid(rows: list[list[str]]) -> list[str]:
+def grid(rows: list[list[str]]) -> list[str]:
     """Left-aligned first column, right-aligned others, a rule below the head."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
@@ -139,6 +140,64 @@ def draw_costs(costs: list[Cost], path: Path, *, title: str) -> None:
             axes.grid(axis="y", color="#e4e4e4", linewidth=0.7)
             axes.set_axisbelow(True)
         figure.suptitle(title, fontsize=10.5)
+        _save(figure, path)
+
+
+def clusters(summary: dict[str, Any]) -> str:
+    """SwAV's summary as text: how the training went, and how the prototypes are used."""
+    run, data = summary["run"], summary["data"]
+    head = ["epoch", "loss", "kNN (%)", "code entropy", "marginal error", "dead", "predicted in use", "dead"]
+    rows = [head]
+    for row in summary["rows"]:
+        codes, predictions = row["codes"], row["predictions"]
+        rows.append(
+            [
+                str(row["epoch"]),
+                "-" if row["loss"] is None else f"{row['loss']:.3f}",
+                f"{100 * row['knn']:.1f}",
+                *(f"{codes['entropy']:.2f}", f"{codes['marginal_error']:.3f}", str(codes["dead"])),
+                *(f"{predictions['perplexity']:.1f}", str(predictions["dead"])),
+            ]
+        )
+    before, after = (100 * summary["rows"][at]["knn"] for at in (0, -1))
+    return "\n".join(
+        [
+            f"{data['name']}: {data['train']} training and {data['test']} test images, {data['classes']} classes",
+            f"{count(run['prototypes'], 'prototype')}, epsilon {run['epsilon']:g}, temperature {run['temperature']:g}, "
+            f"crops 2 + {run['small_crops']}, {run['seconds']:.0f} s, {count(run['threads'], 'thread')}",
+            *grid(rows),
+            f"kNN accuracy: {before:.1f} % with the random encoder, {after:.1f} % with the trained one",
+        ]
+    )
+
+
+def draw_clusters(summary: dict[str, Any], use: dict[str, Tensor], members: Tensor, path: Path) -> None:
+    """Loss and accuracy, how much each prototype is used, and images [P, M, C, H, W] of some prototypes."""
+    rows, losses, n = summary["rows"], summary["losses"], summary["run"]["prototypes"]
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplot_mosaic(
+            [["loss", "images"], ["knn", "images"], ["use", "images"]], figsize=(8.4, 6.4), layout="constrained"
+        )
+        epochs = torch.arange(1, len(losses) + 1) * (rows[-1]["epoch"] / len(losses))
+        panels["loss"].plot(epochs, losses, color=OURS, linewidth=0.8)
+        panels["loss"].axhline(math.log(n), color=NEGATIVE, linestyle="--")
+        panels["loss"].annotate(f"log {n}: all predictions equal", (epochs[-1], math.log(n)), ha="right", va="bottom")
+        panels["loss"].set(title="loss of each step", xlabel="epoch")
+        accuracy = [100 * row["knn"] for row in rows]
+        panels["knn"].plot([row["epoch"] for row in rows], accuracy, color=OURS, marker="o", markersize=4)
+        panels["knn"].axhline(accuracy[0], color=NEGATIVE, linestyle="--")
+        panels["knn"].annotate("random encoder", (rows[-1]["epoch"], accuracy[0]), ha="right", va="bottom")
+        panels["knn"].set(title="kNN accuracy (%)", xlabel="epoch")
+        widest = max(share.max().item() for share in use.values()) * n
+        for (label, share), colour in zip(use.items(), (NEGATIVE, OURS), strict=True):
+            panels["use"].hist((share * n).tolist(), bins=20, range=(0, widest), color=colour, alpha=0.65, label=label)
+        panels["use"].set(title="use of the prototypes", xlabel="share / equal share", ylabel="prototypes")
+        panels["use"].legend()
+        montage = torch.nn.functional.pad(members, (1, 1, 1, 1), value=1.0).permute(0, 3, 1, 4, 2).flatten(2, 3)
+        montage = montage.flatten(0, 1).clamp(0, 1)
+        panels["images"].imshow(montage.expand(-1, -1, 3).numpy(), interpolation="nearest")
+        panels["images"].set(title="some prototypes and their images", xticks=[], yticks=[])
+        panels["images"].spines[:].set_visible(False)
         _save(figure, path)
 
 

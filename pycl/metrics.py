@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures of a learned representation. No gradients; every measure returns a Python float.
+"""Measures of a learned representation. No gradients; measures are Python numbers.
 
 ``similarity_histogram`` is :func:`pycl.functional.similarity_histogram`; ``alignment`` and ``uniformity`` are the
 losses of the same name on the unit sphere, where their authors put the points.
@@ -7,22 +7,30 @@ losses of the same name on the unit sphere, where their authors put the points.
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from pycl import functional
 from pycl.functional import similarity_histogram, similarity_topk
-from pycl.functional._common import check_features, check_positive
+from pycl.functional._common import check_features, check_positive, widen
+from pycl.functional._transport import check_marginal
 from pycl.pairs import check_labels
 
 __all__ = [
+    "Assignments",
     "alignment",
+    "assignments",
     "effective_rank",
     "knn_accuracy",
     "linear_probe_accuracy",
     "similarity_histogram",
     "uniformity",
 ]
+
+ROW_SUM_TOLERANCE = 1e-2  # of codes: half types round 2^-9 of an entry away, and more of one below their normal range
 
 
 @torch.no_grad()
@@ -182,6 +190,68 @@ def uniformity(x: Tensor, *, t: float = 2.0) -> float:
         TypeError, ValueError: as :func:`pycl.functional.uniformity`.
     """
     return functional.uniformity(x, t=t, normalize=True).item()
+
+
+class Assignments(NamedTuple):
+    """What :func:`assignments` finds in the codes of B samples over K prototypes."""
+
+    entropy: float
+    perplexity: float
+    dead: int
+    marginal_error: float
+
+
+@torch.no_grad()
+def assignments(codes: Tensor, *, prototype_marginal: Tensor | None = None, dead_below: float = 0.01) -> Assignments:
+    r"""How sharply samples are assigned to prototypes, and how evenly the prototypes are used.
+
+    With the share ``s_k = mean_b codes_bk`` of each prototype and its marginal ``m_k``, by default ``1 / K``::
+
+        entropy        = mean_b ( - sum_k codes_bk log codes_bk )      0 for hard codes, log K where all are equal
+        perplexity     = exp( - sum_k s_k log s_k )                    prototypes in use, from 1 to K
+        dead           = number of k with s_k < dead_below m_k
+        marginal_error = sum_k |s_k - m_k|                             0 where the marginal is met, at most 2
+
+    Works on codes of :func:`pycl.functional.sinkhorn`, and on predictions ``softmax(scores / temperature)``, which
+    nothing forces to use all prototypes. B samples with hard codes leave at least ``K - B`` prototypes dead: give it
+    the codes of many batches.
+
+    Args:
+        codes: ``[B, K]``, not negative, every row with a sum of 1 up to the dtype's rounding (1 % is let pass, and
+            divided out); float64, float32, bfloat16 or float16.
+        prototype_marginal: ``m`` [K], positive with a sum of 1; None for ``1 / K``.
+        dead_below: the part of its marginal (of its equal share, where that is ``1 / K``) below which a prototype
+            counts as dead, in (0, 1].
+
+    Returns:
+        The four numbers; the entropy in nats.
+
+    Raises:
+        TypeError: codes that are not floating point, a dead_below that is no number.
+        ValueError: codes that are not ``[B, K]`` with B, K >= 1, not finite, negative or with rows of another sum; a
+            marginal as :func:`pycl.functional.sinkhorn` refuses it; a dead_below outside (0, 1].
+    """
+    _check(codes=codes)
+    if not (dead_below := float(check_positive("dead_below", dead_below))) <= 1.0:
+        raise ValueError(f"dead_below must be at most 1, got {dead_below}")
+    if (least := codes.min().item()) < 0:
+        raise ValueError(f"codes must not be negative, got {least:g}")
+    if prototype_marginal is not None:
+        prototype_marginal = check_marginal("prototype_marginal", prototype_marginal, codes.shape[1], codes)
+    sums = codes.sum(1, dtype=torch.float64)
+    worst = int((off := (sums - 1).abs()).argmax())
+    if off[worst] > ROW_SUM_TOLERANCE:
+        raise ValueError(f"codes must sum to 1 in every row, got {sums[worst].item():g} in row {worst}")
+    codes = widen(codes)
+    codes = codes / sums.to(codes.dtype)[:, None]
+    share = codes.mean(0, dtype=torch.float64)
+    target = torch.full_like(share, 1 / len(share)) if prototype_marginal is None else prototype_marginal.double()
+    return Assignments(
+        entropy=float(torch.special.entr(codes).sum(1, dtype=torch.float64).mean()),
+        perplexity=math.exp(float(torch.special.entr(share).sum())),
+        dead=int((share < dead_below * target).sum()),
+        marginal_error=float((share - target).abs().sum()),
+    )
 
 
 def _check(**features: Tensor) -> None:

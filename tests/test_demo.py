@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import sys
@@ -11,29 +10,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from example import check_picture, imported, one_thread, write_folder
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = ["--max-steps", "3", "--batch-size", "16", "--limit", "60", "--quiet"]
 
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(EXAMPLES))
-    yield importlib.import_module("multiview")
-    sys.path.remove(str(EXAMPLES))
+    with imported("multiview") as module:
+        yield module
 
 
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
-    """One thread: at these sizes a second one only waits, for ever where the machine is busy."""
-    usual = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(usual)
+    with one_thread():
+        yield
 
 
 @pytest.fixture
@@ -41,27 +34,6 @@ def no_cost(demo: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out the timing, which one test has already run."""
     row = demo.loss_cost.Cost(256, 2.0, 1.0, 4.0, 0.0, 0.0)
     monkeypatch.setattr(demo.loss_cost, "measure", lambda *_, **__: [row, row._replace(instances=512)])
-
-
-def write_folder(root: Path, *, colour: bool, classes: tuple[str, ...] = ("dark", "light"), each: int = 10) -> Path:
-    """Noisy squares whose brightness is their class."""
-    rng = np.random.default_rng(0)
-    for number, name in enumerate(classes):
-        (root / "train" / name).mkdir(parents=True)
-        for i in range(each):
-            shape = (20, 12, 3) if colour else (20, 12)
-            pixels = rng.integers(0, 100, shape) + 120 * number
-            image = Image.fromarray(pixels.astype(np.uint8))
-            image.save(root / "train" / name / f"{i}.{'png' if i % 2 else 'jpg'}")
-    return root
-
-
-def check_picture(path: Path) -> None:
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert("RGB"))
-    assert min(pixels.shape[:2]) >= 300
-    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
-    assert 0.02 < (pixels < 250).any(axis=2).mean() < 0.9  # neither blank nor smeared
 
 
 def test_digits_from_start_to_end(demo: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,7 +74,7 @@ def test_folder_of_images(demo: ModuleType, tmp_path: Path, colour: bool) -> Non
     assert summary["data"] == {"name": "squares", "train": 16, "test": 4, "classes": 2}
     assert summary["stages"]["pixels"]["linear"][0] == 1.0  # light and dark are told apart by their pixels
     check_picture(tmp_path / "out" / "similarity.png")
-    data = demo.load(root, image_size=16)
+    data = demo.training.load(root, image_size=16)
     assert data.train.images.shape == (16, 3 if colour else 1, 16, 16)
     assert data.augment.__name__ == ("augment_photo" if colour else "augment_drawing")
 
@@ -110,7 +82,7 @@ def test_folder_of_images(demo: ModuleType, tmp_path: Path, colour: bool) -> Non
 @pytest.mark.parametrize("n_threads", [1, 2])
 def test_one_seed_is_one_result(demo: ModuleType, n_threads: int) -> None:
     torch.set_num_threads(n_threads)
-    data = demo.load(None, image_size=32, limit=60)
+    data = demo.training.load(None, image_size=32, limit=60)
     arguments = demo.parse(TINY)
     first, again, other = (demo.train_one_seed(data, arguments, seed) for seed in (3, 3, 4))
     assert first.loss == again.loss
@@ -132,22 +104,23 @@ def test_dense_formula_is_the_same_loss(demo: ModuleType, name: str, views: int)
 
 
 def test_digits_split_keeps_classes_and_shares_no_image(demo: ModuleType) -> None:
-    data = demo.load(None, image_size=32)
+    data = demo.training.load(None, image_size=32)
     train, test = data.train.labels.bincount(), data.test.labels.bincount()
     assert int(train.sum() + test.sum()) == 1797
     assert ((test / (train + test) - 0.2).abs() < 0.01).all()
     distance = torch.cdist(data.test.images.flatten(1), data.train.images.flatten(1), p=1)
     assert distance.min() > 0
-    limited = demo.load(None, image_size=32, limit=33)
+    limited = demo.training.load(None, image_size=32, limit=33)
     assert sorted(limited.train.labels.bincount().tolist()) == [3] * 7 + [4] * 3
 
 
-@pytest.mark.parametrize("augment", ["augment_drawing", "augment_photo"])
+@pytest.mark.parametrize("augment", ["augment_drawing", "augment_photo", "crop_drawing", "crop_photo"])
 def test_augmentation_is_drawn_from_its_generator(demo: ModuleType, augment: str) -> None:
     function = getattr(sys.modules["data"], augment)
     images = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     once, again, other = (function(images, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
-    assert once.shape == images.shape
+    side = 8 if augment.startswith("crop") else 16
+    assert once.shape == (6, 3, side, side)
     assert once.isfinite().all()
     assert torch.equal(once, again)
     assert not torch.equal(once, other)
