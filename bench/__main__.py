@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speed and memory of the losses against dense PyTorch: ``python -m pycl.bench [--quick]``.
+"""Speed and memory against dense PyTorch: ``python -m pycl.bench [--suite losses | sinkhorn | gpu] [--quick]``.
 
 Every row is checked against float64 first and has no times if it is wrong. ``--suite gpu`` measures the first CUDA GPU,
 against its own matmul rate and the peers that are installed.
@@ -24,14 +24,15 @@ import torch
 
 from . import gpu, gpu_plot, gpu_report, gpu_runner, plot, report, runner
 from .gpu_rows import GPU_ROWS
-from .losses import LOSS_ROWS, Row
+from .rows import LOSS_ROWS, SINKHORN_ROWS, Row
 
 Record = dict[str, Any]
-SUITES: dict[str, tuple[Row, ...]] = {"losses": LOSS_ROWS, "gpu": GPU_ROWS}
-BASELINES = {"losses": runner.BASELINES, "gpu": (*runner.BASELINES, "peers")}
+SUITES: dict[str, tuple[Row, ...]] = {"losses": LOSS_ROWS, "sinkhorn": SINKHORN_ROWS, "gpu": GPU_ROWS}
+EVERYONE = (*runner.FORMS, "compile", "peers")
+BASELINES = {"losses": ("eager", "compile"), "sinkhorn": EVERYONE, "gpu": EVERYONE}
 NOT_REPEATED = ("--json", "--csv", "--plot", "--commit")  # the business of who ran it
 QUICK_DIVISOR = 8
-SECONDS, QUICK_SECONDS = {"losses": 10.0, "gpu": 2.0}, 1.0
+SECONDS, QUICK_SECONDS = {"losses": 10.0, "sinkhorn": 10.0, "gpu": 2.0}, 1.0
 GPU_BUDGET = 480.0
 
 
@@ -77,9 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(record: Record, rows: Sequence[Row], baselines: Sequence[str], options: argparse.Namespace) -> None:
+    found = runner.find_peers(record, rows, baselines)
     for row in rows:
         _progress(row.label)
-        record["rows"].append(runner.measure(row, baselines, seconds=options.seconds, rounds=options.repeats))
+        record["rows"].append(runner.measure(row, baselines, found, seconds=options.seconds, rounds=options.repeats))
     if options.plot:
         sizes = options.sizes or (plot.QUICK_SIZES if options.quick else plot.SIZES)
         _progress(f"sweep of {rows[0].name}")
@@ -100,7 +102,8 @@ def _run_on_gpu(record: Record, rows: Sequence[Row], baselines: Sequence[str], o
 def _write_json(record: Record, options: argparse.Namespace) -> None:
     """Into the file, or into a folder under the name of what was measured."""
     if options.json:
-        name = gpu.file_name(record["gpu"]["name"]) if "gpu" in record else "cpu"
+        cpu = "cpu" if record["suite"] == "losses" else f"cpu-{record['suite']}"
+        name = gpu.file_name(record["gpu"]["name"]) if "gpu" in record else cpu
         path = options.json / f"{name}.json" if options.json.is_dir() else options.json
         path.write_text(json.dumps(record, indent=1) + "\n")
 
@@ -125,7 +128,7 @@ def select(suite: str, patterns: Sequence[str] | None, sizes: Sequence[int] | No
         raise ValueError(f"no row matches --rows; there are {', '.join(row.name for row in known)}")
     if sizes:
         return [row.at(size) for row in rows for size in sizes]
-    return [row.at(max(256, row.size // QUICK_DIVISOR)) for row in rows] if quick else rows
+    return [row.at(min(row.size, max(256, row.size // QUICK_DIVISOR))) for row in rows] if quick else rows
 
 
 @contextlib.contextmanager
@@ -153,8 +156,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help=f"1/{QUICK_DIVISOR} of the sizes, no torch.compile: less than a minute")
     add("--suite", choices=SUITES, default="losses")
     add("--rows", type=_names, metavar="NAME,...", help="only these; * matches anything")
-    add("--sizes", type=_sizes, metavar="N,...", help="rows of the similarity matrix, in place of each row's own")
-    add("--baselines", type=_names, metavar="eager,compile,peers", help="what to compare with; peers on a GPU only")
+    add(
+        "--sizes",
+        type=_sizes,
+        metavar="N,...",
+        help="rows of the similarity matrix, or samples, in place of each row's own",
+    )
+    add("--baselines", type=_names, metavar="NAME,...", help=f"what to compare with: {', '.join(EVERYONE)}")
     defaults = ", ".join(f"{name}: {seconds:g}" for name, seconds in SECONDS.items())
     add("--seconds", type=float, help=f"spent on the timing of a row (default {defaults}), at least three rounds")
     add(
@@ -168,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
         "--json",
         type=Path,
         metavar="FILE",
-        help="write the record; into a folder, under the name of the GPU or as cpu.json",
+        help="write the record; into a folder, under the name of the GPU or as cpu.json, cpu-sinkhorn.json",
     )
     add("--csv", type=Path, metavar="FILE", help="append one line for every provider and metric")
     add("--plot", type=Path, metavar="DIR", help="draw it; on a CPU the first row, at many sizes that are measured too")

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import torch
 
-from .losses import Goals, Row
+from .rows import Goals, Row
 
 SIZE = 32768  # where the targets are
+SAMPLES = 4096  # of Sinkhorn
 SHARE = {256: 0.5, 512: 0.5, 128: 0.4}  # of the matmul rate; at d = 128, 2.5 times the floor
 MEGABYTES = 100
 DENSE = (("eager", 5.0), ("compile", 3.0))
@@ -36,8 +37,15 @@ def _with_target(loss: str, dim: int) -> Row:
     return _row(loss, SIZE, dim, Goals(SHARE[dim], MEGABYTES, faster), baselines=None)
 
 
+def _sinkhorn(prototypes: int, target: Goals) -> Row:
+    name = f"sinkhorn-{SAMPLES}-k{prototypes}-bf16"
+    return Row(name, "sinkhorn", SAMPLES, prototypes, torch.bfloat16, target=target, device="cuda")
+
+
 GPU_ROWS = (
     *(_with_target(loss, dim) for dim in SHARE for loss in ("clip", "nt_xent")),
+    _sinkhorn(3000, Goals(microseconds=80)),
+    _sinkhorn(65536, Goals(faster=(("eager", 10.0),))),
     _row("clip", 2**20, baselines=(), measure="one step"),
     *(_row("nt_xent", size, target=NOT_SLOWER) for size in (256, 1024)),
     _row("clip", 1024, target=NOT_SLOWER),

@@ -19,8 +19,9 @@ from torch import Tensor
 from pycl import backends
 
 from . import gpu, peers, runner, truth
-from .losses import LOSSES, LossFunction, Row, step_of
+from .rows import Row
 from .timing import Timing, interleaved
+from .work import Function, step_of
 
 # distance allowed from float64, relative to the length of the gradient; others may be this many times as far
 LIMITS = {"bfloat16": 6e-3, "float32": 1e-5, "float32, high": 2e-3}
@@ -62,13 +63,8 @@ def run(
     ``progress`` is told what comes next.
     """
     stop = time.monotonic() + budget
-    found = peers.find(peers.PEERS if "peers" in baselines else ())
-    record |= {
-        "gpu": gpu.describe(),
-        "peers": {name: {"version": peer.version, "why_not": peer.why_not} for name, peer in found.items()},
-        "not_reached": [],
-        "roofs": {},
-    }
+    found = runner.find_peers(record, rows, baselines)
+    record |= {"gpu": gpu.describe(), "not_reached": [], "roofs": {}}
     progress("roofs")
     record["roofs"] = gpu.roofs()
     for row in rows:
@@ -84,69 +80,52 @@ def run(
 def predicted_seconds(row: Row, roofs: Mapping[str, float]) -> float:
     alone = row.measure == "one step"
     checked = row.at(DISTINCT) if alone else row
-    check = 8 * LOSSES[row.loss].views * checked.size**2 * row.dim / roofs["float64"]
+    check = 4 * checked.floor_flop / roofs["float64"]
     return SETUP_SECONDS + (3 if alone else PLANNED_CALLS) * row.floor_flop / PLANNED_RATE + check
 
 
 def measure(
     row: Row,
     baselines: Sequence[str],
-    found: Mapping[str, peers.Found],
+    found: Sequence[peers.Found],
     *,
     seconds: float,
     rounds: int | None = None,
     stop: float = float("inf"),
 ) -> dict[str, Any]:
     """The row's record; with a reason under ``"refused"`` and no times where our answer is wrong or fails."""
-    record = runner.describe(row) | {"backend": backends.choose(None, row.device), "skipped": {}}
+    record = runner.describe(row) | {"backend": runner.backend_of(row), "skipped": {}}
     with runner.matmul_precision(row.precision):
         try:
             record["errors"] = runner.gate(row)
             if row.measure == "one step":
                 return record | _one_step(row)
-            return record | _times(row, _candidates(row, baselines, found), record["skipped"], seconds, rounds, stop)
+            makers = runner.candidates(row, baselines, found) | _other_backends(row, record["backend"])
+            return record | _times(row, makers, record["skipped"], seconds, rounds, stop)
         except Exception as error:  # the other rows can still be measured
             refused = _reason(error)
     gpu.release()
     return record | {"refused": refused}
 
 
-def _candidates(
-    row: Row, baselines: Sequence[str], found: Mapping[str, peers.Found]
-) -> dict[str, Callable[[], LossFunction]]:
-    """What makes each provider's loss, by name; ours first."""
-    loss = LOSSES[row.loss]
-    wanted = [name for name in baselines if row.baselines is None or name in row.baselines]
-    makers: dict[str, Callable[[], LossFunction]] = {"ours": lambda: loss.ours}
-    if "eager" in wanted:
-        makers["eager"] = lambda: loss.dense
-    if "compile" in wanted:
-        makers["compile"] = partial(_compiled, loss.dense)
-    if "peers" in wanted:
-        for name, (peer, _, function, _) in found.items():
-            if peer.loss == row.loss and function is not None:
-                makers[name] = partial(_itself, function)
-    return makers
-
-
-def _itself(function: LossFunction) -> LossFunction:
-    return function
-
-
-def _compiled(function: LossFunction) -> LossFunction:
-    torch.compiler.reset()  # a shape seen before must not make this one dynamic
-    return torch.compile(function)
+def _other_backends(row: Row, chosen: str) -> dict[str, Callable[[], Function]]:
+    """Ours on those the automatic choice passed over, under their names."""
+    operator = row.work.operator
+    ranked = backends.PREFERENCE_OF.get(operator, backends.PREFERENCE)[row.device]
+    able = [name for name in ranked if backends.why_not(name, row.device, row.dtype, operator) is None]
+    fast = [name for name in able if name not in (chosen, "reference")]
+    return {name: partial(partial, row.work.ours, backend=name) for name in fast}
 
 
 def _times(
     row: Row,
-    makers: Mapping[str, Callable[[], LossFunction]],
+    makers: Mapping[str, Callable[[], Function]],
     skipped: dict[str, str],
     seconds: float,
     rounds: int | None,
     stop: float,
 ) -> dict[str, Any]:
-    inputs = LOSSES[row.loss].inputs(row.size, row.dim, row.dtype, row.device)
+    inputs = row.work.inputs(row.size, row.dim, row.dtype, row.device)
     exact = truth.expected(row.loss, inputs)
     limit = LIMITS[runner.format_of(row)]
     steps: dict[str, Step] = {}
@@ -195,8 +174,8 @@ def _of(trials: Mapping[str, Trial]) -> dict[str, dict[str, float]]:
 def _why_skip(name: str, row: Row, stop: float) -> str | None:
     if time.monotonic() > stop:
         return "the time was up"
-    if name in {"eager", "compile"} | {peer.name for peer in peers.PEERS if peer.dense}:
-        need, free = DENSE_COPIES * row.size**2 * row.dtype.itemsize, gpu.free_bytes()
+    if name in {"compile", *runner.FORMS} | {peer.name for peer in peers.PEERS if peer.dense}:
+        need, free = DENSE_COPIES * row.matrix_bytes, gpu.free_bytes()
         if need > free:
             return f"stores the matrix, about {need / 2**30:.0f} GiB; {free / 2**30:.0f} GiB are free"
     return None
@@ -218,13 +197,12 @@ def _distance(got: Tensor, truth: Tensor) -> float:
 
 def _one_step(row: Row) -> dict[str, Any]:
     """Ours alone, timed once, on points that occur many times in random order."""
-    loss = LOSSES[row.loss]
-    points = loss.inputs(math.gcd(DISTINCT, row.size), row.dim, row.dtype, row.device)
+    points = row.work.inputs(math.gcd(DISTINCT, row.size), row.dim, row.dtype, row.device)
     draw = torch.Generator(row.device).manual_seed(row.size)
     pick = torch.randperm(row.size, generator=draw, device=row.device) % len(points[0])
     inputs = [x.detach()[pick].requires_grad_() for x in points]
     exact = truth.repeated(truth.expected(row.loss, points), pick)
-    trial = _trial(step_of(loss.ours, inputs), exact)
+    trial = _trial(step_of(row.work.ours, inputs), exact)
     limit = LIMITS[runner.format_of(row)]
     if not trial.error <= limit:
         raise runner.Mismatch(f"ours is {trial.error:.2g} from float64 at size {row.size}, limit {limit:g}")

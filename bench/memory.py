@@ -21,11 +21,12 @@ import torch
 
 import pycl
 
-from .losses import LOSSES, Row, step_of
+from .rows import WORKS, Row
+from .work import step_of
 
 STATUS = Path("/proc/self/status")
 WARM_UP = 64  # rows; loads the code and starts the threads before anything is measured
-EAGER_SIZE = 4096  # dense memory is measured up to this size and grows with its square from there
+EAGER_SIZE = 4096  # dense memory is measured up to this size and grows with the matrix from there
 
 
 class Failed(RuntimeError):
@@ -36,9 +37,10 @@ def measure(row: Row, baselines: Sequence[str]) -> dict[str, Any]:
     """``peak_mib`` and ``seconds`` by provider; the dense formula's peak is extrapolated where it would not fit."""
     ours = peak(row, "ours")
     record: dict[str, Any] = {"peak_mib": {"ours": ours["peak_mib"]}, "seconds": {"ours": ours["seconds"]}}
+    record["matrix_mib"] = row.matrix_bytes / 2**20
     if "eager" in baselines:
         small = row.at(min(row.size, EAGER_SIZE))
-        record["peak_mib"]["eager"] = peak(small, "eager")["peak_mib"] * (row.size / small.size) ** 2
+        record["peak_mib"]["eager"] = peak(small, "eager")["peak_mib"] * row.matrix_bytes / small.matrix_bytes
         record["eager_measured_at"] = small.size
     return record
 
@@ -68,10 +70,10 @@ def peak(row: Row, provider: str) -> dict[str, float]:
 def _peak_here(job: dict[str, Any]) -> dict[str, float]:
     torch.set_num_threads(job["threads"])
     torch.set_float32_matmul_precision(job["precision"])
-    loss, size, shape = LOSSES[job["loss"]], job["size"], (job["dim"], getattr(torch, job["dtype"]))
-    function = loss.ours if job["provider"] == "ours" else loss.dense
-    step_of(function, loss.inputs(min(size, WARM_UP), *shape))()
-    step = step_of(function, loss.inputs(size, *shape))
+    work, size, shape = WORKS[job["loss"]], job["size"], (job["dim"], getattr(torch, job["dtype"]))
+    function = work.ours if job["provider"] == "ours" else work.dense
+    step_of(function, work.inputs(min(size, WARM_UP), *shape))()
+    step = step_of(function, work.inputs(size, *shape))
     before = _restart_high_water_mib()
     start = time.perf_counter()
     step()

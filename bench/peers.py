@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other people's implementations of the losses that are measured on a GPU, where they are installed.
+"""Other people's implementations of what is measured, where they are installed.
 
 Fused linear cross entropies know one direction; CLIP takes two calls. None of them can leave out a point's similarity
 to itself, so NT-Xent has dense peers only.
@@ -10,13 +10,16 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .losses import LOGIT_SCALE, TEMPERATURE, LossFunction
+from . import sinkhorn
+from .losses import LOGIT_SCALE, TEMPERATURE
+from .work import Function
 
 OneDirection = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -26,20 +29,25 @@ class Peer:
     name: str
     distribution: str
     loss: str
-    load: Callable[[], LossFunction]  # raises where the import fails
+    load: Callable[[], Function]  # raises where the import fails
     dense: bool = False  # stores the matrix
 
 
 class Found(NamedTuple):
     peer: Peer
     version: str | None
-    function: LossFunction | None
+    function: Function | None
     why_not: str | None
 
 
-def find(peers: Iterable[Peer]) -> dict[str, Found]:
+def find(peers: Iterable[Peer]) -> list[Found]:
     """Load every peer; what is not installed or cannot be imported says so."""
-    return {peer.name: _find(peer) for peer in peers}
+    return [_find(peer) for peer in peers]
+
+
+def versions(found: Iterable[Found]) -> dict[str, dict[str, str | None]]:
+    """What a record says of them."""
+    return {peer.name: {"version": version, "why_not": why_not} for peer, version, _, why_not in found}
 
 
 def _find(peer: Peer) -> Found:
@@ -57,7 +65,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0][:160]
 
 
-def _in_both_directions(one: OneDirection) -> LossFunction:
+def _in_both_directions(one: OneDirection) -> Function:
     def clip(image: Tensor, text: Tensor) -> Tensor:
         own = torch.arange(len(image), device=image.device)
         return (one(LOGIT_SCALE * image, text, own) + one(LOGIT_SCALE * text, image, own)) / 2
@@ -65,7 +73,7 @@ def _in_both_directions(one: OneDirection) -> LossFunction:
     return clip
 
 
-def _inf_cl() -> LossFunction:
+def _inf_cl() -> Function:
     from inf_cl import cal_flash_loss
 
     def one(query: Tensor, key: Tensor, own: Tensor) -> Tensor:
@@ -76,7 +84,7 @@ def _inf_cl() -> LossFunction:
     return _in_both_directions(one)
 
 
-def _cut_cross_entropy() -> LossFunction:
+def _cut_cross_entropy() -> Function:
     from cut_cross_entropy import linear_cross_entropy
 
     def one(query: Tensor, key: Tensor, own: Tensor) -> Tensor:
@@ -87,13 +95,13 @@ def _cut_cross_entropy() -> LossFunction:
     return _in_both_directions(one)
 
 
-def _liger() -> LossFunction:
+def _liger() -> Function:
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
     return _in_both_directions(liger_fused_linear_cross_entropy)
 
 
-def _torch() -> LossFunction:
+def _torch() -> Function:
     if not hasattr(F, "linear_cross_entropy"):
         raise NotImplementedError(f"torch {torch.__version__} has no F.linear_cross_entropy")
     options = torch.nn.LinearCrossEntropyOptions()  # without options it stores the matrix
@@ -104,7 +112,7 @@ def _torch() -> LossFunction:
     return _in_both_directions(one)
 
 
-def _open_clip() -> LossFunction:
+def _open_clip() -> Function:
     from open_clip.loss import ClipLoss
 
     loss = ClipLoss(cache_labels=True)
@@ -116,11 +124,17 @@ def _open_clip() -> LossFunction:
     return clip
 
 
-def _lightly() -> LossFunction:
+def _lightly() -> Function:
     from lightly.loss import NTXentLoss
 
-    loss: LossFunction = NTXentLoss(temperature=TEMPERATURE)
+    loss: Function = NTXentLoss(temperature=TEMPERATURE)
     return loss
+
+
+def _lightly_sinkhorn() -> Function:
+    from lightly.loss.swav_loss import sinkhorn as codes
+
+    return partial(codes, iterations=sinkhorn.ITERATIONS, epsilon=sinkhorn.EPSILON)
 
 
 PEERS = (
@@ -130,4 +144,5 @@ PEERS = (
     Peer("F.linear_cross_entropy", "torch", "clip", _torch),
     Peer("open_clip", "open_clip_torch", "clip", _open_clip, dense=True),
     Peer("lightly", "lightly", "nt_xent", _lightly, dense=True),
+    Peer("lightly", "lightly", "sinkhorn", _lightly_sinkhorn, dense=True),
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import memory, runner
-from .losses import Row
+from .rows import WORKS, Row
 
 SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 QUICK_SIZES = (256, 512, 1024, 2048)
@@ -26,7 +26,7 @@ def sweep(row: Row, sizes: Sequence[int], *, seconds: float, rounds: int | None)
     for size in sorted(sizes):
         here = replace(row.at(size), target=None, measure="time")
         if found and "eager" in found[-1].get("time_s", {}):
-            growth = (size / found[-1]["size"]) ** 2
+            growth = here.matrix_bytes / row.at(found[-1]["size"]).matrix_bytes
             slow = growth * found[-1]["time_s"]["eager"]["median"] > TOO_SLOW
             large = growth * found[-1]["peak_mib"]["eager"] > 0.8 * _free_mib()
             baselines = () if slow or large else baselines
@@ -70,11 +70,10 @@ def draw(record: dict[str, Any], folder: Path) -> Path:
             axes.set_axisbelow(True)
         all_axes[0].legend(frameon=False)
         cpu, threads = record["cpu"]["model"], record["threads"]["count"]
-        first = rows[0]
-        title = (
-            f"{first['loss']}, d = {first['dim']}, {first['dtype']}, forward and backward; {cpu}, threads: {threads}"
-        )
-        figure.suptitle(title, fontsize=10)
+        first, work = rows[0], WORKS[rows[0]["loss"]]
+        passes = "forward and backward" if work.backward else "forward"
+        shape = f"{first['loss']} {work.shape('N', first['dim'])}"
+        figure.suptitle(f"{shape}, {first['dtype']}, {passes}; {cpu}, threads: {threads}", fontsize=10)
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(path := folder / f"{first['name']}.png")
         plt.close(figure)

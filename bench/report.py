@@ -5,32 +5,36 @@ from __future__ import annotations
 
 import csv
 import datetime
+import math
 import os
 import subprocess
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pycl
 from pycl import doctor
 
-from .runner import BASELINES
+from .rows import WORKS
+from .work import Work
 
 Table = tuple[str, tuple[str, ...], list[list[str]]]  # title, columns, cells
 
 BUSY = 0.5  # load average a core before the run from which its times mean little
 
-TIMED_COLUMNS = (
-    "row", "G (ms)", "ours (ms)", "ours (G)", "eager (G)", "compile (G)", "vs eager", "vs compile", "compiling (s)",
-    "target", "met",
-)  # fmt: skip
-MEMORY_COLUMNS = ("row", "peak (GiB)", "eager (GiB)", "step (s)", "target", "met")
+BOTH_WAYS = 2  # baselines up to which a table has room for their times in G beside how many times as fast ours is
 CSV_COLUMNS = (
     "kernel_name", "kernel_provider", "kernel_operation_mode", "metric_name", "metric_unit", "x_name", "x_label",
     "x_value", "y_value_50", "y_value_25", "y_value_75", "dim", "dtype", "matmul_precision", "backend", "cpu", "isa",
     "threads", "torch_version", "pycl_version", "commit", "timestamp", "gpu",
 )  # fmt: skip
+
+
+MEMORY_UNITS: dict[str, Callable[[Mapping[str, Any]], float]] = {  # in MiB
+    "GiB": lambda row: 2.0**10,
+    "scores": lambda row: float(row["matrix_mib"]),
+}
 
 
 def new_record(suite: str, arguments: list[str], source: str | None = None) -> dict[str, Any]:
@@ -74,21 +78,20 @@ def commit() -> str | None:
 
 
 def is_met(row: dict[str, Any]) -> bool | None:
-    """Whether a row reached its target; ``None`` without a target or without the measurement it needs."""
-    target, value = row["target"], None
+    """Whether all that was measured of a row's target was reached; ``None`` without a target or a measurement."""
+    target, times = row["target"], row.get("time_s", {})
     if target is None:
         return None
     if row["refused"]:
         return False
-    if target["unit"] == "GiB":
-        value = row["peak_mib"]["ours"] / 2**10
-    elif target["unit"] in row["time_s"]:
-        value = row["time_s"]["ours"]["median"] / row["time_s"][target["unit"]]["median"]
-    if value is None or value > target["at_most"]:
-        return None if value is None else False
-    if target.get("faster") and "eager" in row["time_s"]:
-        return bool(row["time_s"]["eager"]["median"] >= target["faster"] * row["time_s"]["ours"]["median"])
-    return True
+    known = []
+    if target["unit"] in MEMORY_UNITS:
+        known.append(row["peak_mib"]["ours"] <= target["at_most"] * MEMORY_UNITS[target["unit"]](row))
+    elif target["unit"] in times:
+        known.append(times["ours"]["median"] <= target["at_most"] * times[target["unit"]]["median"])
+    if target.get("faster") and "eager" in times:
+        known.append(times["eager"]["median"] >= target["faster"] * times["ours"]["median"])
+    return all(known) if known else None
 
 
 def header(record: dict[str, Any]) -> str:
@@ -123,53 +126,90 @@ def remarks(record: dict[str, Any]) -> list[str]:
     """What a reader of the tables must know besides."""
     found = [f"{row['label']}: {note}" for row in record["rows"] for note in row["notes"]]
     found += [f"REFUSED {row['label']}: {row['refused']}" for row in record["rows"] if row["refused"]]
+    found += peer_remarks(record)
     if (record["load_average"] or 0) > BUSY * record["threads"]["usable_cores"]:
         found.append(f"other programs kept the machine busy (load average {record['load_average']:.1f} at the start)")
     return found
 
 
+def peer_remarks(record: Mapping[str, Any]) -> list[str]:
+    peers = record.get("peers", {})
+    used = [f"{name} {peer['version']}" for name, peer in peers.items() if peer["why_not"] is None]
+    absent = [f"peer {name}: {peer['why_not']}" for name, peer in peers.items() if peer["why_not"]]
+    return [*([f"peers: {', '.join(used)}"] if used else []), *absent]
+
+
 def tables(record: dict[str, Any]) -> list[Table]:
-    """Title, columns and cells of the table of times and of that of memory, where they have rows."""
-    timed = [timed_cells(row) for row in record["rows"] if row["measure"] == "time"]
-    memory = [memory_cells(row) for row in record["rows"] if row["measure"] == "memory"]
-    time_title = "Forward and backward; G is one torch.mm(X, Y.T) of the same shape and dtype; medians (quartiles)"
-    memory_title = (
-        "Peak memory of one step above its inputs, gradients included; ~ is scaled from a smaller size squared"
-    )
-    found = [(time_title, TIMED_COLUMNS, timed), (memory_title, MEMORY_COLUMNS, memory)]
-    return [part for part in found if part[2]]
+    """Title, columns and cells: tables of times, then of memory, each of what is measured alike."""
+    timed = [row for row in record["rows"] if row["measure"] == "time"]
+    memory = [row for row in record["rows"] if row["measure"] == "memory"]
+    found = [timed_table(title, rows) for title, rows in _by(timed, timed_title).items()]
+    return found + [memory_table(title, rows) for title, rows in _by(memory, lambda work: work.memory).items()]
 
 
-def timed_cells(row: dict[str, Any]) -> list[str]:
+def timed_title(work: Work) -> str:
+    return f"{work.what}; G is {work.bare}; medians (quartiles)"
+
+
+def _by(rows: Iterable[dict[str, Any]], title: Callable[[Work], str]) -> dict[str, list[dict[str, Any]]]:
+    """Rows with the same title, in the order they come."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(title(WORKS[row["loss"]]), []).append(row)
+    return found
+
+
+def timed_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
+    forms = [name for row in rows for name in ("eager", *WORKS[row["loss"]].others, "compile")]
+    measured = [name for row in rows for name in row.get("time_s", ()) if name not in ("ours", "G")]
+    others = list(dict.fromkeys([*forms, *measured]))
+    in_g = others if len(others) <= BOTH_WAYS else []
+    columns = [
+        *("row", "G (ms)", "ours (ms)", "ours (G)", *(f"{name} (G)" for name in in_g)),
+        *(f"vs {name}" for name in others),
+        *("compiling (s)", "target", "met"),
+    ]
+    return title, tuple(columns), [_timed_cells(row, others, in_g, len(columns)) for row in rows]
+
+
+def _timed_cells(row: dict[str, Any], others: Sequence[str], in_g: Sequence[str], width: int) -> list[str]:
     if row["refused"]:
-        return [row["label"], *["refused"] * (len(TIMED_COLUMNS) - 3), *_target_cells(row)]
-    times = row["time_s"]
-    unit, ours = times["G"]["median"], times["ours"]["median"]
-    spread = "{} ({}-{})".format(*(milliseconds(times["ours"][key]) for key in ("median", "q1", "q3")))
-    medians = [times[name]["median"] if name in times else None for name in BASELINES]
-    in_g = ["-" if t is None else f"{t / unit:.1f}" for t in medians]
-    gain = ["-" if t is None else f"{t / ours:.1f} x" for t in medians]
-    compiling = f"{row['first_call_s']['compile']:.0f}" if "compile" in times else "-"
+        return [row["label"], *["refused"] * (width - 3), *_target_cells(row)]
+    times, wrong = row["time_s"], row.get("wrong", {})
+    medians = {name: times[name]["median"] for name in times}
+    unit, ours = medians["G"], medians["ours"]
     return [
         row["label"],
         milliseconds(unit),
-        spread,
+        "{} ({}-{})".format(*(milliseconds(times["ours"][key]) for key in ("median", "q1", "q3"))),
         f"{ours / unit:.2f}",
-        *in_g,
-        *gain,
-        compiling,
+        *(f"{medians[name] / unit:.1f}" if name in medians else "-" for name in in_g),
+        *(marked(f"{medians[name] / ours:.1f} x", wrong.get(name)) if name in medians else "-" for name in others),
+        f"{row['first_call_s']['compile']:.0f}" if "compile" in times else "-",
         *_target_cells(row),
     ]
 
 
-def memory_cells(row: dict[str, Any]) -> list[str]:
+def marked(text: str, error: float | None) -> str:
+    """A figure of a provider whose answer may be wrong."""
+    if error is None:
+        return text
+    return f"{text} (off by {error:.1g})" if math.isfinite(error) else f"{text} (not finite)"
+
+
+def memory_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
+    unit = WORKS[rows[0]["loss"]].memory_unit
+    columns = ("row", f"peak ({unit})", f"eager ({unit})", "step (s)", "target", "met")
+    return title, columns, [_memory_cells(row, unit, len(columns)) for row in rows]
+
+
+def _memory_cells(row: dict[str, Any], unit: str, width: int) -> list[str]:
     if row["refused"]:
-        return [row["label"], *["refused"] * (len(MEMORY_COLUMNS) - 3), *_target_cells(row)]
-    peaks, eager = row["peak_mib"], "-"
+        return [row["label"], *["refused"] * (width - 3), *_target_cells(row)]
+    peaks, eager = {name: mib / MEMORY_UNITS[unit](row) for name, mib in row["peak_mib"].items()}, "-"
     if "eager" in peaks:
-        eager = f"{'~' if row['eager_measured_at'] < row['size'] else ''}{peaks['eager'] / 2**10:.3g}"
-    seconds = f"{row['seconds']['ours']:.1f}"
-    return [row["label"], f"{peaks['ours'] / 2**10:.3f}", eager, seconds, *_target_cells(row)]
+        eager = f"{'~' if row['eager_measured_at'] < row['size'] else ''}{peaks['eager']:.3g}"
+    return [row["label"], f"{peaks['ours']:.3f}", eager, f"{row['seconds']['ours']:.1f}", *_target_cells(row)]
 
 
 def _target_cells(row: dict[str, Any]) -> list[str]:
@@ -203,11 +243,12 @@ def append_csv(record: dict[str, Any], path: Path) -> None:
 
 
 def _csv_lines(record: dict[str, Any], row: dict[str, Any]) -> list[dict[str, Any]]:
+    work = WORKS[row["loss"]]
     shared = {
         "kernel_name": row["loss"],
-        "kernel_operation_mode": "full",
+        "kernel_operation_mode": "full" if work.backward else "forward",
         "x_name": "size",
-        "x_label": "rows of the similarity matrix",
+        "x_label": work.rows_are,
         "x_value": row["size"],
         "dim": row["dim"],
         "dtype": row["dtype"],

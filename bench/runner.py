@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures a row: first whether our answer is right, then how long everyone takes. One loop for all rows."""
+"""Measures a row: first whether answers are right, then how long everyone takes. One loop for all rows."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,17 +16,18 @@ from torch import Tensor
 
 from pycl import backends, doctor
 
-from . import memory
-from .losses import LOSSES, Row, step_of
+from . import memory, peers, truth
+from .rows import WORKS, Row
 from .timing import interleaved
+from .work import Function, Work, in_float64, step_of
 
-BASELINES = ("eager", "compile")
+FORMS = ("eager", *dict.fromkeys(name for work in WORKS.values() for name in work.others))
 GATE_SIZE = 250  # ragged for every tile size
 SLACK = 2.0
 # error allowed against float64 beside SLACK times that of eager, relative to the largest entry
-FLOOR = {"float32": 4e-6, "float32, high": 1e-4, "bfloat16": 6e-3}
-# distance allowed from eager in the same dtype at full size, relative to the largest entry: eager's own error there
-FULL_SIZE = {"float32": 1e-3, "bfloat16": 5e-2}
+FLOOR = {"float32": 4e-6, "float32, high": 1e-4, "bfloat16": 6e-3, "float16": 1e-3}
+# distance allowed from float64 at full size, relative to the largest entry: about eager's own error there
+FULL_SIZE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
 
 
 class Mismatch(AssertionError):
@@ -41,9 +44,24 @@ def matmul_precision(name: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def measure(row: Row, baselines: Sequence[str], *, seconds: float, rounds: int | None = None) -> dict[str, Any]:
-    """The row's record; with a reason under ``"refused"`` and no times where the answer is wrong."""
-    record = describe(row) | {"backend": backends.choose(None, row.device)}
+def find_peers(record: dict[str, Any], rows: Sequence[Row], baselines: Sequence[str]) -> list[peers.Found]:
+    """Those that compute what the rows measure, if peers are among the baselines; the record says what was found."""
+    works = {row.loss for row in rows}
+    found = peers.find(peer for peer in peers.PEERS if "peers" in baselines and peer.loss in works)
+    record["peers"] = peers.versions(found)
+    return found
+
+
+def measure(
+    row: Row,
+    baselines: Sequence[str],
+    found: Sequence[peers.Found] = (),
+    *,
+    seconds: float,
+    rounds: int | None = None,
+) -> dict[str, Any]:
+    """The row's record; with a reason under ``"refused"`` and no times where our answer is wrong."""
+    record = describe(row) | {"backend": backend_of(row)}
     if row.precision != "highest" and doctor.report()["cpu"]["isa"] != "amx":
         record["notes"].append("no AMX in use, so this is plain float32")
     with matmul_precision(row.precision):
@@ -51,9 +69,15 @@ def measure(row: Row, baselines: Sequence[str], *, seconds: float, rounds: int |
             record["errors"] = gate(row)
             if row.measure == "memory":
                 return record | memory.measure(row, baselines)
-            return record | _times(row, baselines, record["notes"], seconds, rounds)
+            return record | _times(row, candidates(row, baselines, found), record["notes"], seconds, rounds)
         except (Mismatch, memory.Failed) as reason:
             return record | {"refused": str(reason)}
+
+
+def backend_of(row: Row) -> str:
+    """What the automatic choice takes."""
+    name: str = backends.choose(None, row.device, row.dtype, row.work.operator)
+    return name
 
 
 def describe(row: Row) -> dict[str, Any]:
@@ -64,6 +88,7 @@ def describe(row: Row) -> dict[str, Any]:
         "dtype": str(row.dtype).removeprefix("torch."),
         "format": format_of(row),
         "floor_flop": row.floor_flop,
+        "floor_bytes": row.floor_bytes,
         "target": None if row.target is None else {**asdict(row.target), "text": str(row.target)},
         "notes": [],
         "refused": None,
@@ -77,68 +102,98 @@ def format_of(row: Row) -> str:
 
 
 def gate(row: Row) -> dict[str, float]:
-    """Errors of loss and gradients at a small size against float64; raises ``Mismatch`` beyond the budget."""
-    loss = LOSSES[row.loss]
-    inputs = loss.inputs(min(GATE_SIZE, row.size), row.dim, row.dtype, row.device)
-    exact = step_of(loss.dense, [x.detach().double().requires_grad_() for x in inputs])()
-    eager, ours = step_of(loss.dense, inputs)(), step_of(loss.ours, inputs)()
+    """Errors of value and gradients at a small size against float64; raises ``Mismatch`` beyond the budget."""
+    work = row.work
+    inputs = work.inputs(min(GATE_SIZE, row.size), row.dim, row.dtype, row.device)
+    exact = step_of(work.dense, in_float64(inputs))()
+    eager, ours = step_of(work.dense, inputs)(), step_of(work.ours, inputs)()
     floor = FLOOR[format_of(row)]
     errors = {}
-    for what, truth, plain, got in zip(_names(inputs), exact, eager, ours, strict=True):
-        errors[what] = _distance(got, truth)
-        budget = SLACK * _distance(plain, truth) + floor
-        if not errors[what] <= budget:  # a NaN fails too
+    for what, right, plain, got in zip(_names(work, inputs), exact, eager, ours, strict=True):
+        errors[what] = _distance(got, right)
+        granted = _distance(plain, right)
+        budget = (SLACK * granted if granted < math.inf else 0.0) + floor
+        if errors[what] > budget:
             raise Mismatch(f"{what} is off by {errors[what]:.2g} of its largest entry, budget {budget:.2g}")
     return errors
 
 
-def _names(inputs: Sequence[Tensor]) -> list[str]:
-    return ["loss", *(f"gradient {i}" for i in range(len(inputs)))]
+def _names(work: Work, inputs: Sequence[Tensor]) -> list[str]:
+    return [work.value, *(f"gradient {i}" for i, x in enumerate(inputs) if x.requires_grad)]
 
 
-def _distance(got: Tensor, truth: Tensor) -> float:
-    return ((got.double() - truth.double()).abs().max() / truth.double().abs().max()).item()
+def _distance(got: Tensor, right: Tensor) -> float:
+    apart = ((got.double() - right.double()).abs().max() / right.double().abs().max()).item()
+    return math.inf if math.isnan(apart) else apart
 
 
-def _times(row: Row, baselines: Sequence[str], notes: list[str], seconds: float, rounds: int | None) -> dict[str, Any]:
-    loss = LOSSES[row.loss]
-    inputs = loss.inputs(row.size, row.dim, row.dtype)
-    x, y = (torch.randn(row.size, row.dim).to(row.dtype) for _ in range(2))
-    steps: dict[str, Callable[[], Any]] = {"ours": step_of(loss.ours, inputs)}
-    if "eager" in baselines:
-        steps["eager"] = step_of(loss.dense, inputs)
-    if "compile" in baselines:
-        torch.compiler.reset()  # a shape seen before must not make this one dynamic
-        steps["compile"] = step_of(torch.compile(loss.dense), inputs)
-    steps["G"] = lambda: torch.mm(x, y.T)
-    first = _first_calls(row, steps, notes)
-    times = interleaved(steps, seconds=seconds, rounds=rounds)
-    return {"first_call_s": first, "time_s": {name: timing._asdict() for name, timing in times.items()}}
+def candidates(row: Row, baselines: Sequence[str], found: Sequence[peers.Found]) -> dict[str, Callable[[], Function]]:
+    """What makes each provider's function, by name; ours first."""
+    forms = {"eager": row.work.dense, **row.work.others}
+    makers: dict[str, Callable[[], Function]] = {"ours": partial(_itself, row.work.ours)}
+    for name in baselines:
+        if row.baselines is not None and name not in row.baselines:
+            continue
+        if name in forms:
+            makers[name] = partial(_itself, forms[name])
+        elif name == "compile":
+            makers[name] = partial(_compiled, row.work.dense)
+        elif name == "peers":
+            makers |= {
+                peer.name: partial(_itself, function)
+                for peer, _, function, _ in found
+                if peer.loss == row.loss and function is not None
+            }
+    return makers
 
 
-def _first_calls(row: Row, steps: dict[str, Callable[[], Any]], notes: list[str]) -> dict[str, float]:
-    """Warm up and compare the answers at full size, dropping a baseline that fails; returns seconds by provider."""
-    seconds: dict[str, float] = {}
-    answers: dict[str, Any] = {}
-    for provider, step in list(steps.items()):
+def _itself(function: Function) -> Function:
+    return function
+
+
+def _compiled(function: Function) -> Function:
+    torch.compiler.reset()  # a shape seen before must not make this one dynamic
+    return torch.compile(function)
+
+
+def _times(
+    row: Row,
+    makers: Mapping[str, Callable[[], Function]],
+    notes: list[str],
+    seconds: float,
+    rounds: int | None,
+) -> dict[str, Any]:
+    work = row.work
+    inputs = work.inputs(row.size, row.dim, row.dtype)
+    steps: dict[str, Callable[[], Any]] = {}
+    first: dict[str, float] = {}
+    wrong: dict[str, float] = {}
+    exact = truth.expected(row.loss, inputs)
+    limit = FULL_SIZE[str(row.dtype).removeprefix("torch.")]
+    for name, make in makers.items():
         start = time.perf_counter()
         try:
-            answers[provider] = step()
+            step = step_of(make(), inputs)
+            answer = step()
         except Exception as error:  # no C++ compiler, or no memory for the matrix: a baseline's trouble is not ours
-            if provider == "ours":
+            if name == "ours":
                 raise
-            notes.append(f"{provider} fails: {type(error).__name__}: {str(error).strip().splitlines()[0][:120]}")
-            del steps[provider]
+            notes.append(f"{name} fails: {type(error).__name__}: {str(error).strip().splitlines()[0][:120]}")
             continue
-        seconds[provider] = time.perf_counter() - start
-    limit = FULL_SIZE[str(row.dtype).removeprefix("torch.")]
-    for provider in [name for name in ("ours", "compile") if name in answers and "eager" in answers]:
-        apart = max(map(_distance, answers[provider], answers["eager"]))
+        first[name] = time.perf_counter() - start
+        steps[name] = step
+        apart = max(map(_distance, answer, exact))
         if apart <= limit:
             continue
-        reason = f"{provider} is {apart:.2g} from eager at size {row.size}, limit {limit:g}"
-        if provider == "ours":
-            raise Mismatch(reason)
-        notes.append(reason)
-        del steps[provider]
-    return seconds
+        if name == "ours":
+            raise Mismatch(f"ours is {apart:.2g} from float64 at size {row.size}, limit {limit:g}")
+        wrong[name] = apart
+    del exact, answer
+    steps["G"] = work.bare_step(row.size, row.dim, row.dtype)
+    steps["G"]()
+    times = interleaved(steps, seconds=seconds, rounds=rounds)
+    return {
+        "first_call_s": first,
+        "wrong": wrong,
+        "time_s": {name: timing._asdict() for name, timing in times.items()},
+    }

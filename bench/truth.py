@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the losses are at full size: float64, from the formula, in blocks of rows where a matrix would not fit.
+"""What every answer is at full size: float64, from the formula, in blocks of rows where a matrix would not fit.
 
 It shares no code with what is measured.
 """
@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .losses import LOGIT_SCALE, TEMPERATURE, step_of
+from . import sinkhorn as transport
+from .losses import LOGIT_SCALE, TEMPERATURE
+from .work import in_float64, step_of
 
 BLOCK_ENTRIES = 2**27  # of one block of logits: 1 GiB
 
@@ -37,12 +39,47 @@ def mv_dhel(*views: Tensor) -> Tensor:
     return (energy - torch.stack(positives).logsumexp(0)).mean()
 
 
-FORMULAS: dict[str, Callable[..., Tensor]] = {"clip": clip, "nt_xent": nt_xent, "mv_dhel": mv_dhel}
+def codes(scores: Tensor) -> Tensor:
+    u, v = alternated(scores)
+    return (scores / transport.EPSILON + u[:, None] + v).exp()
+
+
+def potentials(z: Tensor, prototypes: Tensor) -> Tensor:
+    return torch.cat(alternated(z @ prototypes.T))
+
+
+def swav(crops: Tensor, prototypes: Tensor) -> Tensor:
+    terms = []
+    for i in range(transport.CODE_CROPS):
+        q = codes(crops[i].detach() @ prototypes.detach().T)
+        for v in range(len(crops)):
+            if v != i:
+                log_p = (crops[v] @ prototypes.T / transport.TEMPERATURE).log_softmax(1)
+                terms.append(-(q * log_p).sum(1).mean())
+    return torch.stack(terms).mean()
+
+
+def alternated(scores: Tensor) -> tuple[Tensor, Tensor]:
+    u, v = scores.new_zeros(scores.shape[0]), scores.new_zeros(scores.shape[1])
+    for _ in range(transport.ITERATIONS):
+        v = math.log(len(u) / len(v)) - (scores / transport.EPSILON + u[:, None]).logsumexp(0)
+        u = -(scores / transport.EPSILON + v).logsumexp(1)
+    return u, v
+
+
+FORMULAS: dict[str, Callable[..., Tensor]] = {
+    "clip": clip,
+    "nt_xent": nt_xent,
+    "mv_dhel": mv_dhel,
+    "sinkhorn": codes,
+    "potentials": potentials,
+    "swav": swav,
+}
 
 
 def expected(loss: str, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """The value and the gradient of every input, in float64."""
-    return step_of(FORMULAS[loss], [x.detach().double().requires_grad_() for x in inputs])()
+    """The value, and the gradient of every input that requires one, in float64."""
+    return step_of(FORMULAS[loss], in_float64(inputs))()
 
 
 def repeated(exact: Sequence[Tensor], pick: Tensor) -> list[Tensor]:

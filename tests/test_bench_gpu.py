@@ -5,21 +5,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pycl.bench import gpu, gpu_plot, gpu_report, gpu_runner, losses, peers, readme, runner, timing, truth
+from pycl.bench import gpu, gpu_plot, gpu_report, gpu_runner, losses, peers, readme, rows, runner, timing, truth
 from pycl.bench.__main__ import main
 from pycl.bench.gpu_rows import GPU_ROWS
+from pycl.bench.work import step_of
 from torch import Tensor
 
 NAME = "NVIDIA H200"
 ROOFS = {"bfloat16": 800e12, "float32": 50e12, "float32, high": 400e12, "float64": 50e12, "copy": 4.3e12}
 ROWS = {row.name: row for row in GPU_ROWS}
-SMALL = replace(losses.Row("clip-64", "clip", 64, 32), device="cpu")
+SMALL = replace(rows.Row("clip-64", "clip", 64, 32), device="cpu")
 
 
 @pytest.fixture
@@ -97,9 +98,9 @@ def test_a_whole_run_fits_into_the_budget() -> None:
 
 @pytest.mark.parametrize(("loss", "least"), [("clip", 8), ("nt_xent", 4), ("mv_dhel", 16)])
 def test_floor(loss: str, least: int) -> None:
-    row = losses.Row("any", loss, 1000, 10)
+    row = rows.Row("any", loss, 1000, 10)
     assert row.floor_flop == least * 1000**2 * 10
-    floor = gpu_report.floor_seconds({"floor_flop": 800e12, "format": "bfloat16"}, ROOFS)
+    floor = gpu_report.floor_seconds({"floor_flop": 800e12, "floor_bytes": 0, "format": "bfloat16"}, ROOFS)
     assert floor == pytest.approx(1.0)
 
 
@@ -124,14 +125,14 @@ def test_share_of_roof_and_what_is_met() -> None:
 @pytest.mark.parametrize("name", truth.FORMULAS)
 def test_truth_in_blocks_is_the_dense_formula(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(truth, "BLOCK_ENTRIES", 64 * 5)
-    inputs = losses.LOSSES[name].inputs(64, 8, torch.float64)
-    dense = losses.step_of(losses.LOSSES[name].dense, inputs)()
+    inputs = rows.WORKS[name].inputs(64, 8, torch.float64)
+    dense = step_of(rows.WORKS[name].dense, inputs)()
     for got, want in zip(truth.expected(name, inputs), dense, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
 
 
 def test_truth_of_repeated_points() -> None:
-    points = losses.LOSSES["clip"].inputs(16, 8, torch.float64)
+    points = rows.WORKS["clip"].inputs(16, 8, torch.float64)
     pick = torch.randperm(64) % 16
     got = truth.repeated(truth.expected("clip", points), pick)
     for mine, want in zip(got, truth.expected("clip", [x[pick] for x in points]), strict=True):
@@ -141,12 +142,9 @@ def test_truth_of_repeated_points() -> None:
 # ---- measuring
 
 
-def as_peers(**functions: Callable[..., Tensor]) -> dict[str, peers.Found]:
-    found = {}
-    for name, function in functions.items():
-        peer = peers.Peer(name, name, "clip", lambda function=function: function)
-        found[name] = peers.Found(peer, "1", function, None)
-    return found
+def as_peers(**functions: Callable[..., Tensor]) -> list[peers.Found]:
+    made = {name: peers.Peer(name, name, "clip", lambda: losses.dense_clip) for name in functions}
+    return [peers.Found(made[name], "1", function, None) for name, function in functions.items()]
 
 
 @pytest.mark.usefixtures("cpu_as_gpu")
@@ -170,20 +168,18 @@ def test_what_is_wrong_or_fails_has_no_time(monkeypatch: pytest.MonkeyPatch) -> 
     def wrong_beyond_the_gate(image: Tensor, text: Tensor) -> Tensor:
         return losses.dense_clip(image, text) * (1.0 if len(image) <= runner.GATE_SIZE else 1.001)
 
-    monkeypatch.setitem(losses.LOSSES, "clip", replace(losses.LOSSES["clip"], ours=wrong_beyond_the_gate))
+    monkeypatch.setitem(rows.WORKS, "clip", replace(rows.WORKS["clip"], ours=wrong_beyond_the_gate))
     for measure in ("time", "one step"):
-        row = gpu_runner.measure(replace(SMALL, size=320, measure=measure), (), {}, seconds=0, rounds=1)
+        row = gpu_runner.measure(replace(SMALL, size=320, measure=measure), (), [], seconds=0, rounds=1)
         assert row["refused"] == "ours is 0.001 from float64 at size 320, limit 1e-05"
         assert "time_s" not in row
-        assert (
-            gpu_report.met_text(row | {"target": {"share": 0.5, "megabytes": None, "faster": ()}}, ROOFS) == "no: roof"
-        )
+        assert gpu_report.met_text(row | {"target": asdict(rows.Goals(0.5))}, ROOFS) == "no: roof"
 
 
 @pytest.mark.usefixtures("cpu_as_gpu")
 def test_one_step_on_repeated_points(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_runner, "DISTINCT", 32)
-    row = gpu_runner.measure(replace(SMALL, size=256, measure="one step"), ("eager",), {}, seconds=0)
+    row = gpu_runner.measure(replace(SMALL, size=256, measure="one step"), ("eager",), [], seconds=0)
     assert row["refused"] is None
     assert set(row["time_s"]) == {"ours"}
     assert row["full_size_error"]["ours"] < gpu_runner.LIMITS["float32"]
@@ -209,7 +205,7 @@ def test_budget_takes_rows_in_order_and_lists_the_others(monkeypatch: pytest.Mon
     (missed,) = record["not_reached"]
     assert missed["name"] == "too long"
     assert missed["reason"].startswith("needs about 1000000 s")
-    late = gpu_runner.measure(SMALL, ("eager",), {}, seconds=0, rounds=1, stop=0.0)
+    late = gpu_runner.measure(SMALL, ("eager",), [], seconds=0, rounds=1, stop=0.0)
     assert late["skipped"] == {"eager": "the time was up"}
     assert set(late["time_s"]) == {"ours"}
 

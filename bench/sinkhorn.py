@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sinkhorn that is measured, from stored scores and from features, and the dense forms it competes with.
+
+All forms do what they do in the dtype of the scores, as published code does; some overflow or are off there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import pycl.functional
+from pycl import backends
+
+from .work import Work
+
+EPSILON, ITERATIONS, TEMPERATURE = 0.05, 3, 0.1  # SwAV's
+PROTOTYPES = 3000
+CROPS, CODE_CROPS = 8, 2
+CLUSTERS, SPREAD = 8, 0.5  # scores reach 0.9, as those of trained prototypes do
+
+
+def published(scores: Tensor) -> Tensor:
+    """SwAV's and lightly's steps, restated: the assignment itself is divided, in place."""
+    q = (scores / EPSILON).exp()
+    q /= q.sum()
+    for _ in range(ITERATIONS):
+        q /= q.sum(0)
+        q /= q.sum(1, keepdim=True)
+        q /= len(q)
+    q *= len(q)
+    return q
+
+
+def published_float32(scores: Tensor) -> Tensor:
+    """DINOv2's steps, restated: on float32, with one more division."""
+    q = (scores.float() / EPSILON).exp()
+    q /= q.sum()
+    for _ in range(ITERATIONS):
+        q /= q.sum(0)
+        q /= q.shape[1]
+        q /= q.sum(1, keepdim=True)
+        q /= len(q)
+    q *= len(q)
+    return q
+
+
+def scaling(scores: Tensor) -> Tensor:
+    """The fastest spelling tried: exponentials once, then products with vectors."""
+    kernel = (scores / EPSILON).exp()
+    left, right = scalings(kernel)
+    return kernel.mul_(left[:, None]).mul_(right)
+
+
+def scalings(kernel: Tensor) -> tuple[Tensor, Tensor]:
+    samples, prototypes = kernel.shape
+    left = kernel.new_ones(samples)
+    for _ in range(ITERATIONS):
+        right = samples / prototypes / (kernel.T @ left)
+        left = (kernel @ right).reciprocal()
+    return left, right
+
+
+def log_domain(scores: Tensor) -> Tensor:
+    logits = scores / EPSILON
+    v = -logits.logsumexp(0)
+    for _ in range(ITERATIONS - 1):
+        u = -(logits + v).logsumexp(1, keepdim=True)
+        v = -(logits + u).logsumexp(0)
+    return (logits + v).softmax(1)
+
+
+def dense_potentials(z: Tensor, prototypes: Tensor) -> Tensor:
+    return torch.cat(scalings((z @ prototypes.T / EPSILON).exp())).log()
+
+
+def dense_swav(crops: Tensor, prototypes: Tensor) -> Tensor:
+    scores = crops @ prototypes.T
+    with torch.no_grad():
+        codes = torch.stack([scaling(scores[i]) for i in range(CODE_CROPS)])
+    log_p = (scores / TEMPERATURE).log_softmax(2)
+    others = log_p.sum(0) - log_p[:CODE_CROPS]
+    return -(codes * others).sum((0, 2)).mean() / (CODE_CROPS * (CROPS - 1))
+
+
+def sinkhorn(scores: Tensor, backend: str | None = None) -> Tensor:
+    return pycl.functional.sinkhorn(scores, epsilon=EPSILON, iterations=ITERATIONS, backend=backend)
+
+
+def potentials(z: Tensor, prototypes: Tensor, backend: str | None = None) -> Tensor:
+    solved = pycl.functional.sinkhorn_potentials(z, prototypes, epsilon=EPSILON, iterations=ITERATIONS, backend=backend)
+    return torch.cat(solved)
+
+
+def swav(crops: Tensor, prototypes: Tensor, backend: str | None = None) -> Tensor:
+    return pycl.functional.swav(
+        crops,
+        prototypes,
+        temperature=TEMPERATURE,
+        epsilon=EPSILON,
+        iterations=ITERATIONS,
+        code_crops=range(CODE_CROPS),
+        backend=backend,
+    )
+
+
+def clustered(counts: tuple[int, ...], dim: int, device: str) -> list[Tensor]:
+    """Unit vectors around common centres."""
+    draw = torch.Generator(device).manual_seed(sum(counts))
+
+    def normal(rows: int) -> Tensor:
+        return torch.randn(rows, dim, generator=draw, device=device)
+
+    centres = normal(CLUSTERS)
+    picks = [torch.randint(CLUSTERS, (n,), generator=draw, device=device) for n in counts]
+    return [F.normalize(centres[pick] + SPREAD * normal(len(pick))) for pick in picks]
+
+
+class StoredScores(Work):
+    """Codes from scores ``[size, dim]``."""
+
+    operator = backends.SINKHORN
+    value = "codes"
+    backward = False
+    what = (
+        f"Codes of stored scores, {ITERATIONS} iterations, forward; eager is the published iteration (SwAV, lightly), "
+        "dinov2 the same on float32, scaling its fastest spelling, log that of log-sum-exps"
+    )
+    bare = "one copy of the scores"
+    rows_are = "samples"
+    memory = "Peak memory of one call above its inputs, codes included, in units of the scores"
+    memory_unit = "scores"
+    features: ClassVar[int] = 128
+
+    def inputs(self, size: int, dim: int, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
+        z, prototypes = clustered((size, dim), self.features, device)
+        return [(z @ prototypes.T).to(dtype)]
+
+    def shape(self, size: int | str, dim: int) -> str:
+        return f"{size} x {dim}"
+
+    def matrix(self, size: int, dim: int) -> tuple[int, int]:
+        return size, dim
+
+    def floor_bytes(self, size: int, dim: int, dtype: torch.dtype) -> int:
+        """One read of the scores for each iteration and one for the codes, which are written."""
+        return (ITERATIONS + 2) * size * dim * dtype.itemsize
+
+    def bare_step(self, size: int, dim: int, dtype: torch.dtype) -> Callable[[], Tensor]:
+        (scores,) = self.inputs(size, dim, dtype)
+        return scores.clone
+
+
+class FromFeatures(Work):
+    """Potentials from features ``[size, dim]`` and prototypes; all their scores are the matrix."""
+
+    value = "potentials"
+    backward = False
+    what = "From features and prototypes, with scores never stored; potentials: forward, swav: forward and backward"
+    rows_are = "samples"
+    memory = "Peak memory of one step above its inputs, gradients included, in units of the scores of all crops"
+    memory_unit = "scores"
+    crops: ClassVar[int] = 1
+
+    def inputs(self, size: int, dim: int, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
+        z, prototypes = clustered((self.crops * size, PROTOTYPES), dim, device)
+        z = z if self.crops == 1 else z.view(self.crops, size, dim)
+        return [x.to(dtype).requires_grad_(self.backward) for x in (z, prototypes)]
+
+    def shape(self, size: int | str, dim: int) -> str:
+        return f"{f'{self.crops} x ' if self.crops > 1 else ''}{size}, K = {PROTOTYPES}, d = {dim}"
+
+    def matrix(self, size: int, dim: int) -> tuple[int, int]:
+        return self.crops * size, PROTOTYPES
+
+
+class Swapped(FromFeatures):
+    """The loss of crops that predict each other's codes."""
+
+    value = "loss"
+    backward = True
+    crops = CROPS
+
+
+TRANSPORTS: dict[str, Work] = {
+    "sinkhorn": StoredScores(
+        sinkhorn, published, others={"dinov2": published_float32, "scaling": scaling, "log": log_domain}
+    ),
+    "potentials": FromFeatures(potentials, dense_potentials),
+    "swav": Swapped(swav, dense_swav),
+}
