@@ -13,7 +13,9 @@ namespace {
 using pycl::Transport;
 
 constexpr int kRowsAtOnce = 4;       // samples between two visits of the column sums
-constexpr int64_t kChunk = 1024;     // columns
+constexpr int kAtOnce = 8;           // vectors of logits in registers
+constexpr int64_t kPrefetch = 1024;  // scores ahead: a third off the step, which is then bound by its exponentials
+constexpr int kSlack = 40;           // how far above its shift a logit may be, in units of log 2
 constexpr int kRowsPerTotal = 64;    // samples whose weights are added up in T before they join a sum in double
 constexpr int kRowsPerMaximum = 16;  // samples that share one new maximum of a column
 
@@ -21,7 +23,7 @@ template <class T, class S>
 struct Transporter {
   const Transport& t;
   const Host& host;
-  const int64_t n, d, width, chunks;  // samples, prototypes, prototypes padded to whole vectors, and in chunks
+  const int64_t n, d, width;  // samples, prototypes, prototypes padded to whole vectors
   const T scale;
   const int workers;
   T* potential;  // of the prototypes; -inf in the padding
@@ -32,7 +34,6 @@ struct Transporter {
         n(t.scores.n),
         d(t.scores.d),
         width(round_up(d, kLanes<T>)),
-        chunks((width + kChunk - 1) / kChunk),
         scale(T(kLog2E / t.epsilon)),
         workers(count_workers()) {
     potential = allocate<T>(host, width);
@@ -72,44 +73,49 @@ struct Transporter {
     return Storage<T, S>::load(padded) * scale;
   }
 
-  // The softmax of kRows samples from b on, before its division: terms[r][k] = 2^(l - shift of the chunk of column k),
-  // a running maximum. Chunks are small enough to be read twice from the first cache.
-  template <int kRows>
+  // The softmax of sample b before its division: terms 2^(l - shift) and their sum. A shift need not be the maximum: it
+  // is one of the first vectors' and stays until a logit exceeds it by kSlack, which is rare, and then the terms so far
+  // are scaled. So logits go from their registers into the exponential.
   struct Softmax {
-    T* terms;   // [kRows][width]
-    T* shifts;  // [kRows][chunks]
-    T sum[kRows], maximum[kRows];
-
-    double lse(int r) const { return double(maximum[r]) + ::log2(double(sum[r])); }
+    T shift, sum;
+    double lse() const { return double(shift) + ::log2(double(sum)); }
   };
 
-  template <int kRows>
-  PYCL_INLINE void softmax(int64_t b, Softmax<kRows>& out) const {
-    for (int r = 0; r < kRows; ++r) out.sum[r] = 0, out.maximum[r] = -kInf<T>;
-    for (int64_t c = 0; c < chunks; ++c)
-      for (int r = 0; r < kRows; ++r) {
-        const int64_t first = c * kChunk, end = first + kChunk < width ? first + kChunk : width;
-        const S* from = row(b + r);
-        T* terms = out.terms + r * width;
-        Vec<T> top = splat<T>(-kInf<T>);
-        for (int64_t k = first; k < end; k += kLanes<T>) {
-          __builtin_prefetch(from + k + kChunk);
-          const Vec<T> l = logits(from, k) + load<T>(potential + k);
-          store<T>(terms + k, l);
-          top = ::max<T>(top, l);
-        }
-        const T before = out.maximum[r], here = reduce_max<T>(top), now = here > before ? here : before;
-        const T shift = now == -kInf<T> ? T(0) : now;
-        Vec<T> total{};
-        for (int64_t k = first; k < end; k += kLanes<T>) {
-          const Vec<T> e = exp2<T>(load<T>(terms + k) - shift);
-          store<T>(terms + k, e);
-          total += e;
-        }
-        out.sum[r] = out.sum[r] * exp2<T>(splat<T>(before - shift))[0] + reduce_add<T>(total);
-        out.maximum[r] = now;
-        out.shifts[r * chunks + c] = shift;
-      }
+  PYCL_INLINE Softmax softmax(int64_t b, T* terms) const {
+    Softmax s{-kLargest<T>, 0};
+    Vec<T> total{};
+    int64_t k = 0;
+    for (; k + kAtOnce * kLanes<T> <= width; k += kAtOnce * kLanes<T>) add_terms<kAtOnce>(b, k, terms, s, total);
+    for (; k < width; k += kLanes<T>) add_terms<1>(b, k, terms, s, total);
+    s.sum = reduce_add<T>(total);
+    return s;
+  }
+
+  template <int kVectors>
+  PYCL_INLINE void add_terms(int64_t b, int64_t k, T* terms, Softmax& s, Vec<T>& total) const {
+    const S* from = row(b);
+    Vec<T> l[kVectors];
+    Vec<T> top = splat<T>(-kLargest<T>);
+    for (int r = 0; r < kVectors; ++r) {
+      __builtin_prefetch(from + k + r * kLanes<T> + kPrefetch, 0, 2);
+      l[r] = logits(from, k + r * kLanes<T>) + load<T>(potential + k + r * kLanes<T>);
+      top = ::max<T>(l[r], top);
+    }
+    if (any<T>(top > s.shift + kSlack)) rescale(reduce_max<T>(top), k, terms, s, total);
+    Vec<T> sum{};  // of these first: what a sum loses grows with the number of its terms
+    for (int r = 0; r < kVectors; ++r) {
+      const Vec<T> e = exp2<T>(l[r] - s.shift);
+      store<T>(terms + k + r * kLanes<T>, e);
+      sum += e;
+    }
+    total += sum;
+  }
+
+  __attribute__((noinline)) void rescale(T shift, int64_t end, T* terms, Softmax& s, Vec<T>& total) const {
+    const T factor = T(::exp2(double(s.shift) - double(shift)));
+    for (int64_t k = 0; k < end; k += kLanes<T>) store<T>(terms + k, load<T>(terms + k) * factor);
+    total *= factor;
+    s.shift = shift;
   }
 
   T sample_target(int64_t b) const { return t.sample_target ? static_cast<const T*>(t.sample_target)[b] : T(0); }
@@ -148,21 +154,20 @@ struct Transporter {
 
   // log sum_b exp(L_bk + u_b), u from the sample step with the potential.
   void columns_after_step(const T* v, T* out) {
-    const int64_t terms_size = kRowsAtOnce * width, shifts_size = kRowsAtOnce * chunks;
+    const int64_t terms_size = kRowsAtOnce * width;
     T* terms = allocate<T>(host, workers * terms_size);
-    T* shifts = allocate<T>(host, workers * shifts_size);
     T* sums = allocate<T>(host, workers * width);
     double* totals = allocate<double>(host, workers * width);
     share([&](int w, int64_t first, int64_t end) {
-      T *mine = terms + w * terms_size, *shift = shifts + w * shifts_size, *sum = sums + w * width;
+      T *mine = terms + w * terms_size, *sum = sums + w * width;
       double* total = totals + w * width;
       std::memset(total, 0, sizeof(double) * width);
       for (int64_t start = first; start < end; start += kRowsPerTotal) {
         const int64_t stop = start + kRowsPerTotal < end ? start + kRowsPerTotal : end;
         std::memset(sum, 0, sizeof(T) * width);
         int64_t b = start;
-        for (; b + kRowsAtOnce <= stop; b += kRowsAtOnce) add_codes<kRowsAtOnce>(b, mine, shift, sum);
-        for (; b < stop; ++b) add_codes<1>(b, mine, shift, sum);
+        for (; b + kRowsAtOnce <= stop; b += kRowsAtOnce) add_codes<kRowsAtOnce>(b, mine, sum);
+        for (; b < stop; ++b) add_codes<1>(b, mine, sum);
         for (int64_t k = 0; k < d; ++k) total[k] += double(sum[k]);
       }
     });
@@ -174,51 +179,36 @@ struct Transporter {
   }
 
   template <int kRows>
-  PYCL_INLINE void add_codes(int64_t b, T* terms, T* shifts, T* sums) const {
-    Softmax<kRows> s{terms, shifts, {}, {}};
-    softmax<kRows>(b, s);
-    for (int64_t c = 0; c < chunks; ++c) {
-      T weight[kRows];
-      for (int r = 0; r < kRows; ++r) weight[r] = code_scale(s, r, c, double(sample_target(b + r)));
-      for (int64_t k = c * kChunk; k < width && k < (c + 1) * kChunk; k += kLanes<T>) {
-        Vec<T> total = load<T>(sums + k);
-        for (int r = 0; r < kRows; ++r) total += load<T>(terms + r * width + k) * weight[r];
-        store<T>(sums + k, total);
-      }
+  PYCL_INLINE void add_codes(int64_t b, T* terms, T* sums) const {
+    T weight[kRows];
+    for (int r = 0; r < kRows; ++r) {
+      const double mass = t.sample_target ? ::exp(double(sample_target(b + r))) : 1;
+      weight[r] = T(mass / double(softmax(b + r, terms + r * width).sum));
     }
-  }
-
-  // What makes the terms of a chunk codes, times e^target.
-  template <int kRows>
-  PYCL_INLINE T code_scale(const Softmax<kRows>& s, int r, int64_t c, double target) const {
-    const double shift = double(s.shifts[r * chunks + c]) - double(s.maximum[r]) + target * kLog2E;
-    return T((shift == 0 ? 1 : ::exp2(shift)) / double(s.sum[r]));
+    for (int64_t k = 0; k < width; k += kLanes<T>) {
+      Vec<T> total = load<T>(sums + k);
+      for (int r = 0; r < kRows; ++r) total += load<T>(terms + r * width + k) * weight[r];
+      store<T>(sums + k, total);
+    }
   }
 
   template <class Out>
   void codes(Out* out, T* u) {
     T* terms = allocate<T>(host, workers * width);
-    T* shifts = allocate<T>(host, workers * chunks);
     share([&](int w, int64_t first, int64_t end) {
-      Softmax<1> s{terms + w * width, shifts + w * chunks, {}, {}};
+      T* mine = terms + w * width;
       for (int64_t b = first; b < end; ++b) {
-        softmax<1>(b, s);
-        u[b] = T(double(sample_target(b)) - s.lse(0) * kLn2);
-        for (int64_t c = 0; c < chunks; ++c) {
-          const T weight = code_scale(s, 0, c, 0);
-          for (int64_t k = c * kChunk; k < width && k < (c + 1) * kChunk; k += kLanes<T>)
-            store_codes(out + b * d, k, load<T>(s.terms + k) * weight);
-        }
+        const Softmax s = softmax(b, mine);
+        u[b] = T(double(sample_target(b)) - s.lse() * kLn2);
+        const T weight = T(1 / double(s.sum));
+        Out* to = out + b * d;
+        int64_t k = 0;
+        for (; k + kLanes<T> <= d; k += kLanes<T>) Storage<T, Out>::store(to + k, load<T>(mine + k) * weight);
+        Out rest[kLanes<T>];
+        if (k < d) Storage<T, Out>::store(rest, load<T>(mine + k) * weight);
+        for (int64_t r = k; r < d; ++r) to[r] = rest[r - k];
       }
     });
-  }
-
-  template <class Out>
-  PYCL_INLINE void store_codes(Out* to, int64_t k, Vec<T> code) const {
-    if (k + kLanes<T> <= d) return Storage<T, Out>::store(to + k, code);
-    Out rest[kLanes<T>];
-    Storage<T, Out>::store(rest, code);
-    for (int64_t r = k; r < d; ++r) to[r] = rest[r - k];
   }
 };
 

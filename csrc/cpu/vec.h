@@ -47,6 +47,8 @@ constexpr int kLanes = PYCL_VECTOR_BYTES / sizeof(T);
 
 template <class T>
 constexpr T kInf = T(__builtin_inf());
+template <class T>
+constexpr T kLargest = sizeof(T) == 4 ? T(3.40282346638528860e38) : T(1.79769313486231571e308);
 constexpr double kLog2E = 1.4426950408889634;
 constexpr double kLn2 = 0.6931471805599453;
 
@@ -97,6 +99,23 @@ PYCL_INLINE float reduce_add<float>(Vec<float> x) {
 template <>
 PYCL_INLINE float reduce_max<float>(Vec<float> x) {
   return _mm512_reduce_max_ps(x);
+}
+#endif
+
+template <class T>
+PYCL_INLINE bool any(IVec<T> condition) {
+  Int<T> bits = 0;
+  for (int k = 0; k < kLanes<T>; ++k) bits |= condition[k];
+  return bits != 0;
+}
+#ifdef __AVX512F__
+template <>
+PYCL_INLINE bool any<float>(IVec<float> condition) {
+  return _mm512_test_epi32_mask(__m512i(condition), __m512i(condition)) != 0;
+}
+template <>
+PYCL_INLINE bool any<double>(IVec<double> condition) {
+  return _mm512_test_epi64_mask(__m512i(condition), __m512i(condition)) != 0;
 }
 #endif
 
