@@ -14,7 +14,7 @@ using pycl::Transport;
 
 constexpr int kRowsAtOnce = 4;       // samples between two visits of the column sums
 constexpr int kAtOnce = 8;           // vectors of logits in registers
-constexpr int64_t kPrefetch = 1024;  // scores ahead: a third off the step, which is then bound by its exponentials
+constexpr int64_t kPrefetch = 1024;  // scores ahead; took a third off a step, which its exponentials bound then
 constexpr int kSlack = 40;           // how far above its shift a logit may be, in units of log 2
 constexpr int kRowsPerTotal = 64;    // samples whose weights are added up in T before they join a sum in double
 constexpr int kRowsPerMaximum = 16;  // samples that share one new maximum of a column
@@ -141,6 +141,7 @@ struct Transporter {
       const Vec<T> before = load<T>(max + k);
       Vec<T> top = before;
       for (int r = 0; r < kRows; ++r) {
+        __builtin_prefetch(row(b + r) + k + kPrefetch, 0, 2);
         l[r] = logits(row(b + r), k);
         top = ::max<T>(top, l[r]);
       }
