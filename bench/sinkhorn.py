@@ -6,6 +6,7 @@ All forms do what they do in the dtype of the scores, as published code does; so
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -26,7 +27,10 @@ CLUSTERS, SPREAD = 8, 0.5  # scores reach 0.9, as those of trained prototypes do
 
 def published(scores: Tensor) -> Tensor:
     """SwAV's and lightly's steps, restated: the assignment itself is divided, in place."""
-    q = (scores / EPSILON).exp()
+    return published_steps((scores / EPSILON).exp())
+
+
+def published_steps(q: Tensor) -> Tensor:
     q /= q.sum()
     for _ in range(ITERATIONS):
         q /= q.sum(0)
@@ -34,6 +38,30 @@ def published(scores: Tensor) -> Tensor:
         q /= len(q)
     q *= len(q)
     return q
+
+
+@functools.cache
+def memory_of(owner: str, like: tuple[torch.Size, torch.dtype, torch.device]) -> Tensor:
+    """Memory that keeps its pages from call to call."""
+    shape, dtype, device = like
+    return torch.zeros(shape, dtype=dtype, device=device)
+
+
+def published_out(scores: Tensor) -> Tensor:
+    q = memory_of("published", (scores.shape, scores.dtype, scores.device))
+    return published_steps(torch.div(scores, EPSILON, out=q).exp_())
+
+
+def scaling_out(scores: Tensor) -> Tensor:
+    kernel = memory_of("scaling", (scores.shape, scores.dtype, scores.device))
+    torch.div(scores, EPSILON, out=kernel).exp_()
+    left, right = scalings(kernel)
+    return kernel.mul_(left[:, None]).mul_(right)
+
+
+def sinkhorn_out(scores: Tensor, backend: str | None = None) -> Tensor:
+    out = memory_of("ours", (scores.shape, scores.dtype, scores.device))
+    return pycl.functional.sinkhorn(scores, epsilon=EPSILON, iterations=ITERATIONS, out=out, backend=backend)
 
 
 def published_float32(scores: Tensor) -> Tensor:
@@ -190,6 +218,7 @@ TRANSPORTS: dict[str, Work] = {
     "sinkhorn": StoredScores(
         sinkhorn, published, others={"dinov2": published_float32, "scaling": scaling, "log": log_domain}
     ),
+    "sinkhorn, out=": StoredScores(sinkhorn_out, published_out, others={"scaling": scaling_out}),
     "potentials": FromFeatures(potentials, dense_potentials),
     "swav": Swapped(swav, dense_swav),
 }

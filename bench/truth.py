@@ -72,6 +72,7 @@ FORMULAS: dict[str, Callable[..., Tensor]] = {
     "nt_xent": nt_xent,
     "mv_dhel": mv_dhel,
     "sinkhorn": codes,
+    "sinkhorn, out=": codes,
     "potentials": potentials,
     "swav": swav,
 }

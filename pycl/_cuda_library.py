@@ -76,10 +76,10 @@ class CudaLibrary:
 
 
 def outputs_of(t: Transport) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, u and v that hold nothing yet."""
+    """Memory for codes, u and v."""
     new, dtype = t.scores.new_empty, accumulation_dtype(t.scores.dtype)
     n_samples, n_prototypes = t.scores.shape
-    return new(t.scores.shape, dtype=t.dtype), new(n_samples, dtype=dtype), new(n_prototypes, dtype=dtype)
+    return t.new_codes(), new(n_samples, dtype=dtype), new(n_prototypes, dtype=dtype)
 
 
 def problem_of(t: Transport, codes: Tensor, u: Tensor, v: Tensor) -> Problem:

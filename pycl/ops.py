@@ -86,6 +86,11 @@ class Transport(NamedTuple):
     sample_target: Tensor | None
     prototype_target: Tensor
     dtype: torch.dtype  # of the codes: that of the scores, or float32
+    out: Tensor | None = None  # contiguous, where the codes go; maybe the scores themselves
+
+    def new_codes(self) -> Tensor:
+        """``out``, or memory for the codes."""
+        return self.scores.new_empty(self.scores.shape, dtype=self.dtype) if self.out is None else self.out
 
 
 # Rows of the statistics: lse, pos_lse, pos_sum, pos_count, then what the backend keeps for its own backward. The first
@@ -206,7 +211,7 @@ def _sinkhorn_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     t = Transport(*args[:-1])
     new, dtype = t.scores.new_empty, accumulation_dtype(t.scores.dtype)
     n_samples, n_prototypes = t.scores.shape
-    return new(t.scores.shape, dtype=t.dtype), new(n_samples, dtype=dtype), new(n_prototypes, dtype=dtype)
+    return t.new_codes(), new(n_samples, dtype=dtype), new(n_prototypes, dtype=dtype)
 
 
 def empty_gradients(problem: Problem, needs: Needs) -> Gradients:

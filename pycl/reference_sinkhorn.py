@@ -28,11 +28,11 @@ def sinkhorn_columns(t: Transport, potential: Tensor | None) -> Tensor:
 
 def sinkhorn_codes(t: Transport, potential: Tensor) -> tuple[Tensor, Tensor]:
     """Codes ``softmax_k(L_bk + v_k)`` [B, K] and the samples' potential [B]."""
-    codes = torch.empty(t.scores.shape, dtype=t.dtype, device=t.scores.device)
+    codes = t.new_codes()
     u = potential.new_empty(len(t.scores))
     for start in range(0, len(t.scores), STRIP):
         logits, here = _logits(t, start) + potential, slice(start, start + STRIP)
-        codes[here], u[here] = logits.softmax(1), _sample_potential(t, logits, start)
+        u[here], codes[here] = _sample_potential(t, logits, start), logits.softmax(1)
     return codes, u
 
 

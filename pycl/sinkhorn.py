@@ -76,6 +76,8 @@ def check_finite(t: Transport, u: Tensor, v: Tensor, group: ProcessGroup | None 
     if u.device.type != "cpu" or torch.compiler.is_compiling() or (u.isfinite().all() and v.isfinite().all()):
         return
     scores = t.scores
+    if t.out is not None and t.out.data_ptr() == scores.data_ptr():
+        raise ValueError("scores had NaN, infinity or a row or column of -inf; out=scores has overwritten where")
     bad = (scores.isnan() | (scores == torch.inf)).nonzero()
     if len(bad):
         b, k = bad[0].tolist()

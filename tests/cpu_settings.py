@@ -1,36 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contexts in which the CPU kernels run differently; to be imported only where the compiled part is there."""
+"""The instruction sets of the CPU kernels; to be imported only where the compiled part is there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
-
-import torch
+from settings import during
 
 from pycl import cpu
 
 ISAS = cpu._C.supported_isas()
-
-
-def during(get: Callable[[], Any], put: Callable[[Any], Any]) -> Callable[[Any], AbstractContextManager[None]]:
-    """A context in which a global setting has another value."""
-
-    @contextmanager
-    def setting(value: Any) -> Iterator[None]:
-        before = get()
-        put(value)
-        try:
-            yield
-        finally:
-            put(before)
-
-    return setting
-
-
-threads = during(torch.get_num_threads, torch.set_num_threads)
-matmul_precision = during(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision)
 instruction_set = during(lambda: cpu.ISA, cpu._C.select_isa)
-# fills what torch.empty returns with NaN
-deterministic = during(torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms)

@@ -165,3 +165,20 @@ def members(case: Case) -> Tensor:
 def matrix(case: Case, leaves: dict[str, Tensor]) -> Tensor:
     """The logits of the denominator's pairs, -inf elsewhere."""
     return dense(case, leaves)[1].masked_fill(~members(case), -torch.inf)
+
+
+def outputs_of(backend: str, case: Case, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Every output of the engine and every gradient."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    leaves = {name: t.to(dtype if name in ("x", "y") else wide) for name, t in case.leaves.items()}
+    found, gradients = run(lambda x: engine(case, x, backend), leaves)
+    return [*found, *gradients.values()]
+
+
+def assert_near(found: list[Tensor], wanted: list[Tensor], digits: float) -> None:
+    """Empty sets in the same places, everything else within ``digits`` of the largest entry of its tensor."""
+    for got, want in zip(found, wanted, strict=True):
+        empty = want == -torch.inf
+        assert torch.equal(got == -torch.inf, empty)
+        got, want = got.masked_fill(empty, 0), want.masked_fill(empty, 0)
+        torch.testing.assert_close(got, want, rtol=0, atol=digits * max(1.0, want.abs().max().item()))

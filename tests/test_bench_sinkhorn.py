@@ -81,7 +81,7 @@ def test_record(record: dict[str, Any]) -> None:
     *timed, memory_row = record["rows"]
     assert record["peers"] == {}
     for row in timed:
-        own = set(FORMS) if row["loss"] == "sinkhorn" else {"eager"}
+        own = {"sinkhorn": set(FORMS), "sinkhorn, out=": {"eager", "scaling"}}.get(row["loss"], {"eager"})
         assert row["refused"] is None
         assert set(row["time_s"]) == {"ours", "G", *own}
     values = [list(row["errors"]) for row in timed]

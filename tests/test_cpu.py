@@ -10,11 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from dense import ALL, POS_OTHER, POS_SAME, SELF, Case, check, dense, engine, make, run
+from dense import ALL, POS_OTHER, POS_SAME, SELF, assert_near, check, dense, make, outputs_of
+from settings import deterministic, matmul_precision, threads
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -25,10 +27,11 @@ from pycl.backends import why_not
 if reason := why_not("cpu", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
-from cpu_settings import ISAS, deterministic, instruction_set, matmul_precision, threads
+from cpu_settings import ISAS, instruction_set
 
 from pycl import cpu
 
+outputs = partial(outputs_of, "cpu")
 CASES = {
     "one_pair": lambda: make(1, 1, 1),
     "ragged": lambda: make(101, 67, 37, offset=3, denominator=ALL),
@@ -39,22 +42,6 @@ CASES = {
     "large_tiles": lambda: make(400, 390, 9, offset=None, scale=20.0),
     "large_tiles_itself": lambda: make(800, None, 9, bias=("row_bias",), tied=True, positives=POS_SAME | POS_OTHER),
 }
-
-
-def outputs(case: Case, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    leaves = {name: t.to(dtype if name in ("x", "y") else wide) for name, t in case.leaves.items()}
-    found, gradients = run(lambda x: engine(case, x, "cpu"), leaves)
-    return [*found, *gradients.values()]
-
-
-def assert_near(found: list[Tensor], wanted: list[Tensor], digits: float) -> None:
-    """Empty sets in the same places, everything else within ``digits`` of the largest entry of its tensor."""
-    for got, want in zip(found, wanted, strict=True):
-        empty = want == -torch.inf
-        assert torch.equal(got == -torch.inf, empty)
-        got, want = got.masked_fill(empty, 0), want.masked_fill(empty, 0)
-        assert_close(got, want, rtol=0, atol=digits * max(1.0, want.abs().max().item()))
 
 
 def python(code: str, **variables: str) -> subprocess.CompletedProcess[str]:

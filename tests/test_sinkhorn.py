@@ -253,3 +253,40 @@ def test_a_backend_without_the_operator_says_so(monkeypatch: pytest.MonkeyPatch)
         sinkhorn(torch.zeros(2, 2), backend=backends.installed("cpu")[0])
     monkeypatch.undo()
     backends.why_not.cache_clear()
+
+
+def test_out(sinkhorn_backend: str) -> None:
+    """Codes go where they are told to, and may take the place of the scores."""
+    scores = scores_of(257, 1100)
+    expected = sinkhorn(scores, backend=sinkhorn_backend)
+    out = torch.full_like(scores, torch.nan)
+    assert sinkhorn(scores, out=out, backend=sinkhorn_backend) is out
+    assert torch.equal(out, expected)
+    half, wide = scores.to(torch.bfloat16), torch.empty_like(scores)
+    expected_wide = sinkhorn(half, dtype=torch.float32, backend=sinkhorn_backend)
+    assert torch.equal(sinkhorn(half, out=wide, backend=sinkhorn_backend), expected_wide)
+    assert sinkhorn(scores, out=scores, backend=sinkhorn_backend) is scores
+    assert torch.equal(scores, expected)
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        (torch.zeros(3, 4), r"out must be contiguous with shape \(4, 3\), got \(3, 4\)"),
+        (torch.zeros(3, 4).T, "out must be contiguous"),
+        (torch.zeros(4, 3, dtype=torch.float16), "out must be one of torch.float32, got torch.float16"),
+        (torch.zeros(4, 3, device="meta"), "out must be on cpu as scores is, got meta"),
+    ],
+)
+def test_bad_out(out: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sinkhorn(torch.zeros(4, 3), out=out)
+
+
+def test_out_that_overlaps() -> None:
+    memory = torch.zeros(5, 3)
+    with pytest.raises(ValueError, match="out must be scores itself or share no memory"):
+        sinkhorn(memory[:4], out=memory[1:])
+    memory[1, 1] = NAN
+    with pytest.raises(ValueError, match="out=scores has overwritten where"):
+        sinkhorn(memory, out=memory)

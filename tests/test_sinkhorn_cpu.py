@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from oracle import assert_as_accurate
+from settings import deterministic, threads
 from sinkhorn_reference import published
 
 from pycl.backends import why_not
@@ -13,8 +14,6 @@ from pycl.functional import sinkhorn
 
 if reason := why_not("cpu", "cpu"):
     pytest.skip(reason, allow_module_level=True)
-
-from cpu_settings import deterministic, threads
 
 from pycl import cpu
 from pycl.ops import Transport

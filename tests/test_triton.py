@@ -4,14 +4,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
-from dense import ALL, NEG_OTHER, NEG_SAME, POS_OTHER, POS_SAME, SELF, Case, check, dense, engine, make, run, weighted
-from torch import Tensor
+from dense import (
+    ALL,
+    NEG_OTHER,
+    NEG_SAME,
+    POS_OTHER,
+    POS_SAME,
+    SELF,
+    Case,
+    assert_near,
+    check,
+    dense,
+    engine,
+    make,
+    outputs_of,
+    weighted,
+)
+from settings import matmul_precision
 from torch.testing import assert_close
 
 import pycl.functional as F
@@ -53,6 +67,7 @@ def sorted_labels(case: Case) -> Case:
     return replace(case, **labels)
 
 
+outputs = partial(outputs_of, "triton")
 CASES: dict[str, Callable[[], Case]] = {
     "columns": lambda: make(150, 170, 40, offset=3),
     "itself": lambda: make(190, None, 40, bias=(), normalize=True, positives=POS_SAME | POS_OTHER),
@@ -81,20 +96,6 @@ def test_many_rows_for_both_sides(small: None) -> None:
     check(make(600, 40, 8), "triton", torch.bfloat16)
 
 
-def outputs(case: Case, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    leaves = {name: t.to(dtype if name in ("x", "y") else torch.float32) for name, t in case.leaves.items()}
-    found, gradients = run(lambda x: engine(case, x, "triton"), leaves)
-    return [*found, *gradients.values()]
-
-
-def assert_near(found: list[Tensor], wanted: list[Tensor], digits: float) -> None:
-    for got, want in zip(found, wanted, strict=True):
-        empty = want == -torch.inf
-        assert torch.equal(got == -torch.inf, empty)
-        got, want = got.masked_fill(empty, 0), want.masked_fill(empty, 0)
-        assert_close(got, want, rtol=0, atol=digits * max(1.0, want.abs().max().item()))
-
-
 @pytest.mark.parametrize("case", ["columns", "itself"])
 def test_tile_size_does_not_matter(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = CASES[case]()
@@ -111,16 +112,6 @@ def test_runs_repeat_bit_by_bit(small: None, case: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(outputs(problem, dtype), outputs(problem, dtype), strict=True))
 
 
-@contextmanager
-def precision(name: Any) -> Any:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(name)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 @pytest.mark.parametrize("case", ["columns", "itself", "scale_of_rows", "wide"])
 def test_reduced_precision(case: str) -> None:
     """Three products of bfloat16 halves keep 16 bits, one product of halves 8 (as given) or 11 (of unit vectors)."""
@@ -128,7 +119,7 @@ def test_reduced_precision(case: str) -> None:
     wanted, size = outputs(problem), max(1.0, problem.leaves["scale"].max().item() / 4)
     errors = {}
     for name, digits in (("high", 2e-5), ("medium", 1e-2)):
-        with precision(name):
+        with matmul_precision(name):
             found = outputs(problem)
         assert_near(found, wanted, digits * size)
         errors[name] = (found[0] - wanted[0]).abs().max().item()

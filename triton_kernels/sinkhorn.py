@@ -233,7 +233,7 @@ def sinkhorn_columns(t: Transport, potential: Tensor | None) -> Tensor:
 
 def sinkhorn_codes(t: Transport, potential: Tensor) -> tuple[Tensor, Tensor]:
     """Codes ``softmax_k(L_bk + v_k)`` [B, K] and the samples' potential [B]."""
-    codes = torch.empty(t.scores.shape, dtype=t.dtype, device=t.scores.device)
+    codes = t.new_codes()
     if len(codes) == 0:
         return codes, potential.new_empty(0)
     held = rows_for(t.scores)

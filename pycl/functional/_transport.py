@@ -31,6 +31,22 @@ def check_scores(scores: Tensor, dtype: torch.dtype | None, may_be_empty: bool) 
         raise ValueError(f"dtype must be None, torch.float32 or that of the scores, {scores.dtype}, got {dtype}")
 
 
+def check_out(out: Tensor, scores: Tensor, dtype: torch.dtype | None) -> None:
+    """Memory for codes of these scores, beside them or the very same."""
+    if not isinstance(out, Tensor):
+        raise TypeError(f"out must be a tensor, got {type(out).__name__}")
+    wanted = list(dict.fromkeys((scores.dtype, torch.float32))) if dtype is None else [dtype]
+    if out.dtype not in wanted:
+        raise ValueError(f"out must be one of {', '.join(map(str, wanted))}, got {out.dtype}")
+    if out.shape != scores.shape or not out.is_contiguous():
+        raise ValueError(f"out must be contiguous with shape {tuple(scores.shape)}, got {tuple(out.shape)}")
+    if out.device != scores.device:
+        raise ValueError(f"out must be on {scores.device} as scores is, got {out.device}")
+    itself = out.data_ptr() == scores.data_ptr() and out.dtype == scores.dtype and scores.is_contiguous()
+    if out.untyped_storage().data_ptr() == scores.untyped_storage().data_ptr() and not itself:
+        raise ValueError("out must be scores itself or share no memory with it, got another view of its storage")
+
+
 def _number(name: str, value: Scalar) -> float:
     value = as_scalar(name, value)
     return float(value.detach()) if isinstance(value, Tensor) else value
