@@ -121,13 +121,15 @@ size_t size_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DTy
 void* pointer(Address address) { return reinterpret_cast<void*>(address); }
 
 // Asks for huge pages where an output is large and, as torch leaves it, not yet mapped: the faults of 4 KiB pages took
-// two thirds of the time of writing 49 MB of codes.
+// two thirds of the time of writing 49 MB of codes. Up to 32 MB malloc keeps the pages of what was freed. A virtual
+// machine whose host takes free memory back may stall here now and then, as it does on small pages: what `out=` of
+// sinkhorn() is for.
 void expect_writes(void* data, size_t bytes) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t kPage = 4096;
   const uintptr_t first = (uintptr_t(data) + kPage - 1) / kPage * kPage,
                   end = (uintptr_t(data) + bytes) / kPage * kPage;
-  if (bytes >= size_t(4) << 20) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+  if (bytes > size_t(32) << 20) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
 #endif
 }
 
