@@ -8,6 +8,7 @@ import functools
 import torch
 from torch import Tensor
 
+from . import _gpu
 from ._cuda_library import DTYPES as DTYPES
 from ._cuda_library import CudaLibrary, Device, outputs_of, problem_of
 from ._load import library
@@ -15,6 +16,9 @@ from .backends import BackendUnavailable
 from .ops import Transport
 
 DEVICES = ("cuda",)
+
+if reason := _gpu.why_not():
+    raise BackendUnavailable(f"backend='cuda' is not available: {reason}")
 
 try:
     LIBRARY = CudaLibrary(library("libpycl_cuda.so"))

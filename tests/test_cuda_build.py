@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pycl import _load, backends
 from pycl._cuda_library import Device, Plan, Problem
@@ -105,6 +106,16 @@ def test_structures_are_those_of_the_header(tmp_path: Path) -> None:
     command = [compiler, "-std=c++17", "-fsyntax-only", f"-I{FOLDER}", str(source)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_gpu_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+    with pytest.raises(
+        backends.BackendUnavailable, match=r"needs compute capability 8\.0 or higher, Tesla T4 has 7\.5"
+    ):
+        runpy.run_module("pycl.cuda")
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:

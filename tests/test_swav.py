@@ -137,7 +137,7 @@ def test_compiles_and_differentiates_once(backend: str) -> None:
     crops = torch.stack([units(B, D, dtype=torch.float32) for _ in range(3)]).requires_grad_()
     prototypes = units(K, D, dtype=torch.float32).requires_grad_()
     expected = torch.autograd.grad(swav(crops, prototypes, backend=backend), [crops, prototypes])
-    compiled = torch.compile(lambda z, c: swav(z, c, backend=backend), backend="aot_eager")
+    compiled = torch.compile(lambda z, c: swav(z, c, backend=backend), fullgraph=True, backend="aot_eager")
     got = torch.autograd.grad(compiled(crops, prototypes), [crops, prototypes])
     for mine, true in zip(got, expected, strict=True):
         torch.testing.assert_close(mine, true)
