@@ -116,19 +116,16 @@ PyProblem make_problem(const MatrixTuple& rows, Address row_ids, Address row_vie
   return p;
 }
 
-size_t size_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
-
 void* pointer(Address address) { return reinterpret_cast<void*>(address); }
 
 // Asks for huge pages where an output is large and, as torch leaves it, not yet mapped: the faults of 4 KiB pages took
 // two thirds of the time of writing 49 MB of codes. Up to 32 MB malloc keeps the pages of what was freed. A virtual
 // machine whose host takes free memory back may stall here now and then, as it does on small pages: what `out=` of
 // sinkhorn() is for.
-void expect_writes(void* data, size_t bytes) {
+void expect_writes(Address data, size_t bytes) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t kPage = 4096;
-  const uintptr_t first = (uintptr_t(data) + kPage - 1) / kPage * kPage,
-                  end = (uintptr_t(data) + bytes) / kPage * kPage;
+  const uintptr_t first = (data + kPage - 1) / kPage * kPage, end = (data + bytes) / kPage * kPage;
   if (bytes > size_t(32) << 20) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
 #endif
 }
@@ -150,6 +147,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("supported_isas", &supported_isas);
   m.def("select_isa", &select_isa);
   m.def("is_wide", &is_wide);
+  m.def("expect_writes", &expect_writes);
 
   using namespace py::literals;
   py::class_<PyProblem>(m, "Problem")
@@ -206,7 +204,6 @@ PYBIND11_MODULE(_C, m) {
       [](const MatrixTuple& scores, double epsilon, Address sample_target, Address potential, int dtype, Address codes,
          Address u, int threads) {
         const Transport t{matrix(scores), epsilon, pointer(sample_target)};
-        expect_writes(pointer(codes), size_t(t.scores.n * t.scores.d) * size_of(DType(dtype)));
         kernels_for(t.scores.dtype, 0)
             .sinkhorn_codes(t, Call(threads), pointer(potential), DType(dtype), pointer(codes), pointer(u));
       },

@@ -147,6 +147,8 @@ def sinkhorn_columns(t: Transport, potential: Tensor | None) -> Tensor:
 
 def sinkhorn_codes(t: Transport, potential: Tensor) -> tuple[Tensor, Tensor]:
     codes, u = t.new_codes(), potential.new_empty(len(t.scores))
+    if t.out is None:
+        _C.expect_writes(codes.data_ptr(), codes.nbytes)
     out = DTYPES[t.dtype], codes.data_ptr(), u.data_ptr()
     _C.sinkhorn_codes(*_transport(t), potential.data_ptr(), *out, torch.get_num_threads())
     return codes, u

@@ -110,4 +110,4 @@ def test_large_logits(backend: str) -> None:
 def test_bad_input(options: dict[str, Any], error: type[Exception], message: str) -> None:
     arguments = {"rows": Points(torch.zeros(5, 3)), "cols": Points(torch.zeros(4, 3)), "values": torch.zeros(4, 2)}
     with pytest.raises(error, match=message):
-        pair_average(**(arguments | {"offset": None} | options))  # type: ignore[arg-type]
+        pair_average(**(arguments | {"offset": None} | options))  # type: ignore[arg-type]  # of mixed types

@@ -68,7 +68,8 @@ def test_learnable_temperature(module: Any, function: Any, inputs: tuple[Any, ..
     loss(*inputs).backward()
     temperature = torch.tensor(0.3, requires_grad=True)
     function(*inputs, temperature=temperature).backward()
-    assert loss.log_temperature.grad.item() == pytest.approx(temperature.grad.item() * 0.3, rel=1e-5)  # type: ignore[union-attr]
+    gradient = loss.log_temperature.grad.item()  # type: ignore[union-attr]  # a parameter only where it is learnt
+    assert gradient == pytest.approx(temperature.grad.item() * 0.3, rel=1e-5)
     assert module(0.3).temperature == 0.3
 
 

@@ -182,7 +182,7 @@ def test_modules() -> None:
     value = loss(crops, prototypes)
     torch.testing.assert_close(value, swav(crops, prototypes.weight, temperature=0.2, epsilon=0.1))
     value.backward()
-    assert loss.log_temperature.grad is not None  # type: ignore[union-attr]
+    assert loss.log_temperature.grad is not None  # type: ignore[union-attr]  # optional parameter
     optimizer = torch.optim.SGD(prototypes.parameters(), lr=1.0, momentum=0.9, weight_decay=0.1)
     before = prototypes.weight.detach().clone()
     prototypes.skip_update()
@@ -224,7 +224,7 @@ def test_bad_construction() -> None:
         ({"reduction": "max"}, "reduction must be one of"),
     ):
         with pytest.raises(ValueError, match=message):
-            pycl.SwAVLoss(**options)  # type: ignore[arg-type]
+            pycl.SwAVLoss(**options)  # type: ignore[arg-type]  # of mixed types
     with pytest.raises(ValueError, match="at least 1, got 0 and 3"):
         pycl.Prototypes(0, 3)
     z, c = torch.ones(2, 3), torch.ones(4, 3)

@@ -65,7 +65,7 @@ def sinkhorn(
         prototype_marginal: ``m`` [K], positive with a sum of 1; None for ``1 / K``.
         dtype: of the codes: that of the scores (None) or float32.
         out: contiguous ``[B, K]`` memory for the codes, maybe ``scores`` itself, which they then replace. Memory that
-            was written before saves the system's work on new pages, half of the time of a large call on a CPU.
+            was written before saves a large call on a CPU the system's work on new pages.
         group: ranks that share the prototypes, each with samples of its own, of any number.
         backend: name of the backend to run on; None picks one. ``"cuda"`` does all iterations in one launch and takes
             no group.
