@@ -3,16 +3,13 @@
 
 from __future__ import annotations
 
-import datetime
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import on_ranks
 from sinkhorn_reference import published
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -22,24 +19,6 @@ from pycl.functional import dino_codes, sinkhorn, sinkhorn_potentials, swav
 
 SPLITS = {2: (40, 23), 3: (17, 0, 46)}
 N, K, D = 63, 19, 8
-
-
-def _rank(rank: int, world: int, folder: str, body: Callable[[int, int], Any]) -> None:
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    timeout = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=timeout)
-    try:
-        torch.save(body(rank, world), Path(folder) / f"{rank}.pt")
-    finally:
-        dist.destroy_process_group()
-
-
-def on_ranks(world: int, body: Callable[[int, int], Any]) -> list[Any]:
-    """What ``body(rank, world)`` returns on every rank."""
-    with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_rank, (world, folder, body), nprocs=world, start_method="spawn")
-        return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(world)]
 
 
 def features() -> tuple[Tensor, Tensor, Tensor]:
