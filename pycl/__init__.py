@@ -11,6 +11,7 @@ if not (Path(__file__).parent / "triton_kernels").exists():
 
 from . import clustering, engine, functional, metrics, modules
 from .backends import BackendUnavailable
+from .cached import cached_step
 from .clustering import *
 from .engine import PairStats, pair_average, pair_logits, pair_stats, pair_sum, pair_top
 from .modules import *
@@ -23,6 +24,7 @@ __all__ = [
     "PairStats",
     "Pairs",
     "Points",
+    "cached_step",
     "clustering",
     "engine",
     "functional",

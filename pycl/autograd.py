@@ -64,10 +64,10 @@ def _gradients(ctx: Any, problem: Problem, found: tuple[Tensor, ...], rest: int)
 class StatsFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
-        *_, both_sides, backend = args
-        row_stats, col_stats = torch.ops.pycl.pair_stats(*args)
-        _save(ctx, Problem(*args[:_INPUTS]), row_stats, col_stats)
-        ctx.backend = backend
+        *arguments, both_sides, backend, sharded = args
+        ctx.backend, ctx.operators = backend, sharded or torch.ops.pycl
+        row_stats, col_stats = ctx.operators.pair_stats(*arguments, both_sides, backend)
+        _save(ctx, Problem(*arguments), row_stats, col_stats)
         ctx.set_materialize_grads(False)
         sides = (row_stats, col_stats) if both_sides else (row_stats,)
         stats = [row for side in sides for row in side[:STATS].unbind()]
@@ -79,22 +79,23 @@ class StatsFunction(torch.autograd.Function):
         problem, stats = _restore(ctx)
         d_sides = [None if d is None else d.contiguous() for d in d_stats]
         d_rows, d_cols = d_sides[: STATS - 1], d_sides[STATS : 2 * STATS - 1] or [None] * (STATS - 1)
-        found = torch.ops.pycl.pair_stats_backward(*problem, *stats, d_rows, d_cols, _needs(ctx), ctx.backend)
-        return _gradients(ctx, problem, found, rest=2)
+        found = ctx.operators.pair_stats_backward(*problem, *stats, d_rows, d_cols, _needs(ctx), ctx.backend)
+        return _gradients(ctx, problem, found, rest=3)
 
 
 class SumFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        _save(ctx, Problem(*args[:_INPUTS]))
-        ctx.backend = args[-1]
-        return cast("Tensor", torch.ops.pycl.pair_sum(*args))
+        *arguments, backend, sharded = args
+        ctx.backend, ctx.operators = backend, sharded or torch.ops.pycl
+        _save(ctx, Problem(*arguments))
+        return cast("Tensor", ctx.operators.pair_sum(*arguments, backend))
 
     @staticmethod
     def backward(ctx: Any, d_sum: Tensor) -> tuple[Tensor | None, ...]:
         problem, _ = _restore(ctx)
-        found = torch.ops.pycl.pair_sum_backward(*problem, d_sum.contiguous(), _needs(ctx), ctx.backend)
-        return _gradients(ctx, problem, found, rest=1)
+        found = ctx.operators.pair_sum_backward(*problem, d_sum.contiguous(), _needs(ctx), ctx.backend)
+        return _gradients(ctx, problem, found, rest=2)
 
 
 class LogitsFunction(torch.autograd.Function):

@@ -4,18 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pycl import functional
+from pycl.distributed import Group
 from pycl.functional._common import Views
 from pycl.functional._transport import check_iterations
 from pycl.modules import Loss
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 __all__ = ["Prototypes", "SwAVLoss"]
 
@@ -69,7 +67,6 @@ class SwAVLoss(Loss):
     """
 
     function = staticmethod(functional.swav)
-    takes_group = True
     queue: Tensor | None
     queue_pointer: Tensor | None
 
@@ -85,7 +82,7 @@ class SwAVLoss(Loss):
         learnable_temperature: bool = False,
         reduction: str = "mean",
         normalize: bool = False,
-        group: ProcessGroup | None = None,
+        group: Group | None = None,
         backend: str | None = None,
     ) -> None:
         arguments = dict(locals())

@@ -1,30 +1,151 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ranks of a ``torch.distributed`` group tell each other; without a group nothing is said."""
+"""What ranks of a ``torch.distributed`` group tell each other; without a group nothing is said.
+
+``group=`` of a loss takes a process group, whose columns are gathered, or ``Ring(group)``, whose columns come by one
+rank at a time. Either way every rank passes its own batch and the candidates are those of all ranks. The losses that
+the ranks return have the global batch's loss as their mean, and the gradient at a rank's embeddings is that of the sum
+of all ranks' losses, so that the averaging of DistributedDataParallel gives the gradient of one process.
+"""
 
 from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-def check_group(group: dist.ProcessGroup | None) -> None:
-    """``None``, or a process group this rank belongs to."""
-    if group is not None and not isinstance(group, dist.ProcessGroup):
-        raise TypeError(f"group must be None or a torch.distributed process group, got {type(group).__name__}")
+MESSAGE = 1024  # bytes that a rank has to introduce itself
+INSTANCES = 1 << 31  # instance numbers of all ranks together: the width that kernels compare
 
 
-def check_agree(group: dist.ProcessGroup | None, device: torch.device, **values: float) -> None:
-    """Raise ValueError on every rank unless each value is the same on all of them."""
-    if group is None:
-        return
-    numbers = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
-    extremes = torch.stack([numbers, -numbers])
-    dist.all_reduce(extremes, dist.ReduceOp.MAX, group)
-    high, low = extremes[0].tolist(), (-extremes[1]).tolist()
-    for name, most, least in zip(values, high, low, strict=True):
-        if most != least:
-            raise ValueError(f"{name} must be the same on all ranks of the group, got {least:g} to {most:g}")
+gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.13
+
+
+class Ring(NamedTuple):
+    """A process group whose ranks pass their columns round while they compute: no rank ever holds all of them.
+
+    Takes as much transfer as gathering and less memory: two ranks' columns and their gradients instead of all ranks'.
+    """
+
+    group: dist.ProcessGroup
+
+
+class Ranks:
+    """One call of a loss on the ranks of a group, from the moment they agree on what is computed."""
+
+    def __init__(self, group: dist.ProcessGroup, ring: bool) -> None:
+        self.group, self.ring = group, ring
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self._backends = dist.get_backend_config(group)  # "cpu:gloo,cuda:nccl"
+        self._met = False
+        self.n_rows = 0  # anchors of all ranks
+        self.weight = 1.0  # of this rank's mean in the mean over ranks; not 1 where batches are uneven
+
+    def meet(self, device: torch.device, sizes: Sequence[int], **facts: str | float | bool | None) -> list[list[int]]:
+        """Raise ValueError on every rank unless the facts are the same on all; returns the sizes of each rank.
+
+        A rank's first size is the number of its anchors. Embeddings on ``device`` will be sent.
+        """
+        if f"{device.type}:" not in self._backends:
+            raise ValueError(f"group must take tensors on {device.type}, got one with the backends {self._backends}")
+        rows = self._introduce({"sizes": sizes, **facts})
+        for rank, row in enumerate(rows):
+            if "error" in row:
+                raise RuntimeError(f"rank {rank} of the group failed: {row['error']}")
+        for name in dict.fromkeys(name for row in rows for name in row if name != "sizes"):
+            values = [row.get(name, "nothing") for row in rows]
+            if any(value != values[0] for value in values):
+                said = ", ".join(f"{value} on rank {rank}" for rank, value in enumerate(values))
+                raise ValueError(f"{name} must be the same on all ranks of the group, got {said}")
+        found = [cast("list[int]", row["sizes"]) for row in rows]
+        self.n_rows = sum(row[0] for row in found)
+        self.weight = found[self.rank][0] * self.size / max(1, self.n_rows)
+        return found
+
+    def leave(self, error: Exception) -> None:
+        """Tell ranks that wait to meet why this one will not come."""
+        if not self._met:
+            self._introduce({"error": f"{type(error).__name__}: {error}"[: MESSAGE // 4]})
+
+    def _introduce(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
+        """The facts of all ranks; on the CPU where the group has a backend for it, so that no GPU is waited for."""
+        self._met = True
+        text = json.dumps(facts).encode().ljust(MESSAGE)
+        device = "cpu" if "cpu:" in self._backends else torch.device("cuda", torch.cuda.current_device())
+        mine = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device)
+        all_ranks = mine.new_empty(self.size * MESSAGE)
+        gather_single(all_ranks, mine, self.group)
+        return [json.loads(bytes(row)) for row in all_ranks.view(self.size, MESSAGE).cpu().numpy()]
+
+
+Group: TypeAlias = dist.ProcessGroup | Ring | Ranks
+
+
+def check_group(group: Group | None) -> None:
+    """``None``, or a process group this rank belongs to, maybe as a ``Ring``."""
+    process_group = group.group if isinstance(group, (Ring, Ranks)) else group
+    if process_group is not None and not isinstance(process_group, dist.ProcessGroup):
+        given = type(process_group).__name__
+        raise TypeError(f"group must be None or a torch.distributed process group this rank is in, got {given}")
+
+
+def together(function: Callable[P, R]) -> Callable[P, R]:
+    """Hand ``function`` its ``group`` as ``Ranks``, or as None where there is one rank only.
+
+    What it raises before the ranks have met is told to the others, which would wait for this rank otherwise.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **options: P.kwargs) -> R:
+        group = options.get("group")
+        if group is None or isinstance(group, Ranks):
+            return function(*args, **options)
+        return on_ranks(*args, **options)
+
+    def on_ranks(*args: P.args, **options: P.kwargs) -> R:
+        check_group(cast("Group", group := options["group"]))
+        ring = isinstance(group, Ring)
+        ranks = Ranks(group.group if isinstance(group, Ring) else cast("dist.ProcessGroup", group), ring)
+        options["group"] = ranks if ranks.size > 1 else None
+        try:
+            return function(*args, **options)
+        except Exception as error:
+            if ranks.size > 1:
+                ranks.leave(error)
+            raise
+
+    return call
+
+
+def ranks_of(group: Group | None) -> Ranks | None:
+    """What ``together`` made of a ``group``."""
+    assert group is None or isinstance(group, Ranks)
+    return group
+
+
+def instances(n: int, device: torch.device, group: Group | None) -> Tensor:
+    """``0 .. n - 1``, or as many numbers that no other rank has."""
+    if (ranks := ranks_of(group)) is None:
+        return torch.arange(n, device=device)
+    room = INSTANCES // ranks.size
+    if n > room:
+        raise ValueError(f"a rank of {ranks.size} may bring at most {room} instances, got {n}")
+    return torch.arange(ranks.rank * room, ranks.rank * room + n, device=device)
+
+
+def agree(group: Group | None, like: Tensor, **facts: str | float | bool | None) -> dist.ProcessGroup | None:
+    """``Ranks.meet`` for a batch of its own on each rank; returns what the collectives take."""
+    if (ranks := ranks_of(group)) is None:
+        return None
+    ranks.meet(like.device, [len(like)], dtype=str(like.dtype), **facts)
+    return ranks.group
 
 
 def total(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -43,3 +164,9 @@ def merge_lse(lse: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     dist.all_reduce(peak, dist.ReduceOp.MAX, group)
     peak = peak.masked_fill(peak == -torch.inf, 0)
     return total((lse - peak).exp(), group).log() + peak
+
+
+def join_lse(lse: Tensor, ranks: Ranks) -> Tensor:
+    """``merge_lse`` with a gradient, that of the sum over the ranks of what each does with the same result."""
+    joined = merge_lse(lse.detach(), ranks.group)
+    return joined + ranks.size * (lse.detach() - joined).exp() * (lse - lse.detach())

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from . import backends
 from .autograd import LogitsFunction, StatsFunction, SumFunction, WeightedSumFunction
+from .distributed import Group, together
 from .ops import STATS, Problem
 from .pairs import Pairs, Points
+from .sharded import sharded
 from .validation import check_k, check_values, problem_of
 
 __all__ = ["PairStats", "Pairs", "Points", "pair_average", "pair_logits", "pair_stats", "pair_sum", "pair_top"]
@@ -46,6 +48,7 @@ def pair_stats(
     offset: int | None = 0,
     sides: Literal["rows"] = "rows",
     normalize: bool = False,
+    group: Group | None = None,
     backend: str | None = None,
 ) -> PairStats: ...
 @overload
@@ -61,8 +64,10 @@ def pair_stats(
     offset: int | None = 0,
     sides: Literal["both"],
     normalize: bool = False,
+    group: Group | None = None,
     backend: str | None = None,
 ) -> tuple[PairStats, PairStats]: ...
+@together
 def pair_stats(
     rows: Points,
     cols: Points | None = None,
@@ -75,6 +80,7 @@ def pair_stats(
     offset: int | None = 0,
     sides: Literal["rows", "both"] = "rows",
     normalize: bool = False,
+    group: Group | None = None,
     backend: str | None = None,
 ) -> PairStats | tuple[PairStats, PairStats]:
     r"""Log-sum-exps and sums of the logits of every anchor over two pair sets.
@@ -93,6 +99,9 @@ def pair_stats(
         offset: anchor i is the same point as candidate ``i + offset``; ``None`` for disjoint sets without a self pair.
         sides: ``"both"`` returns the statistics of the candidates too, from the same sweep.
         normalize: divide every embedding by ``max(norm, 1e-12)`` first, inside the kernel.
+        group: the candidates are the ``cols`` of all ranks (all ranks' rows where ``cols`` is None), a process group or
+            ``pycl.distributed.Ring``. ``offset`` counts within this rank; ids are compared as they are, and ``None``
+            numbers the points of all ranks. Gradients are those of the sum over the ranks.
         backend: ``None`` for the automatic choice, or ``"cpu" | "triton" | "cuda" | "reference"``.
 
     Returns:
@@ -103,21 +112,23 @@ def pair_stats(
         TypeError: embeddings that are not floating point, ids or views that are not integers, pair sets that are not
             ``Pairs``.
         ValueError: shapes that do not fit, tensors on different devices, an unknown ``sides`` or ``backend``.
-        RuntimeError: a backend that is not built; a second derivative.
+        RuntimeError: a backend that is not built; a second derivative; another rank that failed.
     """
     if sides not in ("rows", "both"):
         raise ValueError(f"sides must be 'rows' or 'both', got {sides!r}")
     sets = {"denominator": denominator, "positives": positives}
-    args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize)
+    args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group)
     name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
     both = sides == "both" and args.cols is not None
-    stats = cast("tuple[Tensor, ...]", StatsFunction.apply(*args, both, name))
+    shards = sharded(group, "pair_stats", args, both)
+    stats = cast("tuple[Tensor, ...]", StatsFunction.apply(*args, both, name, shards))
     of_rows = PairStats(*stats[:STATS])
     if sides == "rows":
         return of_rows
     return of_rows, PairStats(*stats[STATS:]) if both else of_rows
 
 
+@together
 def pair_sum(
     rows: Points,
     cols: Points | None = None,
@@ -129,6 +140,7 @@ def pair_sum(
     col_bias: Tensor | None = None,
     offset: int | None = 0,
     normalize: bool = False,
+    group: Group | None = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""Binary logistic losses summed over every anchor's pairs, [m] in float32 (float64 for float64 input).
@@ -139,9 +151,9 @@ def pair_sum(
     Logits, arguments and errors are those of ``pair_stats``.
     """
     sets = {"negatives": negatives, "positives": positives}
-    args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize)
+    args = _whole(problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group))
     name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
-    return cast("Tensor", SumFunction.apply(*_whole(args), name))
+    return cast("Tensor", SumFunction.apply(*args, name, sharded(group, "pair_sum", args)))
 
 
 def pair_average(

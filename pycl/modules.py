@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from pycl import backends, functional
-from pycl.functional._common import check_call, check_choice, check_positive
+from pycl.distributed import Group, check_group
+from pycl.functional._common import check_choice, check_positive, check_reduction
 from pycl.functional.multi_view import DENOMINATORS, MEANS
 from pycl.functional.sup_con import FORMS
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 __all__ = [
     "CLIPLoss",
@@ -47,12 +45,12 @@ class Loss(nn.Module):
     """
 
     function: ClassVar[Callable[..., Tensor]]
-    takes_group: ClassVar[bool] = False
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         super().__init__()
         options = {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
-        check_call(options["reduction"], None if self.takes_group else options["group"])
+        check_reduction(options["reduction"])
+        check_group(options["group"])
         if options["backend"] is not None:
             check_choice("backend", options["backend"], backends.KNOWN)
         for name, choices in CHOICES.items():
@@ -109,7 +107,7 @@ class NTXentLoss(_ViewsLoss):
         learnable_temperature: bool = False,
         reduction: str = "mean",
         normalize: bool = True,
-        group: ProcessGroup | None = None,
+        group: Group | None = None,
         backend: str | None = None,
     ) -> None:
         super().__init__(locals())
@@ -128,7 +126,7 @@ class InfoNCELoss(Loss):
         learnable_temperature: bool = False,
         reduction: str = "mean",
         normalize: bool = True,
-        group: ProcessGroup | None = None,
+        group: Group | None = None,
         backend: str | None = None,
     ) -> None:
         super().__init__(locals())
@@ -148,7 +146,7 @@ class CLIPLoss(Loss):
         *,
         reduction: str = "mean",
         normalize: bool = False,
-        group: ProcessGroup | None = None,
+        group: Group | None = None,
         backend: str | None = None,
     ) -> None:
         super().__init__(locals())
@@ -178,7 +176,7 @@ class DCLLoss(_ViewsLoss):
         learnable_temperature: bool = False,
         reduction: str = "mean",
         normalize: bool = True,
-        group: ProcessGroup | None = None,
+        group: Group | None = None,
         backend: str | None = None,
     ) -> None:
         super().__init__(locals())
@@ -197,7 +195,7 @@ class DCLWLoss(_ViewsLoss):
         learnable_temperature: bool = False,
         reduction: str = "mean",
         normalize: bool = True,
-        group: ProcessGroup | None = None,
+        group: Group | None = None,
         backend: str | None = None,
     ) -> None:
         super().__init__(locals())
@@ -215,7 +213,7 @@ class DHELLoss(_ViewsLoss):
         learnable_temperature: bool = False,
         reduction: str = "mean",
         normalize: bool = True,
-        group: ProcessGroup | None = None,
+        group: Group | None = None,
         backend: str | None = None,
     ) -> None:
         super().__init__(locals())
@@ -233,7 +231,7 @@ class MVDHELLoss(_ViewsLoss):
         learnable_temperature: bool = False,
         reduction: str = "mean",
         normalize: bool = True,
-        group: ProcessGroup | None = None,
+        group: Group | None = None,
         backend: str | None = None,
     ) -> None:
         super().__init__(locals())
@@ -252,7 +250,7 @@ class MVInfoNCELoss(_ViewsLoss):
         learnable_temperature: bool = False,
         reduction: str = "mean",
         normalize: bool = True,
-        group: ProcessGroup | None = None,
+        group: Group | None = None,
         backend: str | None = None,
     ) -> None:
         super().__init__(locals())
@@ -271,7 +269,7 @@ class PolyViewLoss(_ViewsLoss):
         learnable_temperature: bool = False,
         reduction: str = "mean",
         normalize: bool = True,
-        group: ProcessGroup | None = None,
+        group: Group | None = None,
         backend: str | None = None,
     ) -> None:
         super().__init__(locals())
@@ -290,7 +288,7 @@ class SupConLoss(Loss):
         learnable_temperature: bool = False,
         reduction: str = "mean",
         normalize: bool = True,
-        group: ProcessGroup | None = None,
+        group: Group | None = None,
         backend: str | None = None,
     ) -> None:
         super().__init__(locals())

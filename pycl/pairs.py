@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .distributed import Group, instances
+
 
 class Pairs(IntFlag):
     """The class of a pair (anchor i, candidate j); unions of classes are pair sets.
@@ -51,12 +53,15 @@ class Points(NamedTuple):
     views: Tensor | None = None
 
 
-def stack_views(views: Tensor | Sequence[Tensor], labels: Tensor | None = None) -> tuple[Points, int]:
+def stack_views(
+    views: Tensor | Sequence[Tensor], labels: Tensor | None = None, group: Group | None = None
+) -> tuple[Points, int]:
     """Stack V views of N instances into ``V * N`` points, views-major; returns the points and V.
 
     Args:
         views: ``[V, N, d]``, or a sequence of V tensors ``[N, d]``; V >= 2, or with labels V >= 1.
         labels: int ``[N]``, used as ids instead of the instance numbers; they give positives within one view.
+        group: of ranks whose instances get numbers that no two ranks have in common.
 
     Raises:
         TypeError: a view is not a floating-point tensor, or the labels are not integers.
@@ -87,7 +92,7 @@ def stack_views(views: Tensor | Sequence[Tensor], labels: Tensor | None = None) 
         raise TypeError(f"views must be floating point, got {z.dtype}")
     if n == 0:
         raise ValueError(f"views must hold at least one instance, got N = 0 (V = {n_views})")
-    ids = torch.arange(n, device=z.device) if labels is None else check_labels(labels, n, z)
+    ids = instances(n, z.device, group) if labels is None else check_labels(labels, n, z)
     index = torch.arange(n_views, device=z.device)[:, None]
     return Points(z, ids.expand(n_views, n).reshape(-1), index.expand(n_views, n).reshape(-1)), n_views
 

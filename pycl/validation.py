@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .distributed import Group, instances
 from .ops import FLOATS, Problem, accumulation_dtype
 from .pairs import Pairs, Points
 
@@ -19,21 +20,25 @@ def problem_of(
     col_bias: Tensor | None,
     offset: int | None,
     normalize: bool,
+    group: Group | None = None,
 ) -> Problem:
-    """Validate everything once and bring it into the form the operators take."""
+    """Validate everything once and bring it into the form the operators take.
+
+    Points without ids are numbered; those of a ``group`` get numbers that no two ranks have in common.
+    """
     for name, pairs in sets.items():
         if not isinstance(pairs, Pairs):
             raise TypeError(f"{name} must be a union of pycl.Pairs, got {pairs!r}")
     den, pos = map(int, sets.values())
     z = _embeddings("rows", rows.z)
-    row_ids, row_views = _integers("rows", rows)
+    row_ids, row_views = _integers("rows", rows, group)
     if cols is None:
         if offset != 0:
             raise ValueError(f"offset must be 0 where cols is None and the points meet themselves, got {offset}")
         cols_z, col_ids, col_views = z, row_ids, row_views
     else:
         cols_z = _embeddings("cols", cols.z)
-        col_ids, col_views = _integers("cols", cols)
+        col_ids, col_views = _integers("cols", cols, group)
         if cols_z.shape[1] != z.shape[1]:
             raise ValueError(f"rows and cols must have one feature size, got {z.shape[1]} and {cols_z.shape[1]}")
         if cols_z.device != z.device:
@@ -96,9 +101,9 @@ def _embeddings(name: str, z: Tensor) -> Tensor:
     return z
 
 
-def _integers(name: str, points: Points) -> tuple[Tensor, Tensor]:
+def _integers(name: str, points: Points, group: Group | None) -> tuple[Tensor, Tensor]:
     n, device = points.z.shape[0], points.z.device
-    ids = torch.arange(n, device=device) if points.ids is None else points.ids
+    ids = instances(n, device, group) if points.ids is None else points.ids
     views = torch.zeros(n, dtype=torch.int64, device=device) if points.views is None else points.views
     for field, values in (("ids", ids), ("views", views)):
         if values.is_floating_point() or values.is_complex():

@@ -107,9 +107,9 @@ def refusals(rank: int, world: int) -> list[str]:
 def test_errors_reach_every_rank() -> None:
     first, second = on_ranks(2, refusals)
     expected = [
-        ("K must be the same on all ranks of the group, got 3 to 4",) * 2,
+        ("K must be the same on all ranks of the group, got 3 on rank 0, 4 on rank 1",) * 2,
         ("epsilon must be the same on all ranks",) * 2,
-        ("sample_marginal is given must be the same on all ranks of the group, got 0 to 1",) * 2,
+        ("sample_marginal is given must be the same on all ranks of the group, got False on rank 0",) * 2,
         ("sample_marginal must have positive, finite entries, got -1", "sample_marginal must sum to 1, got nan"),
         ("scores are fine on this rank", "scores must be finite"),
         ("scores must have a row on some rank",) * 2,

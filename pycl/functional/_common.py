@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+from pycl.distributed import Group, ranks_of
 
 Views: TypeAlias = Tensor | Sequence[Tensor]
 Scalar: TypeAlias = float | Tensor
@@ -26,16 +25,22 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
 
 
-def check_call(reduction: str, group: ProcessGroup | None = None) -> None:
-    """The two checks that come before any work: the reduction's name, and no process group yet."""
+def check_reduction(reduction: str) -> None:
+    """Raise ValueError unless the reduction has a known name."""
     check_choice("reduction", reduction, REDUCTIONS)
-    if group is not None:
-        raise NotImplementedError("group: a process group is not supported yet; pass group=None for the local batch")
 
 
-def reduce(terms: Tensor, reduction: str) -> Tensor:
-    """Mean, sum or the terms themselves."""
-    return terms.mean() if reduction == "mean" else terms.sum() if reduction == "sum" else terms
+def reduce(terms: Tensor, reduction: str, group: Group | None = None) -> Tensor:
+    """Mean, sum or the terms themselves.
+
+    On the ranks of a group, what has the mean or the sum over all ranks' terms as its average over the ranks.
+    """
+    if reduction == "none":
+        return terms
+    ranks = ranks_of(group)
+    if reduction == "sum":
+        return terms.sum() if ranks is None else terms.sum() * ranks.size
+    return terms.mean() if ranks is None or ranks.weight == 1 else terms.mean() * ranks.weight
 
 
 def as_scalar(name: str, value: Scalar) -> Scalar:

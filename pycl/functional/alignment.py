@@ -4,25 +4,23 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from pycl.distributed import Group, agree, join_lse, ranks_of, together
 from pycl.engine import pair_stats
-from pycl.functional._common import Scalar, check_call, check_features, check_matched, check_positive, reduce, unit
+from pycl.functional._common import Scalar, check_features, check_matched, check_positive, check_reduction, reduce, unit
 from pycl.pairs import Pairs, Points
 
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
-
+@together
 def alignment(
     x: Tensor,
     y: Tensor,
     *,
     reduction: str = "mean",
     normalize: bool = False,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
 ) -> Tensor:
     r"""Squared distance between positive pairs, ``term_i = |x_i - y_i|^2``.
 
@@ -33,7 +31,7 @@ def alignment(
         y: ``[N, d]``; row i is the positive of ``x_i``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         normalize: L2-normalise both inside.
-        group: must be None.
+        group: ranks that share the batch, each with instances of its own: see :mod:`pycl.distributed`.
 
     Returns:
         A scalar, or ``[N]`` with ``"none"``; float32 (float64 for float64 input).
@@ -41,22 +39,23 @@ def alignment(
     Raises:
         TypeError: features that are not floating point.
         ValueError: differing shapes or devices, an empty batch, an unknown reduction.
-        NotImplementedError: a group is given.
 
     Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
     Hypersphere", arXiv 2005.10242, section 4.1 (alpha = 2).
     """
-    check_call(reduction, group)
+    check_reduction(reduction)
     check_matched(x=x, y=y)
-    return reduce((unit(x, normalize) - unit(y, normalize)).square().sum(-1), reduction)
+    agree(group, x, operator="alignment")
+    return reduce((unit(x, normalize) - unit(y, normalize)).square().sum(-1), reduction, group)
 
 
+@together
 def uniformity(
     x: Tensor,
     *,
     t: Scalar = 2.0,
     normalize: bool = False,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""Logarithm of the mean Gaussian potential over all pairs of points.
@@ -73,7 +72,7 @@ def uniformity(
         x: ``[N, d]``; float64, float32, bfloat16 or float16.
         t: positive number or 0-d tensor.
         normalize: L2-normalise inside.
-        group: must be None.
+        group: ranks that share the batch, each with instances of its own: see :mod:`pycl.distributed`.
         backend: name of the backend to run on; None picks one.
 
     Returns:
@@ -82,17 +81,15 @@ def uniformity(
     Raises:
         TypeError: features that are not floating point.
         ValueError: not ``[N, d]``, an empty batch, a t that is not positive, an unknown backend.
-        RuntimeError: the backend asked for is not built.
-        NotImplementedError: a group is given.
+        RuntimeError: the backend asked for is not built; another rank of the group failed.
 
     Wang and Isola, arXiv 2005.10242, section 4.1 (their pairs i < j have the same mean).
     """
-    check_call("none", group)
     t = check_positive("t", t)
     check_features(x=x)
     z = unit(x, normalize)
     n, bias = len(z), -t * z.square().sum(-1)
-    if n == 1:
+    if n == 1 and group is None:
         return 0.0 * bias.sum()
     stats = pair_stats(
         Points(z if normalize else x),
@@ -101,6 +98,10 @@ def uniformity(
         denominator=Pairs.OTHERS,
         row_bias=bias,
         col_bias=bias,
+        group=group,
         backend=backend,
     )
-    return stats.lse.logsumexp(0) - math.log(n * (n - 1))
+    lse, ranks = stats.lse.logsumexp(0), ranks_of(group)
+    if ranks is not None:
+        lse, n = join_lse(lse, ranks), ranks.n_rows
+    return lse - math.log(n * (n - 1))

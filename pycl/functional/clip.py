@@ -3,18 +3,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
+from pycl.distributed import Group, together
 from pycl.engine import pair_stats, pair_sum
-from pycl.functional._common import Scalar, as_scalar, check_call, check_matched, expand_scalar, reduce
+from pycl.functional._common import Scalar, as_scalar, check_matched, check_reduction, expand_scalar, reduce
 from pycl.pairs import Pairs, Points
 
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
-
+@together
 def clip(
     image: Tensor,
     text: Tensor,
@@ -23,7 +20,7 @@ def clip(
     *,
     reduction: str = "mean",
     normalize: bool = False,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""Symmetric cross entropy over image-to-text and text-to-image (CLIP).
@@ -43,7 +40,7 @@ def clip(
         logit_bias: number, 0-d tensor or None.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         normalize: L2-normalise images and texts inside.
-        group: must be None.
+        group: ranks that share the batch, each with instances of its own: see :mod:`pycl.distributed`.
         backend: name of the backend to run on; None picks one.
 
     Returns:
@@ -52,12 +49,11 @@ def clip(
     Raises:
         TypeError: features that are not floating point, a logit_scale that is no number.
         ValueError: differing shapes or devices, an empty batch, an unknown reduction or backend.
-        RuntimeError: the backend asked for is not built.
-        NotImplementedError: a group is given.
+        RuntimeError: the backend asked for is not built; another rank of the group failed.
 
     Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", arXiv 2103.00020, figure 3.
     """
-    check_call(reduction, group)
+    check_reduction(reduction)
     check_matched(image=image, text=text)
     rows, columns = pair_stats(
         Points(image),
@@ -69,11 +65,13 @@ def clip(
         offset=None,
         sides="both",
         normalize=normalize,
+        group=group,
         backend=backend,
     )
-    return reduce((rows.lse + columns.lse) / 2 - rows.pos_sum, reduction)
+    return reduce((rows.lse + columns.lse) / 2 - rows.pos_sum, reduction, group)
 
 
+@together
 def siglip(
     image: Tensor,
     text: Tensor,
@@ -82,7 +80,7 @@ def siglip(
     *,
     reduction: str = "mean",
     normalize: bool = False,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""Sigmoid loss over all image-text pairs (SigLIP).
@@ -101,7 +99,7 @@ def siglip(
         logit_bias: number or 0-d tensor.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         normalize: L2-normalise images and texts inside.
-        group: must be None.
+        group: ranks that share the batch, each with instances of its own: see :mod:`pycl.distributed`.
         backend: name of the backend to run on; None picks one.
 
     Returns:
@@ -110,12 +108,11 @@ def siglip(
     Raises:
         TypeError: features that are not floating point, a logit_scale or logit_bias that is no number.
         ValueError: differing shapes or devices, an empty batch, an unknown reduction or backend.
-        RuntimeError: the backend asked for is not built.
-        NotImplementedError: a group is given.
+        RuntimeError: the backend asked for is not built; another rank of the group failed.
 
     Zhai et al., "Sigmoid Loss for Language Image Pre-Training", arXiv 2303.15343, section 3.2 and algorithm 1.
     """
-    check_call(reduction, group)
+    check_reduction(reduction)
     check_matched(image=image, text=text)
     terms = pair_sum(
         Points(image),
@@ -126,6 +123,7 @@ def siglip(
         col_bias=expand_scalar("logit_bias", logit_bias, text),
         offset=None,
         normalize=normalize,
+        group=group,
         backend=backend,
     )
-    return reduce(terms, reduction)
+    return reduce(terms, reduction, group)

@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
+from pycl.distributed import Group, merge_lse, ranks_of, together
 from pycl.engine import pair_stats
 from pycl.functional._common import (
     Scalar,
     Views,
-    check_call,
     check_positive,
+    check_reduction,
     check_two_views,
     reduce,
     to_logit_scale,
@@ -20,17 +19,15 @@ from pycl.functional._common import (
 )
 from pycl.pairs import Pairs, stack_views
 
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
-
+@together
 def dcl(
     views: Views,
     *,
     temperature: Scalar = 0.1,
     reduction: str = "mean",
     normalize: bool = True,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""Decoupled contrastive loss on two views, both directions averaged.
@@ -48,7 +45,7 @@ def dcl(
         temperature: positive number or 0-d tensor.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         normalize: L2-normalise the embeddings inside.
-        group: must be None.
+        group: ranks that share the batch, each with instances of its own: see :mod:`pycl.distributed`.
         backend: name of the backend to run on; None picks one.
 
     Returns:
@@ -58,15 +55,15 @@ def dcl(
         TypeError: views that are not floating point.
         ValueError: not exactly two views, differing shapes, an empty batch, a temperature that is not positive, an
             unknown reduction or backend.
-        RuntimeError: the backend asked for is not built.
-        NotImplementedError: a group is given.
+        RuntimeError: the backend asked for is not built; another rank of the group failed.
 
     Yeh et al., "Decoupled Contrastive Learning", arXiv 2110.06848, section 3 (the loss L_DC).
     """
     lse, pos = _decoupled(views, temperature, reduction, normalize, group, backend)
-    return reduce(lse - pos, reduction)
+    return reduce(lse - pos, reduction, group)
 
 
+@together
 def dclw(
     views: Views,
     *,
@@ -74,7 +71,7 @@ def dclw(
     sigma: Scalar = 0.5,
     reduction: str = "mean",
     normalize: bool = True,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""Decoupled contrastive loss with weighted positives.
@@ -94,22 +91,29 @@ def dclw(
         sigma: positive number or 0-d tensor (it receives no gradient).
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         normalize: L2-normalise the embeddings inside.
-        group: must be None.
+        group: ranks that share the batch, each with instances of its own: see :mod:`pycl.distributed`.
         backend: name of the backend to run on; None picks one.
 
     Returns:
         A scalar, or ``[2, N]`` with ``"none"``; float32 (float64 for float64 views).
 
     Raises:
-        TypeError, ValueError, RuntimeError, NotImplementedError: as :func:`dcl`, and for a sigma that is not positive.
+        TypeError, ValueError, RuntimeError: as :func:`dcl`, and for a sigma that is not positive.
 
     Yeh et al., "Decoupled Contrastive Learning", arXiv 2110.06848, section 3 (the loss L_DCW).
     """
     sigma = check_positive("sigma", sigma)
     lse, pos = _decoupled(views, temperature, reduction, normalize, group, backend)
     cosine = pos.detach()[0] / to_logit_scale(temperature)
-    weight = (2 - len(cosine) * (cosine / sigma).softmax(0)).detach()
-    return reduce(lse - weight * pos, reduction)
+    weight = (2 - _share(cosine / sigma, group)).detach()
+    return reduce(lse - weight * pos, reduction, group)
+
+
+def _share(x: Tensor, group: Group | None) -> Tensor:
+    """``softmax(x)`` over the batch, in units of its mean."""
+    if (ranks := ranks_of(group)) is None:
+        return len(x) * x.softmax(0)
+    return (x - merge_lse(x.logsumexp(0), ranks.group)).exp() * (ranks.n_rows / 2)
 
 
 def _decoupled(
@@ -117,13 +121,13 @@ def _decoupled(
     temperature: Scalar,
     reduction: str,
     normalize: bool,
-    group: ProcessGroup | None,
+    group: Group | None,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     """Log-sum-exp over the negatives and the positive logit, both ``[2, N]``."""
-    check_call(reduction, group)
+    check_reduction(reduction)
     scale = to_logit_scale(temperature)
-    points, n_views = stack_views(views)
+    points, n_views = stack_views(views, group=group)
     check_two_views("the decoupled loss", n_views)
     stats = pair_stats(
         points,
@@ -132,6 +136,7 @@ def _decoupled(
         denominator=Pairs.NEGATIVE,
         positives=Pairs.POS_OTHER_VIEW,
         normalize=normalize,
+        group=group,
         backend=backend,
     )
     return zero_if_empty(stats.lse).view(2, -1), stats.pos_sum.view(2, -1)

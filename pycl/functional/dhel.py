@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from pycl.distributed import Group, together
 from pycl.engine import pair_stats
 from pycl.functional._common import (
     Scalar,
     Views,
-    check_call,
+    check_reduction,
     check_two_views,
     reduce,
     to_logit_scale,
@@ -20,17 +20,15 @@ from pycl.functional._common import (
 )
 from pycl.pairs import Pairs, stack_views
 
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
-
+@together
 def dhel(
     views: Views,
     *,
     temperature: Scalar = 0.3,
     reduction: str = "mean",
     normalize: bool = True,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""Decoupled hyperspherical energy loss (DHEL) on two views u, v.
@@ -48,7 +46,7 @@ def dhel(
         temperature: positive number or 0-d tensor.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         normalize: L2-normalise the embeddings inside.
-        group: must be None.
+        group: ranks that share the batch, each with instances of its own: see :mod:`pycl.distributed`.
         backend: name of the backend to run on; None picks one.
 
     Returns:
@@ -58,15 +56,14 @@ def dhel(
         TypeError: views that are not floating point.
         ValueError: not exactly two views, differing shapes, an empty batch, a temperature that is not positive, an
             unknown reduction or backend.
-        RuntimeError: the backend asked for is not built.
-        NotImplementedError: a group is given.
+        RuntimeError: the backend asked for is not built; another rank of the group failed.
 
     Koromilas et al., "Bridging Mini-Batch and Asymptotic Analysis in Contrastive Learning", arXiv 2405.18045, the
     loss L_DHEL (the released code's form, with the energies of both views).
     """
-    check_call(reduction, group)
+    check_reduction(reduction)
     scale = to_logit_scale(temperature)
-    points, n_views = stack_views(views)
+    points, n_views = stack_views(views, group=group)
     check_two_views("dhel", n_views)
     stats = pair_stats(
         points,
@@ -75,18 +72,20 @@ def dhel(
         denominator=Pairs.NEG_SAME_VIEW,
         positives=Pairs.POS_OTHER_VIEW,
         normalize=normalize,
+        group=group,
         backend=backend,
     )
-    return reduce(zero_if_empty(stats.lse).view(2, -1).sum(0) - stats.pos_sum.view(2, -1)[0], reduction)
+    return reduce(zero_if_empty(stats.lse).view(2, -1).sum(0) - stats.pos_sum.view(2, -1)[0], reduction, group)
 
 
+@together
 def mv_dhel(
     views: Views,
     *,
     temperature: Scalar = 0.5,
     reduction: str = "mean",
     normalize: bool = True,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""Multi-view DHEL: one joint alignment term, one uniformity term per view.
@@ -104,7 +103,7 @@ def mv_dhel(
         temperature: positive number or 0-d tensor.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         normalize: L2-normalise the embeddings inside.
-        group: must be None.
+        group: ranks that share the batch, each with instances of its own: see :mod:`pycl.distributed`.
         backend: name of the backend to run on; None picks one.
 
     Returns:
@@ -114,14 +113,13 @@ def mv_dhel(
         TypeError: views that are not floating point.
         ValueError: fewer than two views, differing shapes, an empty batch, a temperature that is not positive, an
             unknown reduction or backend.
-        RuntimeError: the backend asked for is not built.
-        NotImplementedError: a group is given.
+        RuntimeError: the backend asked for is not built; another rank of the group failed.
 
     Koromilas et al., "A Principled Framework for Multi-View Contrastive Learning", arXiv 2507.06979, the loss MV-DHEL.
     """
-    check_call(reduction, group)
+    check_reduction(reduction)
     scale = to_logit_scale(temperature)
-    points, n_views = stack_views(views)
+    points, n_views = stack_views(views, group=group)
     stats = pair_stats(
         points,
         None,
@@ -129,7 +127,8 @@ def mv_dhel(
         denominator=Pairs.NEG_SAME_VIEW,
         positives=Pairs.POS_OTHER_VIEW,
         normalize=normalize,
+        group=group,
         backend=backend,
     )
     aligned = stats.pos_lse.view(n_views, -1).logsumexp(0) - math.log(2)
-    return reduce(zero_if_empty(stats.lse).view(n_views, -1).sum(0) - aligned, reduction)
+    return reduce(zero_if_empty(stats.lse).view(n_views, -1).sum(0) - aligned, reduction, group)

@@ -3,19 +3,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from pycl.distributed import Group, together
 from pycl.engine import pair_stats
-from pycl.functional._common import Scalar, check_call, check_features, check_matched, reduce, to_logit_scale
+from pycl.functional._common import Scalar, check_features, check_matched, check_reduction, reduce, to_logit_scale
 from pycl.pairs import Pairs, Points
 
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
-
+@together
 def info_nce(
     query: Tensor,
     key: Tensor,
@@ -25,7 +24,7 @@ def info_nce(
     symmetric: bool = False,
     reduction: str = "mean",
     normalize: bool = True,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""InfoNCE: pick the own key among the candidates.
@@ -48,7 +47,8 @@ def info_nce(
         symmetric: average both directions; only without ``negatives``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         normalize: L2-normalise queries, keys and negatives inside.
-        group: must be None.
+        group: ranks that share the batch, each with instances and negatives of its own: see :mod:`pycl.distributed`.
+            For a queue that is the same on all ranks, leave it out.
         backend: name of the backend to run on; None picks one.
 
     Returns:
@@ -58,13 +58,12 @@ def info_nce(
         TypeError: inputs that are not floating point.
         ValueError: differing shapes or devices, an empty batch, negatives that are not ``[M, d]`` with
             M >= 1, ``symmetric`` with negatives, a temperature that is not positive, an unknown reduction or backend.
-        RuntimeError: the backend asked for is not built.
-        NotImplementedError: a group is given.
+        RuntimeError: the backend asked for is not built; another rank of the group failed.
 
     van den Oord et al., "Representation Learning with Contrastive Predictive Coding", arXiv 1807.03748, equation 4;
     with a queue: He et al., "Momentum Contrast", arXiv 1911.05722, equation 1.
     """
-    check_call(reduction, group)
+    check_reduction(reduction)
     scale = to_logit_scale(temperature)
     check_matched(query=query, key=key)
     among: dict[str, Any] = {"denominator": Pairs.OTHERS, "offset": None, "normalize": normalize, "backend": backend}
@@ -75,10 +74,12 @@ def info_nce(
         own = pair_stats(
             Points(query), Points(key), scale, positives=Pairs.POSITIVE, **among | {"denominator": Pairs.NONE}
         )
-        others = pair_stats(Points(query), Points(negatives), scale, **among)
-        return reduce(-logsigmoid(own.pos_sum - others.lse), reduction)
+        others = pair_stats(Points(query), Points(negatives), scale, group=group, **among)
+        return reduce(-logsigmoid(own.pos_sum - others.lse), reduction, group)
     if symmetric:
-        rows, columns = pair_stats(Points(query), Points(key), scale, positives=Pairs.POSITIVE, sides="both", **among)
-        return reduce((rows.lse + columns.lse) / 2 - rows.pos_sum, reduction)
-    stats = pair_stats(Points(query), Points(key), scale, positives=Pairs.POSITIVE, **among)
-    return reduce(stats.lse - stats.pos_sum, reduction)
+        rows, columns = pair_stats(
+            Points(query), Points(key), scale, positives=Pairs.POSITIVE, sides="both", group=group, **among
+        )
+        return reduce((rows.lse + columns.lse) / 2 - rows.pos_sum, reduction, group)
+    stats = pair_stats(Points(query), Points(key), scale, positives=Pairs.POSITIVE, group=group, **among)
+    return reduce(stats.lse - stats.pos_sum, reduction, group)

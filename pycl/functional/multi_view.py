@@ -4,18 +4,18 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pycl.distributed import Group, together
 from pycl.engine import pair_stats
 from pycl.functional._common import (
     Scalar,
     Views,
-    check_call,
     check_choice,
+    check_reduction,
     no_autocast,
     reduce,
     to_logit_scale,
@@ -23,13 +23,11 @@ from pycl.functional._common import (
 )
 from pycl.pairs import Pairs, stack_views
 
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-
 DENOMINATORS = {"all": Pairs.OTHERS, "cross_view": Pairs.POS_OTHER_VIEW | Pairs.NEG_OTHER_VIEW}
 MEANS = ("geometric", "arithmetic")
 
 
+@together
 def mv_info_nce(
     views: Views,
     *,
@@ -37,7 +35,7 @@ def mv_info_nce(
     denominator: str = "all",
     reduction: str = "mean",
     normalize: bool = True,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""Multi-view InfoNCE: one term per instance, all views in the numerator and the denominator.
@@ -58,7 +56,7 @@ def mv_info_nce(
         denominator: ``"all"`` or ``"cross_view"``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         normalize: L2-normalise the embeddings inside.
-        group: must be None.
+        group: ranks that share the batch, each with instances of its own: see :mod:`pycl.distributed`.
         backend: name of the backend to run on; None picks one.
 
     Returns:
@@ -68,16 +66,15 @@ def mv_info_nce(
         TypeError: views that are not floating point.
         ValueError: fewer than two views, differing shapes, an empty batch, a temperature that is not positive, an
             unknown denominator, reduction or backend.
-        RuntimeError: the backend asked for is not built.
-        NotImplementedError: a group is given.
+        RuntimeError: the backend asked for is not built; another rank of the group failed.
 
     Koromilas et al., "A Principled Framework for Multi-View Contrastive Learning", arXiv 2507.06979, the loss
     MV-InfoNCE.
     """
-    check_call(reduction, group)
+    check_reduction(reduction)
     check_choice("denominator", denominator, DENOMINATORS)
     scale = to_logit_scale(temperature)
-    points, n_views = stack_views(views)
+    points, n_views = stack_views(views, group=group)
     stats = pair_stats(
         points,
         None,
@@ -85,12 +82,14 @@ def mv_info_nce(
         denominator=DENOMINATORS[denominator],
         positives=Pairs.POS_OTHER_VIEW,
         normalize=normalize,
+        group=group,
         backend=backend,
     )
     lse, pos_lse = (t.view(n_views, -1).logsumexp(0) for t in (stats.lse, stats.pos_lse))
-    return reduce(lse - pos_lse, reduction)
+    return reduce(lse - pos_lse, reduction, group)
 
 
+@together
 def poly_view(
     views: Views,
     *,
@@ -98,7 +97,7 @@ def poly_view(
     mean: str = "geometric",
     reduction: str = "mean",
     normalize: bool = True,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""Poly-view contrastive loss: each pair of views against every view of the other instances.
@@ -118,7 +117,7 @@ def poly_view(
         mean: ``"geometric"`` or ``"arithmetic"``, the mean over partner views.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         normalize: L2-normalise the embeddings inside.
-        group: must be None.
+        group: ranks that share the batch, each with instances of its own: see :mod:`pycl.distributed`.
         backend: name of the backend to run on; None picks one.
 
     Returns:
@@ -128,16 +127,17 @@ def poly_view(
         TypeError: views that are not floating point.
         ValueError: fewer than two views, differing shapes, an empty batch, a temperature that is not positive, an
             unknown mean, reduction or backend.
-        RuntimeError: the backend asked for is not built.
-        NotImplementedError: a group is given.
+        RuntimeError: the backend asked for is not built; another rank of the group failed.
 
     Shidani et al., "Poly-View Contrastive Learning", arXiv 2403.05490, the arithmetic and the geometric PVC loss.
     """
-    check_call(reduction, group)
+    check_reduction(reduction)
     check_choice("mean", mean, MEANS)
     scale = to_logit_scale(temperature)
-    points, n_views = stack_views(views)
-    lse = pair_stats(points, None, scale, denominator=Pairs.NEGATIVE, normalize=normalize, backend=backend).lse
+    points, n_views = stack_views(views, group=group)
+    lse = pair_stats(
+        points, None, scale, denominator=Pairs.NEGATIVE, normalize=normalize, group=group, backend=backend
+    ).lse
     z = unit(points.z, normalize).view(n_views, -1, points.z.shape[1])
     with no_autocast(z):
         pair_logits = scale * torch.einsum("aid,bid->abi", z, z)
@@ -147,4 +147,4 @@ def poly_view(
         terms = log_p.masked_fill(itself, 0.0).sum(1) / (1 - n_views)
     else:
         terms = math.log(n_views - 1) - log_p.masked_fill(itself, -torch.inf).logsumexp(1)
-    return reduce(terms, reduction)
+    return reduce(terms, reduction, group)

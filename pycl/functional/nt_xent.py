@@ -4,26 +4,24 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from pycl.distributed import Group, together
 from pycl.engine import pair_stats
-from pycl.functional._common import Scalar, Views, check_call, reduce, to_logit_scale
+from pycl.functional._common import Scalar, Views, check_reduction, reduce, to_logit_scale
 from pycl.pairs import Pairs, Points, stack_views
 
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
-
+@together
 def nt_xent(
     views: Views,
     *,
     temperature: Scalar = 0.5,
     reduction: str = "mean",
     normalize: bool = True,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""Normalised temperature-scaled cross entropy (SimCLR) over V views of N instances.
@@ -41,7 +39,7 @@ def nt_xent(
         temperature: positive number or 0-d tensor.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         normalize: L2-normalise the embeddings inside.
-        group: must be None.
+        group: ranks that share the batch, each with instances of its own: see :mod:`pycl.distributed`.
         backend: name of the backend to run on; None picks one.
 
     Returns:
@@ -51,28 +49,35 @@ def nt_xent(
         TypeError: views that are not floating point.
         ValueError: fewer than two views, differing shapes, an empty batch, a temperature that is not positive, an
             unknown reduction or backend.
-        RuntimeError: the backend asked for is not built.
-        NotImplementedError: a group is given.
+        RuntimeError: the backend asked for is not built; another rank of the group failed.
 
     Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", arXiv 2002.05709, equation 1.
     """
-    check_call(reduction, group)
+    check_reduction(reduction)
     scale = to_logit_scale(temperature)
-    points, n_views = stack_views(views)
+    points, n_views = stack_views(views, group=group)
     stats = pair_stats(
-        points, None, scale, denominator=Pairs.OTHERS, positives=Pairs.POSITIVE, normalize=normalize, backend=backend
+        points,
+        None,
+        scale,
+        denominator=Pairs.OTHERS,
+        positives=Pairs.POSITIVE,
+        normalize=normalize,
+        group=group,
+        backend=backend,
     )
     terms = torch.sub(stats.lse, stats.pos_sum, alpha=1 / (n_views - 1))  # every anchor has V - 1 positives
-    return reduce(terms.view(n_views, -1), reduction)
+    return reduce(terms.view(n_views, -1), reduction, group)
 
 
+@together
 def pairwise_nt_xent(
     views: Views,
     *,
     temperature: Scalar = 0.5,
     reduction: str = "mean",
     normalize: bool = True,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""Two-view NT-Xent averaged over all ``V (V - 1) / 2`` pairs of views ("PWE").
@@ -89,21 +94,23 @@ def pairwise_nt_xent(
         temperature: positive number or 0-d tensor.
         reduction: ``"mean"``, ``"sum"`` (over the ``V * N`` anchors) or ``"none"``.
         normalize: L2-normalise the embeddings inside.
-        group: must be None.
+        group: ranks that share the batch, each with instances of its own: see :mod:`pycl.distributed`.
         backend: name of the backend to run on; None picks one.
 
     Returns:
         A scalar, or ``[V, N]`` with ``"none"``; float32 (float64 for float64 views).
 
     Raises:
-        TypeError, ValueError, RuntimeError, NotImplementedError: as :func:`nt_xent`.
+        TypeError, ValueError, RuntimeError: as :func:`nt_xent`.
 
     The pairwise baseline of Koromilas et al., arXiv 2507.06979; the two-view loss is arXiv 2002.05709, equation 1.
     """
-    check_call(reduction, group)
+    check_reduction(reduction)
     scale = to_logit_scale(temperature)
-    points, n_views = stack_views(views)
-    own = pair_stats(points, None, scale, denominator=Pairs.NEG_SAME_VIEW, normalize=normalize, backend=backend).lse
+    points, n_views = stack_views(views, group=group)
+    own = pair_stats(
+        points, None, scale, denominator=Pairs.NEG_SAME_VIEW, normalize=normalize, group=group, backend=backend
+    ).lse
     z, own = points.z.reshape(n_views, -1, points.z.shape[1]), own.view(n_views, -1)
     terms: list[list[Tensor]] = [[] for _ in range(n_views)]
     for a, b in combinations(range(n_views), 2):
@@ -116,8 +123,9 @@ def pairwise_nt_xent(
             offset=None,
             sides="both",
             normalize=normalize,
+            group=group,
             backend=backend,
         )
         for anchor, stats in zip((a, b), both, strict=True):
             terms[anchor].append(torch.logaddexp(own[anchor], stats.lse) - stats.pos_sum)
-    return reduce(torch.stack([torch.stack(t).mean(0) for t in terms]), reduction)
+    return reduce(torch.stack([torch.stack(t).mean(0) for t in terms]), reduction, group)

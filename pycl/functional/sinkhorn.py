@@ -6,13 +6,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from pycl import backends
-from pycl.distributed import check_agree, check_group
+from pycl.distributed import Group, agree, together
 from pycl.engine import pair_stats
 from pycl.functional._common import check_features
 from pycl.functional._transport import (
@@ -27,10 +27,8 @@ from pycl.ops import Transport
 from pycl.pairs import Pairs, Points
 from pycl.sinkhorn import check_finite, prototype_potential, solve, step
 
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
-
+@together
 @torch.no_grad()
 def sinkhorn(
     scores: Tensor,
@@ -41,7 +39,7 @@ def sinkhorn(
     prototype_marginal: Tensor | None = None,
     dtype: torch.dtype | None = None,
     out: Tensor | None = None,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""Assignment of samples to prototypes that uses the prototypes equally (SwAV, DINOv2, DINOv3).
@@ -85,15 +83,15 @@ def sinkhorn(
     Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", arXiv 2006.09882,
     equations 3 to 5 and listing 1; Cuturi, "Sinkhorn Distances", arXiv 1306.0895, algorithm 1.
     """
-    check_group(group)
     check_scores(scores, dtype, may_be_empty=group is not None)
     if out is not None:
         check_out(out, scores, dtype)
     epsilon, iterations = check_epsilon("epsilon", epsilon), check_iterations(iterations)
     n_samples, n_prototypes = scores.shape
     given = {"sample_marginal is given": sample_marginal is not None}
-    check_agree(group, scores.device, K=n_prototypes, epsilon=epsilon, iterations=iterations, **given)
-    targets = log_targets(sample_marginal, prototype_marginal, n_samples, n_prototypes, scores, group)
+    facts: dict[str, Any] = {"operator": "sinkhorn", "K": n_prototypes, "epsilon": epsilon, "iterations": iterations}
+    ranks = agree(group, scores, **facts, **given)
+    targets = log_targets(sample_marginal, prototype_marginal, n_samples, n_prototypes, scores, ranks)
     t = Transport(
         scores=scores.detach() if scores.stride(1) == 1 or n_prototypes == 1 else scores.detach().contiguous(),
         epsilon=epsilon,
@@ -103,7 +101,7 @@ def sinkhorn(
         dtype=out.dtype if out is not None else scores.dtype if dtype is None else dtype,
         out=out,
     )
-    if group is None:
+    if ranks is None:
         name = backends.choose(backend, scores.device.type, scores.dtype, backends.SINKHORN)
         if out is None:
             codes, u, v = torch.ops.pycl.sinkhorn(*t[:-1], name)
@@ -112,11 +110,12 @@ def sinkhorn(
     else:
         name = backends.choose(backend, scores.device.type, scores.dtype, backends.SINKHORN_STEPS)
         steps = backends.load(name)
-        codes, u, v = solve(steps.sinkhorn_columns, steps.sinkhorn_codes, t, group)
-    check_finite(t, u, v, group)
+        codes, u, v = solve(steps.sinkhorn_columns, steps.sinkhorn_codes, t, ranks)
+    check_finite(t, u, v, ranks)
     return cast("Tensor", codes)
 
 
+@together
 @torch.no_grad()
 def sinkhorn_potentials(
     z: Tensor,
@@ -129,7 +128,7 @@ def sinkhorn_potentials(
     sample_penalty: float = math.inf,
     prototype_penalty: float = math.inf,
     normalize: bool = False,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Potentials of :func:`sinkhorn` from features and prototypes; the scores ``<z_b, c_k>`` are never stored.
@@ -159,7 +158,6 @@ def sinkhorn_potentials(
 
     Chizat et al., "Scaling Algorithms for Unbalanced Optimal Transport Problems", arXiv 1607.05816, section 3.
     """
-    check_group(group)
     check_features(z=z, prototypes=prototypes)
     epsilon, iterations = check_epsilon("epsilon", epsilon), check_iterations(iterations)
     sample_penalty = check_penalty("sample_penalty", sample_penalty)
@@ -167,12 +165,13 @@ def sinkhorn_potentials(
     n_samples, n_prototypes = len(z), len(prototypes)
     penalties = {"sample_penalty": sample_penalty, "prototype_penalty": prototype_penalty}
     penalties |= {"sample_marginal is given": sample_marginal is not None}
-    check_agree(group, z.device, K=n_prototypes, epsilon=epsilon, iterations=iterations, **penalties)
-    targets = log_targets(sample_marginal, prototype_marginal, n_samples, n_prototypes, z, group)
+    facts: dict[str, Any] = {"operator": "potentials", "K": n_prototypes, "epsilon": epsilon, "iterations": iterations}
+    ranks = agree(group, z, **facts, **penalties)
+    targets = log_targets(sample_marginal, prototype_marginal, n_samples, n_prototypes, z, ranks)
     sample_step = partial(step, target=targets[0], penalty=sample_penalty, epsilon=epsilon)
     prototype_step = partial(step, target=targets[1], penalty=prototype_penalty, epsilon=epsilon)
     logits = FeatureLogits(z, prototypes, epsilon, normalize, backend)
-    v = prototype_potential(logits.columns(sample_step), prototype_step, iterations, group)
+    v = prototype_potential(logits.columns(sample_step), prototype_step, iterations, ranks)
     return sample_step(logits.sample_lse(v)), v
 
 
@@ -214,7 +213,7 @@ def dino_codes(
     *,
     n_masked_patches_tensor: Tensor | None = None,
     n_iterations: int = 3,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Targets of a DINO or iBOT teacher by :func:`sinkhorn` instead of centring, called as DINOv2 and DINOv3 do.

@@ -3,20 +3,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
+from pycl.distributed import Group, together
 from pycl.engine import pair_stats
-from pycl.functional._common import Scalar, Views, check_call, check_choice, reduce, to_logit_scale
+from pycl.functional._common import Scalar, Views, check_choice, check_reduction, reduce, to_logit_scale
 from pycl.pairs import Pairs, stack_views
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 FORMS = ("out", "in")
 
 
+@together
 def sup_con(
     views: Views,
     labels: Tensor,
@@ -25,7 +22,7 @@ def sup_con(
     form: str = "out",
     reduction: str = "mean",
     normalize: bool = True,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""Supervised contrastive loss: the points of one class attract each other.
@@ -46,7 +43,7 @@ def sup_con(
         form: ``"out"`` (mean of logarithms) or ``"in"`` (logarithm of the mean).
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         normalize: L2-normalise the embeddings inside.
-        group: must be None.
+        group: ranks that share the batch, each with instances of its own: see :mod:`pycl.distributed`.
         backend: name of the backend to run on; None picks one.
 
     Returns:
@@ -56,19 +53,25 @@ def sup_con(
         TypeError: views that are not floating point, labels that are not integers.
         ValueError: no view, differing shapes, an empty batch, labels of another length or device, a temperature
             that is not positive, an unknown form, reduction or backend.
-        RuntimeError: the backend asked for is not built.
-        NotImplementedError: a group is given.
+        RuntimeError: the backend asked for is not built; another rank of the group failed.
 
     Khosla et al., "Supervised Contrastive Learning", arXiv 2004.11362, equations 2 ("out") and 3 ("in").
     """
-    check_call(reduction, group)
+    check_reduction(reduction)
     check_choice("form", form, FORMS)
     scale = to_logit_scale(temperature)
-    points, n_views = stack_views(views, labels)
+    points, n_views = stack_views(views, labels, group)
     stats = pair_stats(
-        points, None, scale, denominator=Pairs.OTHERS, positives=Pairs.POSITIVE, normalize=normalize, backend=backend
+        points,
+        None,
+        scale,
+        denominator=Pairs.OTHERS,
+        positives=Pairs.POSITIVE,
+        normalize=normalize,
+        group=group,
+        backend=backend,
     )
     count = stats.pos_count
     mean_positive = stats.pos_sum / count.clamp_min(1) if form == "out" else stats.pos_lse - count.log()
     terms = (stats.lse - mean_positive).masked_fill(count == 0, 0.0)
-    return reduce(terms.view(n_views, -1), reduction)
+    return reduce(terms.view(n_views, -1), reduction, group)

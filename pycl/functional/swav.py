@@ -6,19 +6,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pycl.distributed import check_agree, check_group
+from pycl.distributed import Group, agree, together
 from pycl.engine import pair_average, pair_stats
 from pycl.functional._common import (
-    REDUCTIONS,
     Scalar,
     Views,
-    check_choice,
     check_features,
+    check_reduction,
     reduce,
     to_logit_scale,
     unit,
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+@together
 def swav(
     crops: Views,
     prototypes: Tensor,
@@ -43,7 +43,7 @@ def swav(
     queue: Views | None = None,
     reduction: str = "mean",
     normalize: bool = False,
-    group: ProcessGroup | None = None,
+    group: Group | None = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""Swapped prediction of Sinkhorn codes over several crops (SwAV).
@@ -69,7 +69,8 @@ def swav(
             code crop and have no other part.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         normalize: L2-normalise crops, queue and prototypes inside.
-        group: ranks that share the prototypes: codes are assigned jointly, the terms stay each rank's own.
+        group: ranks that share the prototypes: codes are assigned jointly, and the ranks' losses have the
+            global batch's as their mean.
         backend: name of the backend to run on; None picks one.
 
     Returns:
@@ -85,15 +86,20 @@ def swav(
     Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", arXiv 2006.09882,
     equations 1 to 6; the gradients of the second line are the first one's.
     """
-    check_choice("reduction", reduction, REDUCTIONS)
-    check_group(group)
+    check_reduction(reduction)
     check_features(prototypes=prototypes)
     z = stack("crops", crops, prototypes, least=2)
     codes = check_code_crops(code_crops, len(z))
     earlier = None if queue is None else stack("queue", queue, prototypes, least=len(codes), most=len(codes))
     check_epsilon("epsilon", epsilon)
     check_iterations(iterations)
-    check_agree(group, z.device, K=len(prototypes), code_crops=len(codes), iterations=iterations, epsilon=epsilon)
+    facts: dict[str, Any] = {
+        "K": len(prototypes),
+        "code_crops": len(codes),
+        "iterations": iterations,
+        "epsilon": epsilon,
+    }
+    ranks = agree(group, z[0], operator="swav", **facts)
     if normalize:
         z, prototypes = unit(z), unit(prototypes)
         earlier = None if earlier is None else unit(earlier)
@@ -101,7 +107,7 @@ def swav(
     n_crops, n_samples, d = z.shape
     means = torch.stack(
         [
-            _code_means(z[i], prototypes, None if earlier is None else earlier[k], epsilon, iterations, group, backend)
+            _code_means(z[i], prototypes, None if earlier is None else earlier[k], epsilon, iterations, ranks, backend)
             for k, i in enumerate(codes)
         ]
     )
@@ -112,7 +118,7 @@ def swav(
     predicted = wide.sum(0) - wide[codes]  # [I, B, d]: all crops but the code's own
     agreement = (predicted * means).sum((0, 2)) * scale
     everyone = len(codes) * lse.sum(0) - lse[codes].sum(0)
-    return reduce((everyone - agreement) / (len(codes) * (n_crops - 1)), reduction)
+    return reduce((everyone - agreement) / (len(codes) * (n_crops - 1)), reduction, group)
 
 
 def _code_means(
