@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``torchrun --nproc_per_node=3 -m pycl.testing``: every loss in both transports on the ranks, against one process.
+
+On GPUs with NCCL where there is one for each rank, else on the CPU with gloo. Each rank computes the loss of the whole
+batch by itself to compare with.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pycl import functional as F
+from pycl.distributed import Ring
+from pycl.testing import Equivalence, compare
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "nt_xent": lambda z, y, **group: F.nt_xent(z, **group),
+    "pairwise_nt_xent": lambda z, y, **group: F.pairwise_nt_xent(z, **group),
+    "info_nce": lambda z, y, **group: F.info_nce(z[0], z[1], **group),
+    "info_nce symmetric": lambda z, y, **group: F.info_nce(z[0], z[1], symmetric=True, **group),
+    "info_nce negatives": lambda z, y, **group: F.info_nce(z[0], z[1], z[2], **group),
+    "clip": lambda z, y, **group: F.clip(z[0], z[1], 0.5, **group),
+    "siglip": lambda z, y, **group: F.siglip(z[0], z[1], 0.5, -1.0, **group),
+    "dcl": lambda z, y, **group: F.dcl(z[:2], **group),
+    "dclw": lambda z, y, **group: F.dclw(z[:2], **group),
+    "dhel": lambda z, y, **group: F.dhel(z[:2], **group),
+    "mv_dhel": lambda z, y, **group: F.mv_dhel(z, **group),
+    "mv_info_nce": lambda z, y, **group: F.mv_info_nce(z, **group),
+    "poly_view": lambda z, y, **group: F.poly_view(z, **group),
+    "sup_con": lambda z, y, **group: F.sup_con(z, y, **group),
+    "alignment": lambda z, y, **group: F.alignment(z[0], z[1], **group),
+    "uniformity": lambda z, y, **group: F.uniformity(z[0], normalize=True, **group),
+    "swav": lambda z, y, **group: F.swav(z, prototypes(z), normalize=True, **group),
+}
+
+
+def prototypes(z: Tensor) -> Tensor:
+    return nn.functional.normalize(torch.cos(torch.arange(5.0 * z.shape[-1])).view(5, -1), dim=1).to(z)
+
+
+def equivalence(loss: Callable[..., Tensor], views: Tensor, labels: Tensor, mine: slice, group: object) -> Equivalence:
+    """What all ranks find together, with the averaging of DistributedDataParallel."""
+    whole, share = views.clone().requires_grad_(), views[:, mine].clone().requires_grad_()
+    expected = loss(whole, labels)
+    value = loss(share, labels[mine], group=group)
+    (d_whole,), (d_share,) = torch.autograd.grad(expected, whole), torch.autograd.grad(value, share)
+    gradient, value = torch.zeros_like(whole), value.detach().clone()
+    gradient[:, mine] = d_share
+    for summed in (gradient, value):
+        dist.all_reduce(summed)
+        summed /= dist.get_world_size()
+    return compare(value, gradient.flatten(), expected.detach(), d_whole.flatten())
+
+
+def main() -> int:
+    gpus = torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if gpus else torch.device("cpu")
+    dtype, tolerance = (torch.float32, 1e-4) if gpus else (torch.float64, 1e-10)
+    if gpus:
+        torch.cuda.set_device(device)
+    torch.manual_seed(0)
+    n = 64 * world + 7  # the last rank has seven more
+    views, labels = torch.randn(3, n, 16, dtype=dtype).to(device), torch.randint(0, 9, (n,)).to(device)
+    mine = slice(64 * rank, 64 * rank + 64 if rank + 1 < world else n)
+    failed = 0
+    for name, loss in LOSSES.items():
+        for transport, group in {"gather": dist.group.WORLD, "ring": Ring(dist.group.WORLD)}.items():
+            found = equivalence(loss, views, labels, mine, group)
+            good = max(abs(found.value - 1), found.error) <= tolerance
+            failed += not good
+            if rank == 0:
+                print(f"{'ok  ' if good else 'FAIL'} {name:20} {transport:8} {found}", flush=True)
+    if rank == 0:
+        print(f"{world} ranks on {device}: {len(LOSSES)} losses in both transports, {failed} failed")
+    dist.destroy_process_group()
+    return failed
+
+
+if __name__ == "__main__":
+    if "LOCAL_RANK" not in os.environ:
+        raise SystemExit("start this with torchrun --nproc_per_node=3 -m pycl.testing")
+    raise SystemExit(1 if main() else 0)
