@@ -6,11 +6,13 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def random_state() -> list[Tensor]:
@@ -47,7 +49,7 @@ class Buffers:
 
 
 @contextmanager
-def watch(modules: Sequence[nn.Module], ran: set[nn.Module]) -> Iterator[None]:
+def watch(modules: Sequence[Module], ran: set[Module]) -> Iterator[None]:
     """Notes which of the modules run: a function may refer to more of them than it calls."""
     with ExitStack() as hooks:
         for module in modules:
@@ -55,7 +57,7 @@ def watch(modules: Sequence[nn.Module], ran: set[nn.Module]) -> Iterator[None]:
         yield
 
 
-def modules_of(thing: Any, depth: int = 3) -> Iterator[nn.Module]:
+def modules_of(thing: Any, depth: int = 4) -> Iterator[nn.Module]:
     """The modules that are ``thing``, or that a callable refers to: method, partial, function, object."""
     if isinstance(thing, nn.Module):
         yield from thing.modules()
@@ -67,9 +69,13 @@ def modules_of(thing: Any, depth: int = 3) -> Iterator[nn.Module]:
         parts = [thing.func, *thing.args, *thing.keywords.values()]
     elif inspect.ismethod(thing):
         parts = [thing.__self__]
+    elif hasattr(thing, "__wrapped__"):
+        parts = [thing.__wrapped__]
     elif inspect.isfunction(thing):
-        scope = inspect.getclosurevars(inspect.unwrap(thing))
-        parts = [*scope.nonlocals.values(), *scope.globals.values()]
+        parts = [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
+        with suppress(ValueError):  # a name that has no value yet
+            scope = inspect.getclosurevars(thing)
+            parts += [*scope.nonlocals.values(), *scope.globals.values()]
     else:
         parts = list(getattr(thing, "__dict__", {}).values())
     for part in parts:

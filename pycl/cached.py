@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import Any, Protocol, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pycl._replay import Buffers, modules_of, random_state, set_random_state, watch
@@ -49,8 +49,9 @@ def cached_step(
 
     A :class:`~torch.nn.parallel.DistributedDataParallel` module communicates in the last of its chunks only, so once a
     step, whatever the number of chunks on other ranks; towers may share it. Where towers, or the loss, use different
-    parameters of one such module, it needs ``find_unused_parameters=True``, as always. It and the buffers are found in
-    an encoder that is a module or its method, and in a partial or a function that refers to either.
+    parameters of one such module, it needs ``find_unused_parameters=True``, as always. Such modules and buffers are
+    found in an encoder that is a module or a method of one, and in a function, a partial or an object that refers to
+    one; where they are hidden deeper, gradients are still exact, but each chunk communicates and buffers update twice.
 
     Limits: BatchNorm in training mode normalises over a chunk, not over the batch, and SyncBatchNorm communicates in
     every chunk, so that ranks need equally many of them. An encoder must compute the same with gradients on and off,
@@ -94,7 +95,7 @@ def cached_step(
     before = Buffers(modules)
     with torch.no_grad():
         embeddings = [part.encode() for part in parts]
-    torch.clear_autocast_cache()  # it holds casts of the weights that were made without a graph
+    torch.clear_autocast_cache()  # older PyTorch reuses casts made without a graph: pytorch/pytorch#112583
     value = _backward(loss, embeddings, scaler)
     random, after = random_state(), Buffers(modules)
     gradients = [[z.grad for z in part.columns(out)] for part, out in zip(parts, embeddings, strict=True)]
@@ -132,16 +133,14 @@ class _Tower:
             raise TypeError(f"{name} must be a pair (encoder, inputs) with a callable encoder, got {got}")
         self.name = name
         self.encoder, inputs = tower
-        self.arguments: dict[Any, Any]  # positional ones under their numbers
-        if isinstance(inputs, Mapping):
-            self.arguments = dict(inputs)
-        else:
-            self.arguments = dict(enumerate(inputs if isinstance(inputs, tuple) else (inputs,)))
+        self.by_name = isinstance(inputs, Mapping)
+        positional = inputs if isinstance(inputs, tuple) else (inputs,)
+        self.arguments: dict[Any, Any] = dict(inputs if self.by_name else enumerate(positional))
         rows = self._count_rows()
         self.spans = [slice(start, min(start + chunk_size, rows)) for start in range(0, rows, chunk_size)]
         self.modules = list(dict.fromkeys(modules_of(self.encoder)))
         self.ddp = [module for module in self.modules if isinstance(module, DistributedDataParallel)]
-        self.ran: set[nn.Module] = set()  # those of self.ddp that the encoder does run
+        self.ran: set[DistributedDataParallel] = set()  # those of self.ddp that the encoder does run
         self.random: list[list[Tensor]] = []
         self.returns_tuple = False
 
@@ -209,8 +208,7 @@ class _Tower:
         return [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
 
     def _call(self, arguments: Mapping[Any, Any]) -> Any:
-        positional = [value for key, value in arguments.items() if isinstance(key, int)]
-        out = self.encoder(*positional, **{key: value for key, value in arguments.items() if isinstance(key, str)})
+        out = self.encoder(**arguments) if self.by_name else self.encoder(*arguments.values())
         self.returns_tuple = isinstance(out, tuple)
         columns = self.columns(out)
         if not columns or not all(isinstance(z, Tensor) for z in columns):
@@ -261,8 +259,8 @@ def _second_pass(parts: Sequence[_Tower], gradients: Sequence[Sequence[Tensor | 
         for span, random in zip(part.spans, part.random, strict=True):
             set_random_state(random)
             with ExitStack() as quiet:
-                for module in part.ddp:
-                    if module in part.ran and (last[module] != i or span is not part.spans[-1]):
+                for module in part.ran:
+                    if last[module] != i or span is not part.spans[-1]:
                         quiet.enter_context(module.no_sync())
                 pieces.append(part.run_backward(span, gradients[i]))
         sources += part.sources()

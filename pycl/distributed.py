@@ -91,7 +91,7 @@ Group: TypeAlias = dist.ProcessGroup | Ring | Ranks
 def check_group(group: Group | None) -> None:
     """``None``, or a process group this rank belongs to, maybe as a ``Ring``."""
     process_group = group.group if isinstance(group, (Ring, Ranks)) else group
-    if process_group is not None and not isinstance(process_group, dist.ProcessGroup):
+    if group is not None and not isinstance(process_group, dist.ProcessGroup):
         given = type(process_group).__name__
         raise TypeError(f"group must be None or a torch.distributed process group this rank is in, got {given}")
 

@@ -46,7 +46,7 @@ def problem_of(
         common = torch.promote_types(z.dtype, cols_z.dtype)
         z, cols_z = z.to(common), cols_z.to(common)
     dtype = accumulation_dtype(z.dtype)
-    scale = _scale(logit_scale, z, dtype)
+    scale = _scale(logit_scale, z, dtype, alone=group is None)
     symmetric = cols is None and scale.dim() == 0 and row_bias is col_bias
     row_bias, col_bias = _bias("row_bias", row_bias, z, dtype), _bias("col_bias", col_bias, cols_z, dtype)
     if symmetric:
@@ -115,10 +115,10 @@ def _integers(name: str, points: Points, group: Group | None) -> tuple[Tensor, T
     return ids.to(torch.int64).contiguous(), views.to(torch.int64).contiguous()
 
 
-def _scale(logit_scale: float | Tensor, z: Tensor, dtype: torch.dtype) -> Tensor:
+def _scale(logit_scale: float | Tensor, z: Tensor, dtype: torch.dtype, alone: bool) -> Tensor:
     if not isinstance(logit_scale, Tensor):
         return torch.full((), float(logit_scale), dtype=dtype, device=z.device)
-    if logit_scale.numel() == 1:
+    if logit_scale.numel() == 1 and (alone or logit_scale.shape != z.shape[:1]):  # other ranks may have many rows
         logit_scale = logit_scale.reshape(())
     elif logit_scale.shape != z.shape[:1]:
         raise ValueError(f"logit_scale must be a number or have shape [] or [{len(z)}], got {tuple(logit_scale.shape)}")

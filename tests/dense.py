@@ -85,11 +85,12 @@ def dense(case: Case, leaves: dict[str, Tensor]) -> tuple[list[Tensor], Tensor]:
     return found, logits
 
 
-def engine(case: Case, leaves: dict[str, Tensor], backend: str) -> list[Tensor]:
+def engine(case: Case, leaves: dict[str, Tensor], backend: str, group: Any = None) -> list[Tensor]:
     rows = Points(leaves["x"], case.row_ids, case.row_views)
     cols = Points(leaves["y"], case.col_ids, case.col_views) if "y" in leaves else None
     bias = leaves.get("row_bias"), leaves.get("row_bias" if case.tied else "col_bias")
     options: dict[str, Any] = {"row_bias": bias[0], "col_bias": bias[1], "offset": case.offset, "backend": backend}
+    options["group"] = group
     options |= {"normalize": case.normalize, "positives": Pairs(case.positives)}
     den = Pairs(case.denominator)
     stats = pair_stats(rows, cols, leaves["scale"], denominator=den, sides=case.sides, **options)

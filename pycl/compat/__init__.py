@@ -17,6 +17,8 @@ library's own code, with one :class:`FallbackWarning`; ``PYCL_STRICT=1`` in the 
 =========================================  ==================================================
 """
 
+from __future__ import annotations
+
 from ._peer import FallbackWarning
 
 __all__ = ["FallbackWarning"]

@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from pycl.distributed import Group, together
 from pycl.engine import pair_stats
-from pycl.functional._common import Scalar, check_features, check_matched, check_reduction, reduce, to_logit_scale
+from pycl.functional._common import Scalar, check_features, check_matched, check_reduction, reduce, to_logit_scale, unit
 from pycl.pairs import Pairs, Points
 
 
@@ -71,11 +71,9 @@ def info_nce(
         if symmetric:
             raise ValueError("symmetric=True needs negatives=None: shared negatives belong to the queries only")
         check_features(query=query, negatives=negatives)
-        own = pair_stats(
-            Points(query), Points(key), scale, positives=Pairs.POSITIVE, **among | {"denominator": Pairs.NONE}
-        )
+        own = scale * (unit(query, normalize) * unit(key, normalize)).sum(1)
         others = pair_stats(Points(query), Points(negatives), scale, group=group, **among)
-        return reduce(-logsigmoid(own.pos_sum - others.lse), reduction, group)
+        return reduce(-logsigmoid(own - others.lse), reduction, group)
     if symmetric:
         rows, columns = pair_stats(
             Points(query), Points(key), scale, positives=Pairs.POSITIVE, sides="both", group=group, **among

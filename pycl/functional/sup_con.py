@@ -60,6 +60,8 @@ def sup_con(
     check_reduction(reduction)
     check_choice("form", form, FORMS)
     scale = to_logit_scale(temperature)
+    if labels is None:
+        raise TypeError("labels must be an integer tensor, got None")
     points, n_views = stack_views(views, labels, group)
     stats = pair_stats(
         points,
