@@ -33,6 +33,21 @@ class Peer:
     dense: bool = False  # stores the matrix
 
 
+_declared: list[torch.library.Library] = []  # a library takes its operators along when it goes
+
+
+def declare_torchvision() -> None:
+    """Declare the two operators that torchvision's CUDA build wants to exist and a CPU build of torch leaves out.
+
+    lightly and open_clip import torchvision; their losses use none of it.
+    """
+    if not hasattr(torch.ops.torchvision, "nms") and not torch.version.cuda:
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _declared.append(library)
+
+
 class Found(NamedTuple):
     peer: Peer
     version: str | None
@@ -42,6 +57,7 @@ class Found(NamedTuple):
 
 def find(peers: Iterable[Peer]) -> list[Found]:
     """Load every peer; what is not installed or cannot be imported says so."""
+    declare_torchvision()
     return [_find(peer) for peer in peers]
 
 

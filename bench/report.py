@@ -97,7 +97,7 @@ def is_met(row: dict[str, Any]) -> bool | None:
 def header(record: dict[str, Any]) -> str:
     """Versions and machine in one paragraph."""
     cpu, threads = record["cpu"], record["threads"]
-    backend = ", ".join(sorted({row["backend"] for row in (*record["rows"], *record["sweep"])}))
+    backend = ", ".join(sorted({row.get("backend", "cpu") for row in (*record["rows"], *record["sweep"])}))
     facts = [
         f"pycl {record['pycl']} ({record['commit'] or 'no commit'}), backend {backend or 'none'}",
         f"torch {record['torch']['version']}, Python {record['python']}",
