@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from pycl.bench.peers import declare_torchvision
 from torch import Tensor
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -76,11 +77,3 @@ def peer(module: str) -> ModuleType:
         pytest.skip(f"{module} is not installed")
     declare_torchvision()
     return importlib.import_module(module)
-
-
-def declare_torchvision() -> None:
-    """Declare the two operators that torchvision's CUDA build misses beside a CPU build of torch."""
-    if not hasattr(torch.ops.torchvision, "nms"):
-        declare_torchvision.library = library = torch.library.Library("torchvision", "DEF")  # type: ignore[attr-defined]
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -11,14 +11,18 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
-from parity import GOLDEN, declare_torchvision, measure  # noqa: E402
+from parity import GOLDEN, measure  # noqa: E402
+from pycl.bench.peers import declare_torchvision  # noqa: E402
 
 
 def record(path: Path) -> None:
     tests = importlib.import_module(path.stem)
+    if not hasattr(tests, "CASES"):
+        return
     library = importlib.import_module(tests.MODULE)
     cases = {name: measure(case, library) for name, case in tests.CASES.items()}
-    written = {"peer": tests.PEER, "version": importlib.metadata.version(tests.PEER), "cases": cases}
+    version = getattr(tests, "VERSION", None) or importlib.metadata.version(tests.PEER)  # not all are distributions
+    written = {"peer": tests.PEER, "version": version, "cases": cases}
     (GOLDEN / f"{tests.PEER}.json").write_text(json.dumps(written, indent=1) + "\n")
     print(f"{tests.PEER} {written['version']}: {len(cases)} cases")
 

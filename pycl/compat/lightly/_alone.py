@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What lightly's losses are before ``forward``, for where lightly is not installed: arguments, attributes, buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from pycl.compat._common import all_ranks
+
+
+def _check_distributed(name: str, wanted: bool) -> None:
+    if wanted and not dist.is_available():
+        raise ValueError(f"{name}=True needs a torch that is built with torch.distributed")
+
+
+class _Alone(nn.Module):
+    def forward(self, *_: Any) -> Any:
+        raise ImportError(f"{type(self).__name__} needs lightly's own code for this: pip install lightly")
+
+
+class MemoryBank(nn.Module):
+    """The last ``n`` keys, [n, d], in a ring; neither keys nor position are in the ``state_dict``, as in lightly."""
+
+    bank: Tensor
+    bank_ptr: Tensor
+
+    def __init__(self, size: int | Sequence[int], gather_distributed: bool = False) -> None:
+        super().__init__()
+        shape = (size,) if isinstance(size, int) else tuple(size)
+        if any(n < 0 for n in shape):
+            raise ValueError(f"memory_bank_size must not be negative, got {size}")
+        if shape != (0,) and len(shape) != 2:
+            raise ValueError(f"memory_bank_size must be (keys, features), or 0 for no memory bank, got {size}")
+        self.size = shape
+        self.gather_distributed = gather_distributed
+        keys = normalize(torch.randn(shape), dim=-1) if len(shape) == 2 else torch.empty(shape)
+        self.register_buffer("bank", keys, persistent=False)
+        self.register_buffer("bank_ptr", torch.zeros(1, dtype=torch.long), persistent=False)
+
+    def forward(self, output: Tensor, labels: Tensor | None = None, update: bool = False) -> tuple[Tensor, Tensor]:
+        """The output, and the keys before it joins them, [d, n]."""
+        keys = self.bank.clone().t()
+        if update:
+            self._push(output.detach())
+        return output, keys
+
+    def _push(self, keys: Tensor) -> None:
+        """Overwrite the oldest; what is too much for the end of the ring is dropped."""
+        if self.gather_distributed and (group := all_ranks()) is not None:
+            parts = [torch.empty_like(keys) for _ in range(group.size())]
+            dist.all_gather(parts, keys.contiguous())
+            keys = torch.cat(parts)
+        start = int(self.bank_ptr)
+        end = min(start + len(keys), self.size[0])
+        self.bank[start:end] = keys[: end - start].to(self.bank.dtype)
+        self.bank_ptr.fill_(end % self.size[0])
+
+
+class NTXentLoss(_Alone):
+    def __init__(
+        self,
+        temperature: float = 0.5,
+        memory_bank_size: int | Sequence[int] = 0,
+        gather_distributed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.memory_bank = MemoryBank(memory_bank_size, gather_distributed)
+        self.temperature = temperature
+        self.gather_distributed = gather_distributed
+        self.cross_entropy = nn.CrossEntropyLoss(reduction="mean")
+        self.eps = 1e-8
+        if abs(temperature) < self.eps:
+            raise ValueError(f"temperature must not be 0, got {temperature}")
+        _check_distributed("gather_distributed", gather_distributed)
+
+
+class DCLLoss(_Alone):
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        weight_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+        gather_distributed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.weight_fn = weight_fn
+        self.gather_distributed = gather_distributed
+        _check_distributed("gather_distributed", gather_distributed)
+
+
+class DCLWLoss(DCLLoss):
+    def __init__(self, temperature: float = 0.1, sigma: float = 0.5, gather_distributed: bool = False) -> None:
+        super().__init__(temperature=temperature, gather_distributed=gather_distributed)
+
+
+class SwaVLoss(_Alone):
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        sinkhorn_iterations: int = 3,
+        sinkhorn_epsilon: float = 0.05,
+        sinkhorn_gather_distributed: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_distributed("sinkhorn_gather_distributed", sinkhorn_gather_distributed)
+        self.temperature = temperature
+        self.sinkhorn_iterations = sinkhorn_iterations
+        self.sinkhorn_epsilon = sinkhorn_epsilon
+        self.sinkhorn_gather_distributed = sinkhorn_gather_distributed
