@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``NTXentLoss`` and ``SupConLoss`` of pytorch-metric-learning over all pairs, without a list or a matrix of them."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from pycl.compat._common import as_input
+from pycl.compat._peer import fall_back, find_peer
+from pycl.engine import PairStats, pair_stats, pair_sum
+from pycl.functional._common import Scalar, widen, zero_if_empty
+from pycl.pairs import Pairs
+
+from ._alone import LossAlone, need_library
+from ._pairs import AllPairs, Problem, problem_of, written
+
+_LOSSES: Any = find_peer("pytorch_metric_learning.losses")
+_PairBase: Any = _LOSSES.GenericPairLoss if _LOSSES else LossAlone
+_NTXentBase: Any = _LOSSES.NTXentLoss if _LOSSES else LossAlone
+_SupConBase: Any = _LOSSES.SupConLoss if _LOSSES else LossAlone
+
+
+class FusedLoss(_PairBase):
+    """A loss whose sums over all pairs are the engine's, wherever its options allow that."""
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        indices_tuple: Any = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Any:
+        loss = super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        return as_input(loss, embeddings) if isinstance(loss, Tensor) else loss  # DoNothingReducer gives a dict
+
+    def compute_loss(
+        self, embeddings: Tensor, labels: Tensor | None, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor | None
+    ) -> dict[str, Any]:
+        if labels is None and indices_tuple is None:
+            raise ValueError("labels or an indices_tuple must be given, got neither")
+        if embeddings.dim() != 2 or ref_emb.dim() != 2:
+            shapes = tuple(embeddings.shape), tuple(ref_emb.shape)
+            raise ValueError(f"embeddings and ref_emb must have shape [n, d], got {shapes[0]} and {shapes[1]}")
+        problem = problem_of(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        why = problem if isinstance(problem, str) else self._why_not(problem)
+        if why is not None:
+            if _LOSSES is None:
+                need_library(f"{type(self).__name__} with {why}")
+            fall_back(type(self).__name__, why)
+            if isinstance(indices_tuple, AllPairs):
+                indices_tuple = written(indices_tuple, labels, ref_labels)
+            return cast("dict[str, Any]", super().compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels))
+        assert isinstance(problem, Problem)
+        if problem.n_pairs == 0 or embeddings.numel() == 0:
+            return self._nothing()
+        sweep = self._sweep(problem)
+        stats = pair_stats(denominator=Pairs.NEGATIVE, positives=Pairs.POSITIVE, **sweep)
+        counts = stats.pos_count
+        most, n_positives = (int(n) for n in torch.stack([counts.max(), counts.sum(dtype=torch.float64)]).tolist())
+        n_negatives = problem.n_pairs - n_positives
+        # the library counts one positive beside one negative as nothing, too
+        if min(n_positives, n_negatives) == 0 or n_positives == n_negatives == 1:
+            return self._nothing()
+        return {"loss": self._info(sweep, stats, most, n_positives, labels)}
+
+    def _why_not(self, problem: Problem) -> str | None:
+        """What keeps this loss from its fused form."""
+        if isinstance(self.temperature, Tensor) and self.temperature.numel() != 1:
+            return "a temperature of several entries"
+        if _LOSSES is None:
+            return None
+        methods = "_compute_loss", "mat_based_loss", "pair_based_loss"
+        if any(getattr(type(self), name) is not getattr(self._library, name) for name in methods):
+            return "a formula of its own"
+        distance = self.distance
+        if _kind(distance) not in ("CosineSimilarity", "DotProductSimilarity"):
+            return f"distance={type(distance).__name__}"
+        if distance.power != 1:
+            return f"a distance of power={distance.power}"
+        if distance.collect_stats:
+            return "collect_stats=True"
+        return None
+
+    def _sweep(self, problem: Problem) -> dict[str, Any]:
+        """The engine's arguments."""
+        rows, cols, offset = problem
+        temperature, distance = self.temperature, self.distance
+        scale: Scalar = 1.0 / (widen(temperature) if isinstance(temperature, Tensor) else float(temperature))
+        normalize = distance is None or bool(distance.normalize_embeddings)
+        if normalize and distance is not None and distance.p != 2:
+            rows = rows._replace(z=distance.normalize(widen(rows.z)))
+            cols = None if cols is None else cols._replace(z=distance.normalize(widen(cols.z)))
+            normalize = False
+        return {"rows": rows, "cols": cols, "logit_scale": scale, "offset": offset, "normalize": normalize}
+
+    def _nothing(self) -> dict[str, Any]:
+        return cast("dict[str, Any]", self.zero_losses())
+
+
+class NTXentLoss(FusedLoss, _NTXentBase):
+    r"""pytorch-metric-learning's ``NTXentLoss``: every positive pair against the negatives of its anchor.
+
+    With ``s_ij = <u_i, u_j> / temperature``, over all pairs (i, p) of one class, N(i) the points of other classes::
+
+        loss = mean_(i,p) [ log( exp s_ip + sum_{n in N(i)} exp s_in ) - s_ip ]
+
+    The other positives of an anchor are not in its denominator. The library has one row of N(i) for each positive
+    pair, O(n^3) numbers for n points of classes of two; here it is one sweep over the similarities where no anchor has
+    more than one positive and two sweeps elsewhere, and O(n) numbers.
+
+    No two classes or no positive pair, and one positive beside one negative pair, give 0 with a graph. Half embeddings
+    are summed in float32 and the result is rounded to their dtype, outside autocast; the library's float16 loses every
+    exponential below 6e-5, and its float32 stops at a term of 87.
+
+    The cosine similarity and the dot product, any ``p``, are fused with ``MeanReducer``, ``SumReducer``,
+    ``ClassWeightedReducer`` and ``PerAnchorReducer``, as is an ``indices_tuple`` that lists all pairs. Other
+    distances, powers, reducers and lists and ``collect_stats`` run the library's code, with a ``FallbackWarning``.
+
+    Shape:
+        ``embeddings`` [n, d] and ``labels`` [n], ``ref_emb`` [m, d] and ``ref_labels`` [m]; a scalar.
+
+    Raises:
+        ValueError: labels of another length or shape, neither labels nor an ``indices_tuple``.
+        RuntimeError: an option without a fused form where the library is not installed.
+    """
+
+    _library = _NTXentBase
+
+    def __init__(self, temperature: float = 0.07, **kwargs: Any) -> None:
+        super().__init__(temperature=temperature, **kwargs)
+
+    def _why_not(self, problem: Problem) -> str | None:
+        if (why := super()._why_not(problem)) is not None or _LOSSES is None:
+            return why
+        reducer = self._reducer()
+        kind = _kind(reducer)
+        if kind == "PerAnchorReducer":
+            # the library's has a column for each anchor and fails at references beyond
+            n_refs = len((problem.cols or problem.rows).z)
+            if n_refs > len(problem.rows.z) or not _is_theirs(reducer.aggregation_func):
+                return f"reducer={kind}"
+        elif kind not in ("MeanReducer", "SumReducer", "ClassWeightedReducer"):
+            return f"reducer={type(reducer).__name__}"
+        return "collect_stats=True" if reducer.collect_stats else None
+
+    def _reducer(self) -> Any:
+        """That of the pairs, where there is one of the embeddings, too."""
+        reducer = self.reducer
+        if _kind(reducer) == "MultipleReducers":
+            return dict(reducer.reducers.items()).get("loss", reducer.default_reducer)
+        return reducer
+
+    def _info(
+        self, sweep: dict[str, Any], stats: PairStats, most: int, n_positives: int, labels: Tensor
+    ) -> dict[str, Any]:
+        if most == 1:
+            terms = -logsigmoid(stats.pos_sum - stats.lse).masked_fill(stats.pos_count == 0, 0.0)
+        else:
+            # an anchor without negatives has a bias of +inf, and terms of 0
+            terms = pair_sum(negatives=Pairs.NONE, positives=Pairs.POSITIVE, row_bias=-stats.lse, **sweep)
+        reducer = self._reducer()
+        kind = _kind(reducer)
+        if kind == "PerAnchorReducer":
+            return _by_anchor(terms / stats.pos_count.clamp_min(1))
+        if kind == "ClassWeightedReducer":
+            terms = terms * reducer.weights.to(terms)[labels]
+        loss = terms.sum() if kind == "SumReducer" else terms.sum() / n_positives
+        return {"losses": loss, "indices": None, "reduction_type": "already_reduced"}
+
+
+class SupConLoss(FusedLoss, _SupConBase):
+    r"""pytorch-metric-learning's ``SupConLoss``: the points of one class attract each other.
+
+    With ``s_ij = <u_i, u_j> / temperature``, P(i) the other points of i's class and A(i) all other points::
+
+        term_i = log sum_{a in A(i)} exp s_ia  -  mean_{p in P(i)} s_ip        (0 where P(i) is empty)
+
+    The default ``AvgNonZeroReducer`` leaves terms of 0 out of the mean, unlike the authors' code: anchors without
+    positives, and those with a term below 6e-8, which float32 rounds away. Other reducers are given all terms, too.
+    No two classes or no positive pair, and one positive beside one negative pair, give 0 with a graph. Half embeddings
+    are summed in float32 and the result is rounded to their dtype, outside autocast.
+
+    One sweep over the similarities and O(n) numbers. The cosine similarity and the dot product, any ``p``, are fused
+    with every reducer, as is an ``indices_tuple`` that lists all pairs. Other distances, powers and lists and
+    ``collect_stats`` run the library's code, with a ``FallbackWarning``.
+
+    Shape:
+        ``embeddings`` [n, d] and ``labels`` [n], ``ref_emb`` [m, d] and ``ref_labels`` [m]; a scalar.
+
+    Raises:
+        ValueError, RuntimeError: as :class:`NTXentLoss`.
+    """
+
+    _library = _SupConBase
+
+    def __init__(self, temperature: float = 0.1, **kwargs: Any) -> None:
+        super().__init__(temperature=temperature, **kwargs)
+
+    def _info(
+        self, sweep: dict[str, Any], stats: PairStats, most: int, n_positives: int, labels: Tensor
+    ) -> dict[str, Any]:
+        count = stats.pos_count
+        of_positives = zero_if_empty(stats.pos_lse)
+        spread = (of_positives - stats.pos_sum / count.clamp_min(1)).masked_fill(count <= 1, 0.0)
+        terms = (spread - logsigmoid(of_positives - stats.lse)).masked_fill(count == 0, 0.0)
+        # 1 + x is 1 to the library for an x this small, and a term of 0 is left out of the default mean
+        rounded_away = terms <= torch.finfo(terms.dtype).eps / 2
+        return _by_anchor(torch.where(rounded_away, terms - terms.detach(), terms))
+
+
+def _is_theirs(thing: Any) -> bool:
+    return getattr(thing, "__module__", "").startswith("pytorch_metric_learning.")
+
+
+def _kind(part: Any) -> str:
+    """The name of the class of a distance or reducer, if that is the library's and not a subclass."""
+    return type(part).__name__ if _is_theirs(type(part)) else ""
+
+
+def _by_anchor(terms: Tensor) -> dict[str, Any]:
+    return {"losses": terms, "indices": torch.arange(len(terms), device=terms.device), "reduction_type": "element"}
