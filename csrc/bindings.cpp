@@ -111,6 +111,7 @@ PyProblem make_problem(const MatrixTuple& rows, Address row_ids, Address row_vie
   p.has_self = has_self;
   p.offset = offset;
   p.normalize = normalize;
+  p.kept = nullptr;
   p.precision = precision;
   p.threads = threads;
   return p;
@@ -154,6 +155,8 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init(&make_problem), py::kw_only(), "rows"_a, "row_ids"_a, "row_views"_a, "row_bias"_a, "cols"_a,
            "col_ids"_a, "col_views"_a, "col_bias"_a, "symmetric"_a, "logit_scale"_a, "scale_per_row"_a, "denominator"_a,
            "positives"_a, "has_self"_a, "offset"_a, "normalize"_a, "precision"_a, "threads"_a)
+      .def("kept_bytes", [](const PyProblem& p) { return p.kernels().kept_bytes(p, p.threads); })
+      .def("keep_at", [](PyProblem& p, Address kept) { p.kept = pointer(kept); })
       .def_readwrite("keep_alive", &PyProblem::keep_alive);
 
   const auto unlocked = py::call_guard<py::gil_scoped_release>();

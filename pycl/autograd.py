@@ -8,9 +8,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .ops import STATS, Needs, Problem
+from .ops import STATS, Gradients, Needs, Problem
 
 _INPUTS = len(Problem._fields)
+_LEAVES = [Problem._fields.index(name) for name in Gradients._fields]
+_SCALE = Problem._fields.index("logit_scale")
 
 
 def _save(ctx: Any, problem: Problem, *more: Tensor) -> None:
@@ -26,10 +28,8 @@ def _restore(ctx: Any) -> tuple[Problem, tuple[Tensor, ...]]:
 
 
 def _needs(ctx: Any) -> Needs:
-    needed = dict(zip(Problem._fields, ctx.needs_input_grad, strict=False))
-    return Needs(
-        rows=needed["rows"] or needed["logit_scale"], cols=needed["cols"], bias=needed["row_bias"] or needed["col_bias"]
-    )
+    rows, cols, logit_scale, row_bias, col_bias = (ctx.needs_input_grad[i] for i in _LEAVES)
+    return Needs(rows=rows or logit_scale, cols=cols, bias=row_bias or col_bias)
 
 
 class _Final(torch.autograd.Function):
@@ -49,16 +49,16 @@ class _Final(torch.autograd.Function):
 
 def _gradients(ctx: Any, problem: Problem, found: tuple[Tensor, ...], rest: int) -> tuple[Tensor | None, ...]:
     """Map an operator's gradients onto the inputs of the Function, ``None`` where none is needed."""
-    by_name = dict(zip(("rows", "cols", "logit_scale", "row_bias", "col_bias"), found, strict=True))
-    gradients: list[Tensor | None] = []
-    for name, needed in zip(Problem._fields, ctx.needs_input_grad, strict=False):
-        gradient = by_name[name] if needed else None
-        if gradient is not None and name == "logit_scale" and problem.logit_scale.dim() == 0:
+    gradients: list[Tensor | None] = [None] * (_INPUTS + rest)
+    for i, gradient in zip(_LEAVES, found, strict=True):
+        if not ctx.needs_input_grad[i]:
+            continue
+        if i == _SCALE and problem.logit_scale.dim() == 0:
             gradient = gradient.sum()
-        if gradient is not None and torch.is_grad_enabled():  # create_graph=True
-            gradient = _Final.apply(gradient, problem.rows)
-        gradients.append(gradient)
-    return (*gradients, *([None] * rest))
+        gradients[i] = (
+            _Final.apply(gradient, problem.rows) if torch.is_grad_enabled() else gradient
+        )  # create_graph=True
+    return tuple(gradients)
 
 
 class StatsFunction(torch.autograd.Function):
@@ -88,13 +88,14 @@ class SumFunction(torch.autograd.Function):
     def forward(ctx: Any, *args: Any) -> Tensor:
         *arguments, backend, sharded = args
         ctx.backend, ctx.operators = backend, sharded or torch.ops.pycl
-        _save(ctx, Problem(*arguments))
-        return cast("Tensor", ctx.operators.pair_sum(*arguments, backend))
+        sums = ctx.operators.pair_sum(*arguments, backend)
+        _save(ctx, Problem(*arguments), sums)
+        return cast("Tensor", sums)
 
     @staticmethod
     def backward(ctx: Any, d_sum: Tensor) -> tuple[Tensor | None, ...]:
-        problem, _ = _restore(ctx)
-        found = ctx.operators.pair_sum_backward(*problem, d_sum.contiguous(), _needs(ctx), ctx.backend)
+        problem, (sums,) = _restore(ctx)
+        found = ctx.operators.pair_sum_backward(*problem, sums, d_sum.contiguous(), _needs(ctx), ctx.backend)
         return _gradients(ctx, problem, found, rest=2)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,11 @@ from .reference import pair_logits as pair_logits
 from .reference import pair_logits_backward as pair_logits_backward
 from .reference import pair_top as pair_top
 from .sinkhorn import solve
+
+# Products of a small problem wait for the backward, which then computes two of three: what the matrix would take, where
+# that stays in a cache.
+KEPT_BYTES = 8 << 20
+CACHE_LINE = 64
 
 DEVICES = ("cpu",)
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -93,12 +99,36 @@ def _narrow(rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
     return ranks[: rows.numel()], ranks[rows.numel() :]
 
 
+def _result(problem: Problem, compiled: Any, *shape: int) -> Tensor:
+    """Memory for a result and, where a backward follows, the products of a small problem behind it."""
+    p, dtype = problem, accumulation_dtype(problem.rows.dtype)
+    leaves = (p.rows, p.cols, p.logit_scale, p.row_bias, p.col_bias)
+    wanted = any(x is not None and x.requires_grad for x in leaves)
+    size, room = math.prod(shape), compiled.kept_bytes() if wanted else 0
+    if not 0 < room <= KEPT_BYTES:
+        return torch.empty(shape, dtype=dtype)
+    result = torch.empty((_kept_at(size, dtype) + room) // dtype.itemsize, dtype=dtype)[:size].view(shape)
+    _keep(compiled, result)
+    return result
+
+
+def _keep(compiled: Any, result: Tensor) -> None:
+    """Let the kernel have the products behind a result of ``_result``; a copy of a result has none."""
+    storage, start = result.untyped_storage(), _kept_at(result.numel(), result.dtype)
+    if storage.nbytes() > start and storage.nbytes() == start + compiled.kept_bytes():
+        compiled.keep_at(storage.data_ptr() + start)
+
+
+def _kept_at(size: int, dtype: torch.dtype) -> int:
+    return -(-size * dtype.itemsize // CACHE_LINE) * CACHE_LINE
+
+
 def pair_stats(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor]:
-    dtype = accumulation_dtype(problem.rows.dtype)
     n = problem.n_cols if both_sides and problem.cols is not None else 0
-    row_stats = torch.empty(STATS + STATE, problem.rows.shape[0], dtype=dtype)
-    col_stats = torch.empty(STATS + STATE, n, dtype=dtype)
-    _C.pair_stats(_compiled(problem), row_stats.data_ptr(), _pointer(col_stats))
+    compiled = _compiled(problem)
+    row_stats = _result(problem, compiled, STATS + STATE, len(problem.rows))
+    col_stats = torch.empty(STATS + STATE, n, dtype=row_stats.dtype)
+    _C.pair_stats(compiled, row_stats.data_ptr(), _pointer(col_stats))
     return row_stats, col_stats
 
 
@@ -113,19 +143,24 @@ def pair_stats_backward(
     out = empty_gradients(problem, needs)
     d_stats = [[_pointer(d) for d in side] for side in (d_row_stats, d_col_stats)]
     stats = _pointer(row_stats), _pointer(col_stats)
-    _C.pair_stats_backward(_compiled(problem), *stats, *d_stats, *map(_pointer, out))
+    compiled = _compiled(problem)
+    _keep(compiled, row_stats)
+    _C.pair_stats_backward(compiled, *stats, *d_stats, *map(_pointer, out))
     return out
 
 
 def pair_sum(problem: Problem) -> Tensor:
-    out = torch.empty(problem.rows.shape[0], dtype=accumulation_dtype(problem.rows.dtype))
-    _C.pair_sum(_compiled(problem), out.data_ptr())
+    compiled = _compiled(problem)
+    out = _result(problem, compiled, len(problem.rows))
+    _C.pair_sum(compiled, out.data_ptr())
     return out
 
 
-def pair_sum_backward(problem: Problem, d_sum: Tensor, needs: Needs) -> Gradients:
+def pair_sum_backward(problem: Problem, sums: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
     out = empty_gradients(problem, needs)
-    _C.pair_sum_backward(_compiled(problem), d_sum.data_ptr(), *map(_pointer, out))
+    compiled = _compiled(problem)
+    _keep(compiled, sums)
+    _C.pair_sum_backward(compiled, d_sum.data_ptr(), *map(_pointer, out))
     return out
 
 

@@ -121,7 +121,7 @@ _library.define(
     f"Tensor?[] d_row_stats, Tensor?[] d_col_stats, bool[3] needs, str backend) -> {_GRADIENTS}"
 )
 _library.define(f"pair_sum({_PROBLEM}, str backend) -> Tensor")
-_library.define(f"pair_sum_backward({_PROBLEM}, Tensor d_sum, bool[3] needs, str backend) -> {_GRADIENTS}")
+_library.define(f"pair_sum_backward({_PROBLEM}, Tensor sums, Tensor d_sum, bool[3] needs, str backend) -> {_GRADIENTS}")
 # The operators below always get columns, and their pair set is the denominator; d_logits may have any strides.
 _library.define(f"pair_logits({_PROBLEM}, str backend) -> Tensor")
 _library.define(f"pair_logits_backward({_PROBLEM}, Tensor d_logits, bool[3] needs, str backend) -> {_GRADIENTS}")
@@ -150,8 +150,8 @@ def _sum(*args: Any) -> Tensor:
 
 
 def _sum_backward(*args: Any) -> Gradients:
-    problem, (d_sum, needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
-    return cast(Gradients, backends.load(backend).pair_sum_backward(problem, d_sum, Needs(*needs)))
+    problem, (sums, d_sum, needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
+    return cast(Gradients, backends.load(backend).pair_sum_backward(problem, sums, d_sum, Needs(*needs)))
 
 
 def _logits(*args: Any) -> Tensor:

@@ -171,7 +171,7 @@ def pair_sum(problem: Problem) -> Tensor:
     return out
 
 
-def pair_sum_backward(problem: Problem, d_sum: Tensor, needs: Needs) -> Gradients:
+def pair_sum_backward(problem: Problem, sums: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
     def weights(strip: _Strip) -> Tensor:
         slope = torch.where(strip.in_den, strip.logits.sigmoid(), 0)
         slope = slope - torch.where(strip.in_pos, (-strip.logits).sigmoid(), 0)

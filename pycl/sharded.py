@@ -111,10 +111,10 @@ class Sharded:
         return found
 
     def pair_sum_backward(self, *args: Any) -> Gradients:
-        problem, (d_sum, needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
+        problem, (sums, d_sum, needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
 
         def backward(stop: Stop, needs: Needs) -> Gradients:
-            return Gradients(*torch.ops.pycl.pair_sum_backward(*_part(problem, stop), d_sum, needs, backend))
+            return Gradients(*torch.ops.pycl.pair_sum_backward(*_part(problem, stop), sums, d_sum, needs, backend))
 
         transport = self._transport(symmetric=False)
         stops = transport.fetch(_columns(problem))

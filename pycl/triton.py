@@ -128,7 +128,7 @@ def pair_sum(problem: Problem) -> Tensor:
     return out
 
 
-def pair_sum_backward(problem: Problem, d_sum: Tensor, needs: Needs) -> Gradients:
+def pair_sum_backward(problem: Problem, sums: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
     slopes = Slopes(None, d_sum, None, None)
     return cast(Gradients, backward.gradients(problem, slopes, NOTHING, LOGISTIC, needs))
 

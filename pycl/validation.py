@@ -43,8 +43,9 @@ def problem_of(
             raise ValueError(f"rows and cols must have one feature size, got {z.shape[1]} and {cols_z.shape[1]}")
         if cols_z.device != z.device:
             raise ValueError(f"rows and cols must be on one device, got {z.device} and {cols_z.device}")
-        common = torch.promote_types(z.dtype, cols_z.dtype)
-        z, cols_z = z.to(common), cols_z.to(common)
+        if z.dtype != cols_z.dtype:
+            common = torch.promote_types(z.dtype, cols_z.dtype)
+            z, cols_z = z.to(common), cols_z.to(common)
     dtype = accumulation_dtype(z.dtype)
     scale = _scale(logit_scale, z, dtype, alone=group is None)
     symmetric = cols is None and scale.dim() == 0 and row_bias is col_bias
@@ -103,16 +104,20 @@ def _embeddings(name: str, z: Tensor) -> Tensor:
 
 def _integers(name: str, points: Points, group: Group | None) -> tuple[Tensor, Tensor]:
     n, device = points.z.shape[0], points.z.device
-    ids = instances(n, device, group) if points.ids is None else points.ids
-    views = torch.zeros(n, dtype=torch.int64, device=device) if points.views is None else points.views
-    for field, values in (("ids", ids), ("views", views)):
-        if values.is_floating_point() or values.is_complex():
-            raise TypeError(f"{name}.{field} must be integers, got {values.dtype}")
-        if values.shape != (n,):
-            raise ValueError(f"{name}.{field} must have shape [{n}], one per point, got {tuple(values.shape)}")
-        if values.device != device:
-            raise ValueError(f"{name}.{field} must be on {device} as {name}.z is, got {values.device}")
-    return ids.to(torch.int64).contiguous(), views.to(torch.int64).contiguous()
+    ids = instances(n, device, group) if points.ids is None else _labels(f"{name}.ids", points.ids, points.z)
+    if points.views is None:
+        return ids, torch.zeros(n, dtype=torch.int64, device=device)
+    return ids, _labels(f"{name}.views", points.views, points.z)
+
+
+def _labels(name: str, values: Tensor, z: Tensor) -> Tensor:
+    if values.is_floating_point() or values.is_complex():
+        raise TypeError(f"{name} must be integers, got {values.dtype}")
+    if values.shape != z.shape[:1]:
+        raise ValueError(f"{name} must have shape [{len(z)}], one per point, got {tuple(values.shape)}")
+    if values.device != z.device:
+        raise ValueError(f"{name} must be on {z.device} as {name.split('.')[0]}.z is, got {values.device}")
+    return values.to(torch.int64).contiguous()
 
 
 def _scale(logit_scale: float | Tensor, z: Tensor, dtype: torch.dtype, alone: bool) -> Tensor:

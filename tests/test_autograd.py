@@ -54,7 +54,7 @@ def test_opcheck(kind: str, dtype: torch.dtype, both: bool, backend: str) -> Non
     upstream = [of_rows, [torch.randn(9, dtype=d_sum.dtype), None, None] if both else none]
     needs = Needs(rows=kind != "columns", cols=kind != "itself", bias=kind == "everything")
     torch.library.opcheck(ops.pair_stats_backward.default, (*p, *stats, *upstream, needs, backend))
-    torch.library.opcheck(ops.pair_sum_backward.default, (*p, d_sum, needs, backend))
+    torch.library.opcheck(ops.pair_sum_backward.default, (*p, torch.randn_like(d_sum), d_sum, needs, backend))
 
 
 def compiled_is_eager(function: Callable[..., Tensor], leaves: list[Tensor], **options: Any) -> None:

@@ -35,6 +35,14 @@ struct Problem {
   bool has_self;
   int64_t offset;  // row i is the same point as column i + offset
   bool normalize;
+  // Where a forward leaves the products of all tiles for a backward on the same points; null where it does not.
+  void* kept;
+};
+
+// In front of the products that are kept: what a backward must have in common with the forward.
+struct alignas(64) KeptHeader {
+  int64_t block;
+  const void *rows, *cols;
 };
 
 // Gradients of one problem; null where not wanted. logit_scale has one entry per row and comes with rows.
@@ -74,6 +82,7 @@ struct Transport {
 
 // The kernels of one instruction set and one type of product.
 struct Kernels {
+  size_t (*kept_bytes)(const Problem&, int threads);  // that Problem::kept takes
   void (*pair_stats)(const Problem&, const Host&, const Stats& out);
   void (*pair_stats_backward)(const Problem&, const Host&, const Stats&, const StatsGradient& rows,
                               const StatsGradient& cols, const Gradients&);

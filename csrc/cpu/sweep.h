@@ -20,6 +20,39 @@ struct Tile {
   T* products;
 };
 
+// Where the sets leave out the negatives of one kind of view, whole tiles are skipped, the more the fewer blocks
+// straddle two views: the largest block not above `size` that divides the first view, if it is not much smaller.
+template <class P>
+int64_t aligned_to_views(const Problem& problem, int64_t size) {
+  const uint32_t negatives = pycl::kNegSameView | pycl::kNegOtherView;
+  if (!(negatives & ~(problem.denominator | problem.positives))) return size;
+  const int64_t* views = problem.rows.views;
+  int64_t length = 1;
+  while (length < problem.rows.z.n && views[length] == views[0]) ++length;
+  for (int64_t candidate = size; candidate >= P::kMinBlock && 2 * candidate >= size; candidate -= P::kBlockUnit)
+    if (length % candidate == 0) return candidate;
+  return size;
+}
+
+// As many blocks as the schedule has groups, or a multiple, so that every worker has its share and little is padding.
+template <class P>
+int block_size(const Problem& problem, int threads) {
+  const int64_t m = problem.rows.z.n, n = problem.cols.z.n;
+  const int64_t smaller = m < n ? m : n, shares = threads < 2 ? 2 : threads;
+  const int64_t groups = problem.symmetric ? 2 * shares : shares;
+  const int64_t each = round_up(smaller, groups * P::kMaxBlock) / (groups * P::kMaxBlock);
+  const int64_t size = round_up((smaller + each * groups - 1) / (each * groups), P::kBlockUnit);
+  return int(size < P::kMinBlock ? P::kMinBlock : aligned_to_views<P>(problem, size));
+}
+
+// What the products of all tiles take, with their header.
+template <class P>
+size_t kept_bytes(const Problem& problem, int threads) {
+  const int64_t block = block_size<P>(problem, threads);
+  const size_t rows = size_t(round_up(problem.rows.z.n, block)), cols = size_t(round_up(problem.cols.z.n, block));
+  return sizeof(pycl::KeptHeader) + rows * cols * sizeof(typename P::T);
+}
+
 template <class P>
 struct Sweep {
   using T = typename P::T;
@@ -33,51 +66,42 @@ struct Sweep {
   Classes<T> classes;
   T *row_factor, *row_bias, *col_bias;
   T* tiles;
-  double bound;  // no logit, in units of log 2, is larger or smaller than -bound
+  T* kept = nullptr;   // products of all tiles,
+  bool reuse = false;  // read, not written
+  double bound;        // no logit, in units of log 2, is larger or smaller than -bound
 
   Sweep(const Problem& p, const Host& h, bool backward, const Gradients* wanted) : problem(p), host(h) {
     const int64_t m = p.rows.z.n, n = p.cols.z.n;
-    block = block_size(m, n);
+    block = block_size<P>(p, h.threads);
     row_blocks = (m + block - 1) / block;
     col_blocks = (n + block - 1) / block;
     const int64_t most = p.symmetric ? row_blocks / 2 : row_blocks < col_blocks ? row_blocks : col_blocks;
     workers = most < 1 ? 1 : most < h.threads ? int(most) : h.threads;
+    find_kept(backward);
     const bool d_rows = backward && (wanted->rows != nullptr || p.symmetric);
     const bool d_cols = backward && (wanted->cols != nullptr || p.symmetric);
     const T* scale = static_cast<const T*>(p.logit_scale);
     const T* packed_scale = P::kScalesOperand || p.scale_per_row ? scale : nullptr;
     const bool by_col = d_cols && !P::kScalesOperand;
-    const Layouts of_rows = p.symmetric ? Layouts{true, true, d_rows, by_col} : Layouts{true, false, false, by_col};
+    const bool as_a = !reuse || P::kScalesOperand, as_b = !reuse;
+    const Layouts of_rows = p.symmetric ? Layouts{as_a, as_b, d_rows, by_col} : Layouts{as_a, false, false, by_col};
     row_points.pack(h, p.rows.z, p.normalize, block, of_rows, packed_scale, p.scale_per_row);
     if (p.symmetric)
       col_points = row_points;
     else
-      col_points.pack(h, p.cols.z, p.normalize, block, {false, true, d_rows, false}, nullptr, false);
+      col_points.pack(h, p.cols.z, p.normalize, block, {false, as_b, d_rows, false}, nullptr, false);
     classes.fill(h, p, block);
     fill_affine(scale);
     tiles = allocate<T>(h, int64_t(workers) * block * block);
   }
 
-  // As many blocks as the schedule has groups, or a multiple, so that every worker has its share and little is padding.
-  int block_size(int64_t m, int64_t n) const {
-    const int64_t smaller = m < n ? m : n, shares = host.threads < 2 ? 2 : host.threads;
-    const int64_t groups = problem.symmetric ? 2 * shares : shares;
-    const int64_t each = round_up(smaller, groups * P::kMaxBlock) / (groups * P::kMaxBlock);
-    const int64_t size = round_up((smaller + each * groups - 1) / (each * groups), P::kBlockUnit);
-    return int(size < P::kMinBlock ? P::kMinBlock : aligned_to_views(size));
-  }
-
-  // Where the sets leave out the negatives of one kind of view, whole tiles are skipped, the more the fewer blocks
-  // straddle two views: the largest block not above `size` that divides the first view, if it is not much smaller.
-  int64_t aligned_to_views(int64_t size) const {
-    const uint32_t negatives = pycl::kNegSameView | pycl::kNegOtherView;
-    if (!(negatives & ~(problem.denominator | problem.positives))) return size;
-    const int64_t* views = problem.rows.views;
-    int64_t length = 1;
-    while (length < problem.rows.z.n && views[length] == views[0]) ++length;
-    for (int64_t candidate = size; candidate >= P::kMinBlock && 2 * candidate >= size; candidate -= P::kBlockUnit)
-      if (length % candidate == 0) return candidate;
-    return size;
+  void find_kept(bool backward) {
+    if (!problem.kept) return;
+    auto* header = static_cast<pycl::KeptHeader*>(problem.kept);
+    const void *rows = problem.rows.z.data, *cols = problem.cols.z.data;
+    if (!backward) *header = {block, rows, cols};
+    reuse = backward && header->block == block && header->rows == rows && header->cols == cols;
+    if (reuse || !backward) kept = reinterpret_cast<T*>(header + 1);
   }
 
   void fill_affine(const T* scale) {
@@ -115,9 +139,15 @@ struct Sweep {
       const TileKind kind = classes.kind(ib, jb);
       if (kind == TileKind::kSkip) return;
       T* products = tiles + int64_t(worker) * block * block;
+      const size_t size = size_t(block) * block;
+      T* stored = kept ? kept + (ib * col_blocks + jb) * int64_t(size) : nullptr;
       P::begin_thread();
-      P::multiply(row_points.points_as_a(ib), col_points.points_as_b(jb), block, block, int(row_points.width), products,
-                  block, false);
+      if (reuse)
+        std::memcpy(products, stored, size * sizeof(T));
+      else
+        P::multiply(row_points.points_as_a(ib), col_points.points_as_b(jb), block, block, int(row_points.width),
+                    products, block, false);
+      if (stored && !reuse) std::memcpy(stored, products, size * sizeof(T));
       const int64_t left = problem.rows.z.n - ib * block;
       visit(Tile<T>{worker, ib, jb, ib * block, jb * block, left < block ? int(left) : block, block, kind,
                     !problem.symmetric || ib != jb, products});
