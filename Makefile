@@ -7,13 +7,17 @@ NATIVE = -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
 SOURCES := $(shell find pycl bench triton_kernels csrc -name '*.py' -o $(NATIVE)) \
            CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo test lint format bench gpu-check gpu-test gpu-bench clean
+.PHONY: demo test parity lint format bench gpu-check gpu-test gpu-bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/multiview.py $(DEMO_ARGS)
 
 test: $(VENV)/installed
 	PYCL_TEST_REQUIRE=cpu,triton $(BIN)/python -m pytest $(TEST_ARGS)
+
+# drop-ins against the libraries themselves, which take 2 GB
+parity: $(VENV)/peers
+	$(BIN)/python -m pytest tests/compat $(TEST_ARGS)
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pycl.bench $(BENCH_ARGS)
@@ -63,6 +67,10 @@ $(VENV)/installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) '.[dev]'
+	touch $@
+
+$(VENV)/peers: $(VENV)/installed
+	$(PIP) '.[peers]'
 	touch $@
 
 $(VENV)/lint: $(VENV)/installed

@@ -149,7 +149,7 @@ def measure(dropin: DropIn, size: int, theirs: Any, seconds: float) -> dict[str,
     return {"name": dropin.name, "size": size, "time_s": {name: time._asdict() for name, time in times.items()}}
 
 
-def table(record: dict[str, Any]) -> report.Table:
+def tables(record: dict[str, Any]) -> list[report.Table]:
     cells = []
     for row in record["rows"]:
         ours, peer = (row["time_s"].get(name, {}).get("median") for name in ("ours", "peer"))
@@ -168,7 +168,10 @@ def table(record: dict[str, Any]) -> report.Table:
         )
     title = f"Forward and backward, d = {DIM}, float32, both in one process, medians"
     target = f"faster (>= {SLOWEST} x below N = {FROM})"
-    return title, ("drop-in", "N", "the library (ms)", "ours (ms)", "vs the library", target), cells
+    return [(title, ("drop-in", "N", "the library (ms)", "ours (ms)", "vs the library", target), cells)]
+
+
+header, remarks = report.header, report.remarks
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -195,10 +198,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for size in options.sizes:
             print(f"{dropin.name}, N = {size}", file=sys.stderr)
             record["rows"].append(measure(dropin, size, theirs, options.seconds))
-    print(report.layout(report.header(record), [table(record)], report.peer_remarks(record)))
+    print(report.layout(header(record), tables(record), remarks(record)))
     if options.json:
         (options.json / "cpu-dropins.json").write_text(json.dumps(record, indent=1) + "\n")
-    return int(any(line[-1] == "no" for line in table(record)[2]))
+    return int(any(line[-1] == "no" for line in tables(record)[0][2]))
 
 
 if __name__ == "__main__":

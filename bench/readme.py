@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import gpu_plot, gpu_report, report
+from . import dropins, gpu_plot, gpu_report, report
 from .report import Table
 
 IMAGES = Path("docs/images")
@@ -23,7 +23,7 @@ IMAGES = Path("docs/images")
 
 def markdown(record: dict[str, Any]) -> str:
     """The tables of a record, with what they were measured on and how to repeat it."""
-    view = gpu_report if record["suite"] == "gpu" else report
+    view: Any = {"gpu": gpu_report, "dropins": dropins}.get(record["suite"], report)
     parts = [*_markdown_tables(view.tables(record)), *(f"* {remark}" for remark in view.remarks(record)), ""]
     return "\n".join([*parts, f"*{view.header(record)}.* Repeat it with `{record['command']}`."])
 

@@ -124,8 +124,8 @@ def layout(head: str, found: Sequence[Table], notes: Sequence[str]) -> str:
 
 def remarks(record: dict[str, Any]) -> list[str]:
     """What a reader of the tables must know besides."""
-    found = [f"{row['label']}: {note}" for row in record["rows"] for note in row["notes"]]
-    found += [f"REFUSED {row['label']}: {row['refused']}" for row in record["rows"] if row["refused"]]
+    found = [f"{row['label']}: {note}" for row in record["rows"] for note in row.get("notes", ())]
+    found += [f"REFUSED {row['label']}: {row['refused']}" for row in record["rows"] if row.get("refused")]
     found += peer_remarks(record)
     if (record["load_average"] or 0) > BUSY * record["threads"]["usable_cores"]:
         found.append(f"other programs kept the machine busy (load average {record['load_average']:.1f} at the start)")
