@@ -9,7 +9,7 @@ if not (Path(__file__).parent / "triton_kernels").exists():
     # Running in a checkout: pycl.bench and pycl.triton_kernels are its top-level folders.
     __path__.append(str(Path(__file__).parent.parent))
 
-from . import clustering, engine, functional, metrics, modules
+from . import clustering, distributed, engine, functional, metrics, modules
 from .backends import BackendUnavailable
 from .cached import cached_step
 from .clustering import *
@@ -26,6 +26,7 @@ __all__ = [
     "Points",
     "cached_step",
     "clustering",
+    "distributed",
     "engine",
     "functional",
     "metrics",

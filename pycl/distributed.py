@@ -72,7 +72,8 @@ class Ranks:
     def leave(self, error: Exception) -> None:
         """Tell ranks that wait to meet why this one will not come."""
         if not self._met:
-            self._introduce({"error": f"{type(error).__name__}: {error}"[: MESSAGE // 4]})
+            told = f"{type(error).__name__}: {error}".encode("ascii", "replace").decode()
+            self._introduce({"error": told[: MESSAGE // 4]})
 
     def _introduce(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
         """The facts of all ranks; on the CPU where the group has a backend for it, so that no GPU is waited for."""

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The drop-ins' bench: rows for what is installed, answers compared first, tables for the README."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from pycl.bench import dropins, readme
+from pycl.bench.scales import LINES, Library, ours
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from pycl.testing import compare_with_one_process
+
+
+class InfoNCE:
+    """A library's loss, dense, and wrong by a factor."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.factor = factor
+
+    def __call__(self, query: Tensor, key: Tensor) -> Tensor:
+        logits = normalize(query, dim=1) @ normalize(key, dim=1).T / 0.1
+        return self.factor * cross_entropy(logits, torch.arange(len(query)))
+
+
+ROW = dropins.DropIn("package InfoNCE", "torch", "torch", "info_nce", lambda module: module.InfoNCE())
+
+
+def test_a_row_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    absent = ROW._replace(distribution="no-such-library", peer="no_such_library", name="absent")
+    monkeypatch.setattr(dropins, "DROPINS", (ROW._replace(largest=20), absent))
+    monkeypatch.setattr(torch, "InfoNCE", InfoNCE, raising=False)
+    dropins.main(["--sizes", "16,24", "--seconds", "0.01", "--json", str(tmp_path)])
+    record = json.loads((tmp_path / "cpu-dropins.json").read_text())
+    assert [(row["size"], sorted(row["time_s"])) for row in record["rows"]] == [(16, ["ours", "peer"]), (24, ["ours"])]
+    assert "not enough memory" in capsys.readouterr().out
+    path = tmp_path / "README.md"
+    path.write_text("<!-- bench:dropins -->\n<!-- /bench:dropins -->\n")
+    readme.main([str(tmp_path / "cpu-dropins.json"), str(path)])
+    text = path.read_text()
+    assert "| package InfoNCE | 16 |" in text
+    assert "peer no-such-library: No module named 'no_such_library'" in text
+
+
+def test_a_wrong_answer_is_not_timed() -> None:
+    library: Any = SimpleNamespace(InfoNCE=lambda: InfoNCE(1.01))
+    with pytest.raises(AssertionError, match=r"package InfoNCE, N = 16: 0\.0099 from the peer"):
+        dropins.measure(ROW, 16, library, 0.01)
+
+
+def test_scales_of_ours() -> None:
+    assert LINES[0].call.build == ours.__name__
+    found = compare_with_one_process(Library("ours", name="clip"))
+    assert (found.value, found.scale, found.cosine) == pytest.approx((1, 1, 1))
