@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ def _rank(rank: int, world: int, folder: str, seconds: float, body: Callable[...
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=timeout)
     try:
         torch.save(body(rank, world, *args), Path(folder) / f"{rank}.pt")
+        gc.collect()  # as in pycl.testing
     finally:
         dist.destroy_process_group()
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import pickle
 import tempfile
 from collections.abc import Callable, Sequence
@@ -156,13 +157,21 @@ def _rank(rank: int, world: int, folder: str, loss: Any, of_ranks: list[list[Ten
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=seconds)
     try:
-        inputs = [x.double() if x.is_floating_point() else x for x in of_ranks[rank]]
-        torch.manual_seed(0)
-        step = _Step(loss, next(x for x in inputs if x.is_floating_point()).shape[-1], dist.group.WORLD)
-        trained = DistributedDataParallel(step)
-        value = trained(*inputs).mean()
-        value.backward()
-        gradients = [p.grad.flatten() for p in step.parameters() if p.grad is not None]
-        torch.save((value.detach(), torch.cat(gradients).double()), Path(folder) / f"{rank}.pt")
+        torch.save(_train(loss, of_ranks[rank]), Path(folder) / f"{rank}.pt")
+        # a group that goes with the last object that holds it, a DistributedDataParallel here, joins threads of its own
+        # that may wait for the interpreter's lock: seen once in some hundred runs
+        gc.collect()
     finally:
         dist.destroy_process_group()
+
+
+def _train(loss: Any, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """One step: the loss, and the gradients of all parameters."""
+    inputs = [x.double() if x.is_floating_point() else x for x in inputs]
+    torch.manual_seed(0)
+    width = next(x for x in inputs if x.is_floating_point()).shape[-1]
+    trained = DistributedDataParallel(_Step(loss, width, dist.group.WORLD))
+    value = trained(*inputs).mean()
+    value.backward()
+    gradients = [p.grad.flatten() for p in trained.parameters() if p.grad is not None]
+    return value.detach(), torch.cat(gradients).double()
