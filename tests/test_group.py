@@ -270,4 +270,4 @@ def test_a_ring_never_holds_all_columns(world: int) -> None:
         points = 96 // world * (2 if name == "nt_xent" else 1)
         assert [rank[name, "ring"][1] for rank in work_on(world)] == [points] * world
         if world > (3 if name == "nt_xent" else 2):  # three ranks fetch one other's columns of a symmetric matrix
-            assert all(rank[name, "gather"][1] > points for rank in work_on(world))
+            assert max(rank[name, "gather"][1] for rank in work_on(world)) > points
