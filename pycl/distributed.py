@@ -25,7 +25,10 @@ MESSAGE = 1024  # bytes that a rank has to introduce itself
 INSTANCES = 1 << 31  # instance numbers of all ranks together: the width that kernels compare
 
 
-gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.13
+def gather_single(out: Tensor, x: Tensor, group: dist.ProcessGroup, async_op: bool = False) -> Any:
+    """``all_gather_single``, which torch before 2.13 has under its former name."""
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    return gather(out, x, group, async_op)
 
 
 class Ring(NamedTuple):
@@ -86,7 +89,7 @@ class Ranks:
         return [json.loads(bytes(row)) for row in all_ranks.view(self.size, MESSAGE).cpu().numpy()]
 
 
-Group: TypeAlias = dist.ProcessGroup | Ring | Ranks
+Group: TypeAlias = "dist.ProcessGroup | Ring | Ranks"
 
 
 def check_group(group: Group | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dense import ALL, POS_OTHER, SELF, Case, assert_near, engine, make, run
+from dense import ALL, POS_OTHER, SELF, Case, engine, make, run
 from settings import threads
 from torch import Tensor
 
@@ -85,12 +85,14 @@ def test_kept_products_are_what_a_backward_reads() -> None:
 
 @torch.no_grad()
 def test_other_tiles_do_not_take_them() -> None:
-    problem = problem_of(400)
+    problem = problem_of(300)
     with threads(2):
         stats = cpu.pair_stats(problem, False)
-    with threads(1):
+        tiles = cpu._compiled(problem).kept_bytes()
+    with threads(3):
+        assert cpu._compiled(problem).kept_bytes() != tiles
         alone = gradient(problem, (stats[0].clone(), stats[1]))
-        assert_near([gradient(problem, stats)], [alone], 1e-6)
+        assert torch.equal(gradient(problem, stats), alone)
 
 
 @torch.no_grad()
