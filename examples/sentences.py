@@ -31,9 +31,16 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from datasets import Dataset
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+from pycl.bench.peers import declare_torchvision
+
+declare_torchvision()  # where its CUDA build lies beside a CPU build of torch, transformers would not import
+from datasets import Dataset  # noqa: E402
+from sentence_transformers import (  # noqa: E402
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator  # noqa: E402
 
 LOSSES = {
     "sentence-transformers": "sentence_transformers.sentence_transformer.losses",
