@@ -46,6 +46,24 @@ def test_every_half_number(isa: str, dtype: torch.dtype) -> None:
     assert torch.equal(narrow, wide.to(dtype))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_codes_written_past_the_cache(isa: str, dtype: torch.dtype) -> None:
+    """Codes of 32 MB or more take another way to memory: bit for bit those of the samples on their own."""
+    n_prototypes = 2051  # rows that begin anywhere in a cache line
+    n = 2**25 // (n_prototypes * dtype.itemsize) + 1
+    scores, v = (
+        torch.rand(n, n_prototypes).to(dtype),
+        torch.rand(n_prototypes).to(torch.promote_types(dtype, torch.float32)),
+    )
+    whole = Transport(scores, 0.05, 1, None, v, dtype)
+    codes, u = cpu.sinkhorn_codes(whole, v)
+    half = n // 2
+    for rows in (slice(0, half), slice(half, n)):
+        part, part_u = cpu.sinkhorn_codes(whole._replace(scores=scores[rows]), v)
+        assert torch.equal(codes[rows], part)
+        assert torch.equal(u[rows], part_u)
+
+
 @pytest.mark.parametrize("n_threads", [1, 2, 5, 16])
 def test_threads(n_threads: int) -> None:
     for shape in ((1, 1), (1, 70_000), (70_000, 1), (300, 700)):

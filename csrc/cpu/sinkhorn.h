@@ -12,12 +12,16 @@ namespace {
 
 using pycl::Transport;
 
-constexpr int kRowsAtOnce = 4;       // samples between two visits of the column sums
-constexpr int kAtOnce = 8;           // vectors of logits in registers
-constexpr int64_t kPrefetch = 1024;  // scores ahead; took a third off a step, which its exponentials bound then
-constexpr int kSlack = 40;           // how far above its shift a logit may be, in units of log 2
-constexpr int kRowsPerTotal = 64;    // samples whose weights are added up in T before they join a sum in double
-constexpr int kRowsPerMaximum = 16;  // samples that share one new maximum of a column
+constexpr int kRowsAtOnce = 4;            // samples between two visits of the column sums
+constexpr int kAtOnce = 8;                // vectors of logits in registers
+constexpr int64_t kPrefetch = 3072;       // scores ahead; took a third off a step
+constexpr int kRowsPerTotal = 64;         // samples whose weights are added up in T before they join a sum in double
+constexpr int kRowsPerShift = 16;         // samples between two visits of the sums at the start
+constexpr int64_t kPastCache = 32 << 20;  // bytes of codes from which on writing them past the cache is faster
+
+// Exponentials are 2^(l - shift) with a shift that need not be the maximum: it is one of the first logits' and stays
+// until a sum exceeds kCeiling. That is rare, and then what there is so far is scaled.
+constexpr double kCeiling = 0x1p60;
 
 template <class T, class S>
 struct Transporter {
@@ -73,83 +77,106 @@ struct Transporter {
     return Storage<T, S>::load(padded) * scale;
   }
 
-  // The softmax of sample b before its division: terms 2^(l - shift) and their sum. A shift need not be the maximum: it
-  // is one of the first vectors' and stays until a logit exceeds it by kSlack, which is rare, and then the terms so far
-  // are scaled. So logits go from their registers into the exponential.
+  // The softmax of a sample before its division: terms 2^(l - shift), and their sum.
   struct Softmax {
     T shift, sum;
     double lse() const { return double(shift) + ::log2(double(sum)); }
   };
 
   PYCL_INLINE Softmax softmax(int64_t b, T* terms) const {
-    Softmax s{-kLargest<T>, 0};
+    const S* const from = row(b);
+    const T *const v = potential, factor = scale;  // a store to terms may change what is behind a pointer, as `this` is
+    const int64_t whole = d, end = width;
+    T shift = 0;
     Vec<T> total{};
     int64_t k = 0;
-    for (; k + kAtOnce * kLanes<T> <= width; k += kAtOnce * kLanes<T>) add_terms<kAtOnce>(b, k, terms, s, total);
-    for (; k < width; k += kLanes<T>) add_terms<1>(b, k, terms, s, total);
-    s.sum = reduce_add<T>(total);
-    return s;
+    for (; k + kAtOnce * kLanes<T> <= whole; k += kAtOnce * kLanes<T>) {
+      Vec<T> l[kAtOnce];
+      for (int r = 0; r < kAtOnce; ++r) {
+        const int64_t at = k + r * kLanes<T>;
+        __builtin_prefetch(from + at + kPrefetch, 0, 2);
+        l[r] = Storage<T, S>::load(from + at) * factor + load<T>(v + at);
+      }
+      add_terms<kAtOnce>(l, k, terms, shift, total);
+    }
+    for (; k < end; k += kLanes<T>) {
+      const Vec<T> l = logits(from, k) + load<T>(v + k);
+      add_terms<1>(&l, k, terms, shift, total);
+    }
+    return {shift, reduce_add<T>(total)};
   }
 
   template <int kVectors>
-  PYCL_INLINE void add_terms(int64_t b, int64_t k, T* terms, Softmax& s, Vec<T>& total) const {
-    const S* from = row(b);
-    Vec<T> l[kVectors];
-    Vec<T> top = splat<T>(-kLargest<T>);
-    for (int r = 0; r < kVectors; ++r) {
-      __builtin_prefetch(from + k + r * kLanes<T> + kPrefetch, 0, 2);
-      l[r] = logits(from, k + r * kLanes<T>) + load<T>(potential + k + r * kLanes<T>);
-      top = ::max<T>(l[r], top);
-    }
-    if (any<T>(top > s.shift + kSlack)) rescale(reduce_max<T>(top), k, terms, s, total);
-    Vec<T> sum{};  // of these first: what a sum loses grows with the number of its terms
-    for (int r = 0; r < kVectors; ++r) {
-      const Vec<T> e = exp2<T>(l[r] - s.shift);
-      store<T>(terms + k + r * kLanes<T>, e);
-      sum += e;
+  static PYCL_INLINE void add_terms(const Vec<T>* l, int64_t k, T* terms, T& shift, Vec<T>& total) {
+    if (k == 0) shift = top<kVectors>(l);
+    Vec<T> sum = exponentials<kVectors>(l, shift, terms + k);
+    if (any<T>(sum > T(kCeiling))) {
+      const T next = top<kVectors>(l), factor = T(::exp2(double(shift) - double(next)));
+      for (int64_t before = 0; before < k; before += kLanes<T>)
+        store<T>(terms + before, load<T>(terms + before) * factor);
+      total *= factor;
+      shift = next;
+      sum = exponentials<kVectors>(l, shift, terms + k);
     }
     total += sum;
   }
 
-  __attribute__((noinline)) void rescale(T shift, int64_t end, T* terms, Softmax& s, Vec<T>& total) const {
-    const T factor = T(::exp2(double(s.shift) - double(shift)));
-    for (int64_t k = 0; k < end; k += kLanes<T>) store<T>(terms + k, load<T>(terms + k) * factor);
-    total *= factor;
-    s.shift = shift;
+  // The largest of some logits, finite where there is none.
+  template <int kVectors>
+  static PYCL_INLINE T top(const Vec<T>* l) {
+    Vec<T> x = splat<T>(-kLargest<T>);
+    for (int r = 0; r < kVectors; ++r) x = ::max<T>(l[r], x);
+    return reduce_max<T>(x);
+  }
+
+  // Sums these first: what a sum loses grows with the number of its terms.
+  template <int kVectors>
+  static PYCL_INLINE Vec<T> exponentials(const Vec<T>* l, T shift, T* terms) {
+    Vec<T> sum{};
+    for (int r = 0; r < kVectors; ++r) {
+      const Vec<T> e = saturating_exp2<T>(l[r] - shift);
+      store<T>(terms + r * kLanes<T>, e);
+      sum += e;
+    }
+    return sum;
   }
 
   T sample_target(int64_t b) const { return t.sample_target ? static_cast<const T*>(t.sample_target)[b] : T(0); }
 
-  // log sum_b exp L_bk, with a running maximum.
+  // log sum_b exp L_bk.
   void columns_at_start(T* out) {
     RunningLse<T> parts;
-    parts.start(host, workers * width, -kInf<T>);
+    parts.start(host, workers * width, -kLargest<T>);
     share([&](int w, int64_t first, int64_t end) {
-      T *max = parts.max + w * width, *sum = parts.sum + w * width;
+      T *shift = parts.max + w * width, *sum = parts.sum + w * width;
       int64_t b = first;
-      for (; b + kRowsPerMaximum <= end; b += kRowsPerMaximum) add_rows<kRowsPerMaximum>(b, max, sum);
-      for (; b < end; ++b) add_rows<1>(b, max, sum);
+      for (; b + kRowsPerShift <= end; b += kRowsPerShift) add_rows<kRowsPerShift>(b, shift, sum);
+      for (; b < end; ++b) add_rows<1>(b, shift, sum);
     });
     for (int w = 1; w < workers; ++w) parts.merge(0, int(width), parts.max + w * width, false, parts.sum + w * width);
     for (int64_t k = 0; k < d; ++k) out[k] = T(parts.total(k) * kLn2);
   }
 
   template <int kRows>
-  PYCL_INLINE void add_rows(int64_t b, T* max, T* sum) const {
-    for (int64_t k = 0; k < width; k += kLanes<T>) {
-      Vec<T> l[kRows];
-      const Vec<T> before = load<T>(max + k);
-      Vec<T> top = before;
+  PYCL_INLINE void add_rows(int64_t b, T* shifts, T* sums) const {
+    const S* const from = row(b);
+    const int64_t stride = t.scores.row_stride, end = width;
+    for (int64_t k = 0; k < end; k += kLanes<T>) {
+      Vec<T> l[kRows], shift = load<T>(shifts + k), before = load<T>(sums + k), sum{};
       for (int r = 0; r < kRows; ++r) {
-        __builtin_prefetch(row(b + r) + k + kPrefetch, 0, 2);
-        l[r] = logits(row(b + r), k);
-        top = ::max<T>(top, l[r]);
+        __builtin_prefetch(from + r * stride + k + kPrefetch, 0, 2);
+        l[r] = logits(from + r * stride, k);
+        sum += saturating_exp2<T>(l[r] - shift);
       }
-      const Vec<T> base = top == -kInf<T> ? Vec<T>{} : top;
-      Vec<T> total{};
-      for (int r = 0; r < kRows; ++r) total += exp2<T>(l[r] - base);
-      store<T>(sum + k, load<T>(sum + k) * exp2<T>(before - base) + total);
-      store<T>(max + k, top);
+      if (any<T>(sum > T(kCeiling))) {
+        Vec<T> next = shift;
+        for (int r = 0; r < kRows; ++r) next = ::max<T>(next, l[r]);
+        before *= exp2<T>(shift - next);
+        sum = Vec<T>{};
+        for (int r = 0; r < kRows; ++r) sum += exp2<T>(l[r] - next);
+        store<T>(shifts + k, next);
+      }
+      store<T>(sums + k, before + sum);
     }
   }
 
@@ -196,19 +223,22 @@ struct Transporter {
   template <class Out>
   void codes(Out* out, T* u) {
     T* terms = allocate<T>(host, workers * width);
+    Out* lines = allocate<Out>(host, workers * width);
+    const bool past_cache = n * d * int64_t(sizeof(Out)) >= kPastCache;
     share([&](int w, int64_t first, int64_t end) {
       T* mine = terms + w * width;
+      Out* line = lines + w * width;
       for (int64_t b = first; b < end; ++b) {
         const Softmax s = softmax(b, mine);
         u[b] = T(double(sample_target(b)) - s.lse() * kLn2);
         const T weight = T(1 / double(s.sum));
-        Out* to = out + b * d;
-        int64_t k = 0;
-        for (; k + kLanes<T> <= d; k += kLanes<T>) Storage<T, Out>::store(to + k, load<T>(mine + k) * weight);
-        Out rest[kLanes<T>];
-        if (k < d) Storage<T, Out>::store(rest, load<T>(mine + k) * weight);
-        for (int64_t r = k; r < d; ++r) to[r] = rest[r - k];
+        for (int64_t k = 0; k < width; k += kLanes<T>) Storage<T, Out>::store(line + k, load<T>(mine + k) * weight);
+        if (past_cache)
+          copy_past_cache(out + b * d, line, d * sizeof(Out));
+        else
+          std::memcpy(out + b * d, line, d * sizeof(Out));
       }
+      if (past_cache) fence_past_cache();
     });
   }
 };

@@ -77,4 +77,27 @@ struct Storage<float, Float16> {
   }
 };
 
+// memcpy to memory that is not read soon: whole lines of the cache are written without being read before.
+PYCL_INLINE void copy_past_cache(void* to, const void* from, size_t bytes) {
+  size_t k = 0;
+#ifdef __AVX2__
+  constexpr size_t kBytes = sizeof(__m256i);
+  char* t = static_cast<char*>(to);
+  const char* f = static_cast<const char*>(from);
+  const size_t lead = -reinterpret_cast<uintptr_t>(t) % kBytes;
+  k = lead < bytes ? lead : bytes;
+  std::memcpy(t, f, k);
+  for (; k + kBytes <= bytes; k += kBytes)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(t + k), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(f + k)));
+#endif
+  std::memcpy(static_cast<char*>(to) + k, static_cast<const char*>(from) + k, bytes - k);
+}
+
+// Makes what copy_past_cache() wrote visible to the other threads.
+PYCL_INLINE void fence_past_cache() {
+#ifdef __AVX2__
+  _mm_sfence();
+#endif
+}
+
 }  // namespace

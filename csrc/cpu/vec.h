@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -78,6 +78,10 @@ PYCL_INLINE IVec<T> lane_index() {
 template <class T>
 PYCL_INLINE Vec<T> max(Vec<T> a, Vec<T> b) {
   return b < a ? a : b;
+}
+template <class T>
+PYCL_INLINE Vec<T> min(Vec<T> a, Vec<T> b) {
+  return b > a ? a : b;
 }
 template <class T>
 PYCL_INLINE T reduce_add(Vec<T> x) {
@@ -179,6 +183,16 @@ PYCL_INLINE Vec<double> exp2<double>(Vec<double> x) {
   return _mm512_scalef_pd(Exp2<double>::polynomial(x - whole), whole);
 }
 #endif
+
+// 2^x, and at least 2^100 where x is more than 100; exp2() may give anything for what has no exponent.
+template <class T>
+PYCL_INLINE Vec<T> saturating_exp2(Vec<T> x) {
+#ifdef __AVX512F__
+  return exp2<T>(x);
+#else
+  return exp2<T>(min<T>(splat<T>(100), x));
+#endif
+}
 
 // log(1 + u) for u in [0, 1] as 2 atanh(u / (2 + u)); the argument of the series is at most 1/3.
 template <class T>
