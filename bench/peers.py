@@ -161,4 +161,5 @@ PEERS = (
     Peer("open_clip", "open_clip_torch", "clip", _open_clip, dense=True),
     Peer("lightly", "lightly", "nt_xent", _lightly, dense=True),
     Peer("lightly", "lightly", "sinkhorn", _lightly_sinkhorn, dense=True),
+    Peer("lightly", "lightly", "sinkhorn, out=", _lightly_sinkhorn, dense=True),
 )

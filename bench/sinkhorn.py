@@ -156,7 +156,8 @@ class StoredScores(Work):
     backward = False
     what = (
         f"Codes of stored scores, {ITERATIONS} iterations, forward; eager is the published iteration (SwAV, lightly), "
-        "dinov2 the same on float32, scaling its fastest spelling, log that of log-sum-exps"
+        "dinov2 the same on float32, scaling its fastest spelling, log that of log-sum-exps; with out=, all but "
+        "lightly write to memory that has its pages"
     )
     bare = "one copy of the scores"
     rows_are = "samples"

@@ -47,7 +47,9 @@ FAKES = {
     "liger-kernel": ("liger_kernel.transformers.functional", "liger_fused_linear_cross_entropy", cross_entropy),
     "open_clip": ("open_clip.loss", "ClipLoss", lambda **_: lambda x, y, scale: losses.dense_clip(x, y)),
     "lightly": ("lightly.loss", "NTXentLoss", lambda **_: losses.dense_nt_xent),
-    "lightly-sinkhorn": ("lightly.loss.swav_loss", "sinkhorn", lightly_codes),
+    **dict.fromkeys(
+        ("lightly-sinkhorn", "lightly-sinkhorn, out="), ("lightly.loss.swav_loss", "sinkhorn", lightly_codes)
+    ),
 }
 
 
