@@ -63,7 +63,6 @@ def _preference(device_type: str, operator: str) -> tuple[str, ...]:
     return PREFERENCE_OF.get(operator, PREFERENCE).get(device_type, ())
 
 
-@torch.compiler.assume_constant_result
 def choose(name: str | None, device_type: str, dtype: torch.dtype = torch.float32, operator: str = PAIRS) -> str:
     """The backend to use for tensors of a device type and dtype.
 
@@ -85,6 +84,10 @@ def choose(name: str | None, device_type: str, dtype: torch.dtype = torch.float3
     if reason := why_not(name, device_type, dtype, operator):
         raise BackendUnavailable(reason)
     return name
+
+
+# torch.compiler.assume_constant_result sets this too, after it has imported torch._dynamo, which takes a second
+choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

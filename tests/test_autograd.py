@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -55,6 +58,16 @@ def test_opcheck(kind: str, dtype: torch.dtype, both: bool, backend: str) -> Non
     needs = Needs(rows=kind != "columns", cols=kind != "itself", bias=kind == "everything")
     torch.library.opcheck(ops.pair_stats_backward.default, (*p, *stats, *upstream, needs, backend))
     torch.library.opcheck(ops.pair_sum_backward.default, (*p, torch.randn_like(d_sum), d_sum, needs, backend))
+
+
+def test_import_leaves_the_compiler_alone() -> None:
+    """``torch._dynamo`` takes as long to import as torch itself; the mark that needs none of it is still its own."""
+    code = "import sys, pycl; sys.exit('torch._dynamo' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120, env=environment).returncode == 0
+    marked = vars(torch.compiler.assume_constant_result(lambda: None))
+    assert marked.items() <= vars(pycl.backends.choose).items()
+    assert marked
 
 
 def compiled_is_eager(function: Callable[..., Tensor], leaves: list[Tensor], **options: Any) -> None:
