@@ -96,13 +96,13 @@ Side side(const MatrixTuple& z, Address ids, Address views, Address bias) {
           reinterpret_cast<const void*>(bias)};
 }
 
-PyProblem make_problem(const MatrixTuple& rows, Address row_ids, Address row_views, Address row_bias,
-                       const MatrixTuple& cols, Address col_ids, Address col_views, Address col_bias, bool symmetric,
-                       Address logit_scale, bool scale_per_row, uint32_t denominator, uint32_t positives, bool has_self,
-                       int64_t offset, bool normalize, int precision, int threads) {
+PyProblem make_problem(const MatrixTuple& rows, const MatrixTuple& cols, const std::array<Address, 4>& labels,
+                       Address row_bias, Address col_bias, bool symmetric, Address logit_scale, bool scale_per_row,
+                       uint32_t denominator, uint32_t positives, bool has_self, int64_t offset, bool normalize,
+                       int precision, int threads) {
   PyProblem p;
-  p.rows = side(rows, row_ids, row_views, row_bias);
-  p.cols = side(cols, col_ids, col_views, col_bias);
+  p.rows = side(rows, labels[0], labels[1], row_bias);
+  p.cols = side(cols, labels[2], labels[3], col_bias);
   p.symmetric = symmetric;
   p.logit_scale = reinterpret_cast<const void*>(logit_scale);
   p.scale_per_row = scale_per_row;
@@ -152,9 +152,9 @@ PYBIND11_MODULE(_C, m) {
 
   using namespace py::literals;
   py::class_<PyProblem>(m, "Problem")
-      .def(py::init(&make_problem), py::kw_only(), "rows"_a, "row_ids"_a, "row_views"_a, "row_bias"_a, "cols"_a,
-           "col_ids"_a, "col_views"_a, "col_bias"_a, "symmetric"_a, "logit_scale"_a, "scale_per_row"_a, "denominator"_a,
-           "positives"_a, "has_self"_a, "offset"_a, "normalize"_a, "precision"_a, "threads"_a)
+      .def(py::init(&make_problem), py::kw_only(), "rows"_a, "cols"_a, "labels"_a, "row_bias"_a, "col_bias"_a,
+           "symmetric"_a, "logit_scale"_a, "scale_per_row"_a, "denominator"_a, "positives"_a, "has_self"_a, "offset"_a,
+           "normalize"_a, "precision"_a, "threads"_a)
       .def("kept_bytes", [](const PyProblem& p) { return p.kernels().kept_bytes(p, p.threads); })
       .def("keep_at", [](PyProblem& p, Address kept) { p.kept = pointer(kept); })
       .def_readwrite("keep_alive", &PyProblem::keep_alive);

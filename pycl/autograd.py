@@ -70,7 +70,7 @@ class StatsFunction(torch.autograd.Function):
         _save(ctx, Problem(*arguments), row_stats, col_stats)
         ctx.set_materialize_grads(False)
         sides = (row_stats, col_stats) if both_sides else (row_stats,)
-        stats = [row for side in sides for row in side[:STATS].unbind()]
+        stats = [row for side in sides for row in side.unbind()[:STATS]]
         ctx.mark_non_differentiable(*stats[STATS - 1 :: STATS])  # the counts
         return tuple(stats)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ._load import extension
 from .backends import BackendUnavailable
-from .ops import STATE, STATS, Gradients, Needs, Problem, Transport, accumulation_dtype, empty_gradients
+from .ops import STATE, STATS, Gradients, Labels, Needs, Problem, Transport, accumulation_dtype, empty_gradients
 
 # no tile loop for these: nearly all of their time is torch's product
 from .reference import pair_logits as pair_logits
@@ -59,23 +59,13 @@ def _pointer(x: Tensor | None) -> int:
 
 def _compiled(problem: Problem) -> Any:
     p = problem
-    if p.cols is None:
-        cols, col_ids, col_views, col_bias = p.rows, p.row_ids, p.row_views, p.row_bias
-    else:
-        assert p.col_ids is not None
-        assert p.col_views is not None
-        cols, col_ids, col_views, col_bias = p.cols, p.col_ids, p.col_views, p.col_bias
-    row_ids, col_ids = _narrow(p.row_ids, col_ids)
-    row_views, col_views = _narrow(p.row_views, col_views)
+    labels = None if p.row_ids is None else _narrow(p.labelled())
     compiled = _C.Problem(
         rows=_matrix(p.rows),
-        row_ids=row_ids.data_ptr(),
-        row_views=row_views.data_ptr(),
+        cols=_matrix(p.rows if p.cols is None else p.cols),
+        labels=(0, 0, 0, 0) if labels is None else tuple(map(Tensor.data_ptr, labels)),
         row_bias=_pointer(p.row_bias),
-        cols=_matrix(cols),
-        col_ids=col_ids.data_ptr(),
-        col_views=col_views.data_ptr(),
-        col_bias=_pointer(col_bias),
+        col_bias=_pointer(p.row_bias if p.cols is None else p.col_bias),
         symmetric=p.cols is None,
         logit_scale=p.logit_scale.data_ptr(),
         scale_per_row=p.logit_scale.dim() == 1,
@@ -87,12 +77,18 @@ def _compiled(problem: Problem) -> Any:
         precision=_precision() if p.rows.dtype == torch.float32 else 0,
         threads=torch.get_num_threads(),
     )
-    compiled.keep_alive = (row_ids, col_ids, row_views, col_views)
+    compiled.keep_alive = labels
     return compiled
 
 
-def _narrow(rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
+def _narrow(labels: Labels) -> Labels:
     """The same labels in a range of 31 bits, the width the tiles compare: dense ranks where they are spread wider."""
+    row_ids, col_ids = _narrow_pair(labels.row_ids, labels.col_ids)
+    row_views, col_views = _narrow_pair(labels.row_views, labels.col_views)
+    return Labels(row_ids, row_views, col_ids, col_views)
+
+
+def _narrow_pair(rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
     if not _C.is_wide(rows.data_ptr(), rows.numel(), cols.data_ptr(), cols.numel()):
         return rows, cols
     ranks = torch.unique(torch.cat([rows, cols]), return_inverse=True)[1]
@@ -104,12 +100,13 @@ def _result(problem: Problem, compiled: Any, *shape: int) -> Tensor:
     p, dtype = problem, accumulation_dtype(problem.rows.dtype)
     leaves = (p.rows, p.cols, p.logit_scale, p.row_bias, p.col_bias)
     wanted = any(x is not None and x.requires_grad for x in leaves)
-    size, room = math.prod(shape), compiled.kept_bytes() if wanted else 0
+    room = compiled.kept_bytes() if wanted else 0
     if not 0 < room <= KEPT_BYTES:
         return torch.empty(shape, dtype=dtype)
-    result = torch.empty((_kept_at(size, dtype) + room) // dtype.itemsize, dtype=dtype)[:size].view(shape)
-    _keep(compiled, result)
-    return result
+    start = _kept_at(math.prod(shape), dtype)
+    memory = torch.empty((start + room) // dtype.itemsize, dtype=dtype)
+    compiled.keep_at(memory.data_ptr() + start)
+    return memory.as_strided(shape, (*shape[1:], 1))
 
 
 def _keep(compiled: Any, result: Tensor) -> None:

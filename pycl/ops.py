@@ -16,17 +16,33 @@ from torch import Tensor
 from . import backends
 
 
+class Labels(NamedTuple):
+    """Integers of the points of both sides, int64."""
+
+    row_ids: Tensor
+    row_views: Tensor
+    col_ids: Tensor
+    col_views: Tensor
+
+
+def numbered(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids and views of points that came without: instances of their own, all of one view."""
+    n, device = z.shape[0], z.device
+    return torch.arange(n, device=device), torch.zeros(n, dtype=torch.int64, device=device)
+
+
 class Problem(NamedTuple):
     """Everything that defines the logits and the pair sets; ``cols=None`` says the matrix is symmetric.
 
-    Vectors are contiguous; the scale and the biases have the accumulation dtype. In a symmetric problem the one
-    bias serves rows and columns, and gradients of both roles are summed.
+    Vectors are contiguous; the scale and the biases have the accumulation dtype. Without labels the points of each side
+    are numbered and of one view. In a symmetric problem the one bias serves rows and columns, and gradients of both
+    roles are summed.
     """
 
     rows: Tensor
     cols: Tensor | None
-    row_ids: Tensor
-    row_views: Tensor
+    row_ids: Tensor | None
+    row_views: Tensor | None
     col_ids: Tensor | None
     col_views: Tensor | None
     logit_scale: Tensor
@@ -45,12 +61,18 @@ class Problem(NamedTuple):
         """The transposed matrix; only with columns of its own and one scale for all rows."""
         p = self
         assert p.cols is not None
-        assert p.col_ids is not None
-        assert p.col_views is not None
         return Problem(
             *(p.cols, p.rows, p.col_ids, p.col_views, p.row_ids, p.row_views, p.logit_scale, p.col_bias, p.row_bias),
             *(p.denominator, p.positives, None if p.offset is None else -p.offset, p.normalize),
         )
+
+    def labelled(self) -> Labels:
+        """The labels of the rows and of the columns, made where there are none."""
+        if self.row_ids is None or self.row_views is None:
+            return Labels(*numbered(self.rows), *numbered(self.rows if self.cols is None else self.cols))
+        if self.col_ids is None or self.col_views is None:
+            return Labels(self.row_ids, self.row_views, self.row_ids, self.row_views)
+        return Labels(self.row_ids, self.row_views, self.col_ids, self.col_views)
 
 
 class Needs(NamedTuple):
@@ -107,7 +129,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 _PROBLEM = (
-    "Tensor rows, Tensor? cols, Tensor row_ids, Tensor row_views, Tensor? col_ids, Tensor? col_views, "
+    "Tensor rows, Tensor? cols, Tensor? row_ids, Tensor? row_views, Tensor? col_ids, Tensor? col_views, "
     "Tensor logit_scale, Tensor? row_bias, Tensor? col_bias, int denominator, int positives, SymInt? offset, "
     "bool normalize"
 )

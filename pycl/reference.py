@@ -66,10 +66,9 @@ def _slices(n: int, size: int) -> Iterator[slice]:
 
 def _members(problem: Problem, pairs: int, i: slice, j: slice) -> Tensor:
     """Which pairs of a tile are in a pair set, bool."""
-    col_ids = problem.row_ids if problem.col_ids is None else problem.col_ids
-    col_views = problem.row_views if problem.col_views is None else problem.col_views
-    same_id = problem.row_ids[i, None] == col_ids[j]
-    same_view = problem.row_views[i, None] == col_views[j]
+    row_ids, row_views, col_ids, col_views = problem.labelled()
+    same_id = row_ids[i, None] == col_ids[j]
+    same_view = row_views[i, None] == col_views[j]
     positive = torch.where(same_view, bool(pairs & Pairs.POS_SAME_VIEW), bool(pairs & Pairs.POS_OTHER_VIEW))
     negative = torch.where(same_view, bool(pairs & Pairs.NEG_SAME_VIEW), bool(pairs & Pairs.NEG_OTHER_VIEW))
     members = torch.where(same_id, positive, negative)
@@ -222,7 +221,8 @@ def _product_dtype(z: Tensor) -> torch.dtype:
 
 def pair_top(problem: Problem, k: int) -> tuple[Tensor, Tensor]:
     rows, cols = _sides(problem)
-    values, index = rows.x.new_empty(len(rows.x), k), problem.row_ids.new_empty(len(rows.x), k)
+    values = rows.x.new_empty(len(rows.x), k)
+    index = torch.empty_like(values, dtype=torch.int64)
     for i in _slices(len(rows.x), TILE[0]):
         best, where = values[i, :0], index[i, :0]
         for j in _slices(len(cols.x), TILE[1]):

@@ -137,6 +137,8 @@ def _columns(problem: Problem) -> list[Tensor]:
 def _part(problem: Problem, stop: Stop) -> Problem:
     """Some rows with other ranks' columns; no point meets itself there."""
     p, at = problem, stop.rows
+    assert p.row_ids is not None  # points of a group have labels
+    assert p.row_views is not None
     cols, col_ids, col_views, *more = stop.columns
     biased = (p.row_bias if p.cols is None else p.col_bias) is not None
     return p._replace(

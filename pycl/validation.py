@@ -24,21 +24,23 @@ def problem_of(
 ) -> Problem:
     """Validate everything once and bring it into the form the operators take.
 
-    Points without ids are numbered; those of a ``group`` get numbers that no two ranks have in common.
+    Points without ids are numbered; those of a ``group`` get numbers that no two ranks have in common. Outside a group,
+    where no side has labels, the problem has none.
     """
     for name, pairs in sets.items():
         if not isinstance(pairs, Pairs):
             raise TypeError(f"{name} must be a union of pycl.Pairs, got {pairs!r}")
     den, pos = map(int, sets.values())
     z = _embeddings("rows", rows.z)
-    row_ids, row_views = _integers("rows", rows, group)
+    bare = group is None and all(p is None or (p.ids is None and p.views is None) for p in (rows, cols))
+    row_ids, row_views = (None, None) if bare else _integers("rows", rows, group)
     if cols is None:
         if offset != 0:
             raise ValueError(f"offset must be 0 where cols is None and the points meet themselves, got {offset}")
         cols_z, col_ids, col_views = z, row_ids, row_views
     else:
         cols_z = _embeddings("cols", cols.z)
-        col_ids, col_views = _integers("cols", cols, group)
+        col_ids, col_views = (None, None) if bare else _integers("cols", cols, group)
         if cols_z.shape[1] != z.shape[1]:
             raise ValueError(f"rows and cols must have one feature size, got {z.shape[1]} and {cols_z.shape[1]}")
         if cols_z.device != z.device:

@@ -25,11 +25,11 @@ SETS = {"denominator": Pairs.OTHERS, "positives": Pairs.POSITIVE}
 
 
 def problem(kind: str, dtype: torch.dtype = torch.float32) -> Problem:
-    """Arguments of an operator: symmetric, plain columns, or everything at once."""
+    """Arguments of an operator: symmetric, columns without labels, or everything at once."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     rows, cols = torch.randn(7, 4).to(dtype), None if kind == "itself" else torch.randn(9, 4).to(dtype)
-    labels = [torch.arange(7) % 3, torch.arange(7) % 2]
-    labels += [None, None] if cols is None else [torch.arange(9) % 3, torch.arange(9) % 2]
+    labels: list[Tensor | None] = [None, None] if kind == "columns" else [torch.arange(7) % 3, torch.arange(7) % 2]
+    labels += [torch.arange(9) % 3, torch.arange(9) % 2] if kind == "everything" else [None, None]
     scale, bias = torch.tensor(2.0, dtype=wide), (None, None)
     if kind == "everything":
         scale, bias = torch.rand(7, dtype=wide), (torch.randn(7, dtype=wide), torch.randn(9, dtype=wide))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -181,6 +182,31 @@ def test_a_point_removed_by_bias_has_no_statistics(n: int | None, backend: str) 
     assert stats.lse[7] == -torch.inf
     assert stats.lse.isfinite().sum() == 49
     assert pair_sum(Points(z), cols, negatives=Pairs.NEGATIVE, **options)[7] == 0
+
+
+@pytest.mark.parametrize("itself", [True, False], ids=["itself", "columns"])
+@pytest.mark.parametrize("pairs", [Pairs.OTHERS, Pairs.SELF | Pairs.NEG_SAME_VIEW, Pairs.NEG_OTHER_VIEW], ids=str)
+def test_points_without_labels_are_numbered_and_of_one_view(itself: bool, pairs: Pairs, backend: str) -> None:
+    x, y = torch.randn(150, 6), torch.randn(210, 6)
+    x.requires_grad_()
+    number, one = torch.arange, functools.partial(torch.zeros, dtype=torch.int64)
+
+    def found(ids: str, views: str) -> list[Tensor]:
+        def points(z: Tensor, side: str) -> Points:
+            return Points(z, number(len(z)) if side in ids else None, one(len(z)) if side in views else None)
+
+        cols = None if itself else points(y, "cols")
+        options: dict[str, Any] = {"denominator": pairs, "positives": Pairs.POSITIVE, "backend": backend}
+        rows, columns = pair_stats(points(x, "rows"), cols, sides="both", **options)
+        terms = pair_sum(points(x, "rows"), cols, negatives=pairs, positives=Pairs.POSITIVE, backend=backend)
+        kept = [*rows, *columns, terms]
+        finite = sum(t.masked_fill(t == -torch.inf, 0).sum() for t in kept)
+        return [*kept, *torch.autograd.grad(finite, x)]
+
+    bare = found("", "")
+    for ids, views in (("rows cols", "rows cols"), ("rows", ""), ("cols", "rows"), ("", "cols")):
+        for mine, labelled in zip(bare, found(ids, views), strict=True):
+            assert torch.equal(mine, labelled)
 
 
 @pytest.mark.parametrize("dtype", FLOOR, ids=str)

@@ -59,15 +59,14 @@ def sides_of(problem: Problem) -> Sides:
     scalar = p.logit_scale.dim() == 0
     dtype, planes = _form(p.rows.dtype, p.normalize)
     factor = None if scalar else p.logit_scale
-    x = _prepare(p.rows, p.row_ids, p.row_views, factor, p.row_bias, p.normalize, dtype, planes, left=True)
+    row_ids, row_views, col_ids, col_views = p.labelled()
+    x = _prepare(p.rows, row_ids, row_views, factor, p.row_bias, p.normalize, dtype, planes, left=True)
     if p.cols is not None:
-        assert p.col_ids is not None
-        assert p.col_views is not None
-        y = _prepare(p.cols, p.col_ids, p.col_views, None, p.col_bias, p.normalize, dtype, planes, left=False)
+        y = _prepare(p.cols, col_ids, col_views, None, p.col_bias, p.normalize, dtype, planes, left=False)
     elif planes == 1:
         y = x
     else:
-        y = _prepare(p.rows, p.row_ids, p.row_views, None, p.row_bias, p.normalize, dtype, planes, left=False)
+        y = _prepare(p.rows, row_ids, row_views, None, p.row_bias, p.normalize, dtype, planes, left=False)
     meets_nothing = p.offset is None or abs(p.offset) >= NO_SELF
     return Sides(x, y, p.logit_scale if scalar else None, NO_SELF if meets_nothing or p.offset is None else p.offset)
 

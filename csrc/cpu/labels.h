@@ -14,16 +14,18 @@ struct Attribute {
   Int<T>* value;
   Int<T>*low, *high;  // per block
 
-  void fill(const Host& host, const int64_t* source, int64_t n, int64_t base, int block) {
+  // Without a source the points are numbered, or all 0.
+  void fill(const Host& host, const int64_t* source, bool number, int64_t n, int64_t base, int block) {
+    const auto at = [&](int64_t i) { return source ? Int<T>(source[i] - base) : number ? Int<T>(i) : Int<T>(0); };
     const int64_t blocks = (n + block - 1) / block;
     value = allocate<Int<T>>(host, blocks * block);
     low = allocate<Int<T>>(host, blocks);
     high = allocate<Int<T>>(host, blocks);
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t start = b * block, stop = start + block < n ? start + block : n;
-      low[b] = high[b] = Int<T>(source[start] - base);
+      low[b] = high[b] = at(start);
       for (int64_t i = start; i < start + block; ++i) {
-        value[i] = i < stop ? Int<T>(source[i] - base) : 0;
+        value[i] = i < stop ? at(i) : 0;
         if (i < stop) low[b] = value[i] < low[b] ? value[i] : low[b];
         if (i < stop) high[b] = value[i] > high[b] ? value[i] : high[b];
       }
@@ -32,6 +34,7 @@ struct Attribute {
 };
 
 inline int64_t lowest(const int64_t* a, int64_t n, const int64_t* b, int64_t m) {
+  if (!a) return 0;
   int64_t low = a[0];
   for (int64_t i = 0; i < n; ++i) low = a[i] < low ? a[i] : low;
   for (int64_t i = 0; i < m; ++i) low = b[i] < low ? b[i] : low;
@@ -43,8 +46,8 @@ struct Labels {
   Attribute<T> ids, views;
 
   void fill(const Host& host, const Side& side, int64_t id_base, int64_t view_base, int block) {
-    ids.fill(host, side.ids, side.z.n, id_base, block);
-    views.fill(host, side.views, side.z.n, view_base, block);
+    ids.fill(host, side.ids, true, side.z.n, id_base, block);
+    views.fill(host, side.views, false, side.z.n, view_base, block);
   }
 };
 

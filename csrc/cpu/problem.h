@@ -21,8 +21,8 @@ struct Matrix {
 // One role of a problem. Bias has the accumulation type, float or double; null where there is none.
 struct Side {
   Matrix z;
-  const int64_t* ids;
-  const int64_t* views;
+  const int64_t* ids;    // null: numbered,
+  const int64_t* views;  // and all of one view
   const void* bias;
 };
 

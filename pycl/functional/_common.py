@@ -50,7 +50,7 @@ def as_scalar(name: str, value: Scalar) -> Scalar:
             raise ValueError(f"{name} must be a number or a tensor with one element, got shape {tuple(value.shape)}")
         if not value.is_floating_point():
             raise TypeError(f"{name} must be floating point, got {value.dtype}")
-        return widen(value).reshape(())
+        return widen(value) if value.dim() == 0 else widen(value).reshape(())
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
     return float(value)
