@@ -28,7 +28,8 @@ def _restore(ctx: Any) -> tuple[Problem, tuple[Tensor, ...]]:
 
 
 def _needs(ctx: Any) -> Needs:
-    rows, cols, logit_scale, row_bias, col_bias = (ctx.needs_input_grad[i] for i in _LEAVES)
+    wanted = ctx.needs_input_grad  # makes a tuple each time
+    rows, cols, logit_scale, row_bias, col_bias = (wanted[i] for i in _LEAVES)
     return Needs(rows=rows or logit_scale, cols=cols, bias=row_bias or col_bias)
 
 
@@ -50,8 +51,9 @@ class _Final(torch.autograd.Function):
 def _gradients(ctx: Any, problem: Problem, found: tuple[Tensor, ...], rest: int) -> tuple[Tensor | None, ...]:
     """Map an operator's gradients onto the inputs of the Function, ``None`` where none is needed."""
     gradients: list[Tensor | None] = [None] * (_INPUTS + rest)
+    wanted = ctx.needs_input_grad
     for i, gradient in zip(_LEAVES, found, strict=True):
-        if not ctx.needs_input_grad[i]:
+        if not wanted[i]:
             continue
         if i == _SCALE and problem.logit_scale.dim() == 0:
             gradient = gradient.sum()
