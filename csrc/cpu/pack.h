@@ -18,24 +18,26 @@ T* allocate(const Host& host, int64_t n) {
 }
 inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
+template <class T, class S, class Convert>
+void load_row_of(const Matrix& z, int64_t i, T* line, Convert convert) {
+  const S* from = static_cast<const S*>(z.data) + i * z.row_stride;
+  if (z.col_stride == 1)
+    for (int64_t k = 0; k < z.d; ++k) line[k] = T(convert(from[k]));
+  else
+    for (int64_t k = 0; k < z.d; ++k) line[k] = T(convert(from[k * z.col_stride]));
+}
+
 template <class T>
 void load_row(const Matrix& z, int64_t i, T* line) {
-  const int64_t start = i * z.row_stride, step = z.col_stride;
   switch (z.dtype) {
     case DType::kFloat32:
-      for (int64_t k = 0; k < z.d; ++k) line[k] = T(static_cast<const float*>(z.data)[start + k * step]);
-      break;
+      return load_row_of<T, float>(z, i, line, [](float x) { return x; });
     case DType::kFloat64:
-      for (int64_t k = 0; k < z.d; ++k) line[k] = T(static_cast<const double*>(z.data)[start + k * step]);
-      break;
+      return load_row_of<T, double>(z, i, line, [](double x) { return x; });
     case DType::kBFloat16:
-      for (int64_t k = 0; k < z.d; ++k)
-        line[k] = T(bf16_to_float(static_cast<const uint16_t*>(z.data)[start + k * step]));
-      break;
+      return load_row_of<T, uint16_t>(z, i, line, [](uint16_t x) { return bf16_to_float(x); });
     case DType::kFloat16:
-      for (int64_t k = 0; k < z.d; ++k)
-        line[k] = T(half_to_float(static_cast<const uint16_t*>(z.data)[start + k * step]));
-      break;
+      return load_row_of<T, uint16_t>(z, i, line, [](uint16_t x) { return half_to_float(x); });
   }
 }
 
@@ -85,6 +87,19 @@ double norm_of(const T* line, int64_t d) {
   return peak * __builtin_sqrt(sum);
 }
 
+// What gradients of points are made of: sums over tiles, direct [points, width] from the row role and transposed
+// [blocks][width][block] from the column role, either may be null. d_scale, if wanted, is <x_i, direct_i>.
+template <class T>
+struct TileSums {
+  const T* direct;
+  const T* row_scale;
+  bool row_scale_per_row;
+  const T* transposed;
+  T transposed_scale;
+  void* out;
+  T* d_scale;
+};
+
 struct Layouts {
   bool by_row, panels_t, panels, by_col;
 };
@@ -105,9 +120,10 @@ struct Packed {
   E *by_row, *panels_t, *panels, *by_col;
   double* norm;
   double max_norm;
+  T* lines;  // a point in the making, one for each block
 
-  void pack(const Host& host, const Matrix& matrix, bool normalized, int block_size, Layouts layouts, const T* scales,
-            bool per_row) {
+  void lay_out(const Host& host, const Matrix& matrix, bool normalized, int block_size, Layouts layouts,
+               const T* scales, bool per_row) {
     z = matrix;
     normalize = normalized;
     block = block_size;
@@ -124,8 +140,10 @@ struct Packed {
     panels = allocate<E>(host, has.panels ? panel_plane() * P::kPlanes : 0);
     by_col = allocate<E>(host, has.by_col ? by_col_plane() * P::kPlanes : 0);
     norm = allocate<double>(host, blocks * block);
-    T* lines = allocate<T>(host, blocks * width);
-    parallel(host, blocks, block * width, [&](int64_t b) { pack_block(b, lines + b * width); });
+    lines = allocate<T>(host, blocks * width);
+  }
+
+  void find_max_norm() {
     max_norm = 0;
     for (int64_t i = 0; i < z.n; ++i) {
       const double size = normalize ? norm[i] / (norm[i] < kNormEps ? kNormEps : norm[i]) : norm[i];
@@ -162,7 +180,8 @@ struct Packed {
     for (int64_t k = 0; k < z.d; ++k) line[k] = T(double(line[k]) * inverse);
   }
 
-  void pack_block(int64_t b, T* line) {
+  void pack_block(int64_t b) {
+    T* line = lines + b * width;
     for (int64_t k = z.d; k < width; ++k) line[k] = 0;
     for (int r = 0; r < block; ++r) {
       const int64_t i = b * block + r;
@@ -205,27 +224,22 @@ struct Packed {
     if (P::kPlanes == 2) p[plane] = float_to_bf16(x - bf16_to_float(*p));
   }
 
-  // Gradients of the points from the two sums of tiles: direct [points, width] from the row role, transposed
-  // [blocks][width][block] from the column role; either may be null. d_scale, if wanted, is <x_i, direct_i>.
-  void unpack(const Host& host, const T* direct, const T* row_scale, bool row_scale_per_row, const T* transposed,
-              T transposed_scale, void* out, T* d_scale) const {
-    T* lines = allocate<T>(host, blocks * 2 * width);
-    parallel(host, blocks, block * width, [&](int64_t b) {
-      T *x = lines + b * 2 * width, *g = x + width;
-      for (int64_t i = b * block; i < (b + 1) * block && i < z.n; ++i) {
-        if (normalize || d_scale) load_point(i, x);
-        const T* di = direct ? direct + i * width : nullptr;
-        if (d_scale) d_scale[i] = T(dot(x, di, z.d));
-        const T factor = row_scale[row_scale_per_row ? i : 0];
-        for (int64_t k = 0; k < z.d; ++k) g[k] = di ? di[k] * factor : T(0);
-        if (transposed) {
-          const T* ti = transposed + b * block * width + i % block;
-          for (int64_t k = 0; k < z.d; ++k) g[k] += ti[k * block] * transposed_scale;
-        }
-        if (normalize) normalized_gradient(i, x, g);
-        store_row(out, z.dtype, i, z.d, g);
+  // Gradients of the points of a block.
+  void unpack_block(int64_t b, const TileSums<T>& sums, T* line) const {
+    T *x = line, *g = line + width;
+    for (int64_t i = b * block; i < (b + 1) * block && i < z.n; ++i) {
+      if (normalize || sums.d_scale) load_point(i, x);
+      const T* di = sums.direct ? sums.direct + i * width : nullptr;
+      if (sums.d_scale) sums.d_scale[i] = T(dot(x, di, z.d));
+      const T factor = sums.row_scale[sums.row_scale_per_row ? i : 0];
+      for (int64_t k = 0; k < z.d; ++k) g[k] = di ? di[k] * factor : T(0);
+      if (sums.transposed) {
+        const T* ti = sums.transposed + b * block * width + i % block;
+        for (int64_t k = 0; k < z.d; ++k) g[k] += ti[k * block] * sums.transposed_scale;
       }
-    });
+      if (normalize) normalized_gradient(i, x, g);
+      store_row(sums.out, z.dtype, i, z.d, g);
+    }
   }
 
   void normalized_gradient(int64_t i, const T* x, T* g) const {
@@ -243,5 +257,20 @@ struct Packed {
     for (int64_t k = 0; k < z.d; ++k) g[k] = T((double(g[k]) - double(x[k]) * along) * inverse);
   }
 };
+
+// Calls body(side, block) for the blocks of one side or two, in one parallel region: on small problems a second one
+// costs as much as its work.
+template <class P, class Body>
+void for_each_block(const Host& host, const Packed<P>& a, const Packed<P>* b, Body body) {
+  parallel(host, a.blocks + (b ? b->blocks : 0), a.block * a.width,
+           [&](int64_t t) { t < a.blocks ? body(0, t) : body(1, t - a.blocks); });
+}
+
+template <class P>
+void pack(const Host& host, Packed<P>& a, Packed<P>* b) {
+  for_each_block<P>(host, a, b, [&](int side, int64_t block) { (side ? b : &a)->pack_block(block); });
+  a.find_max_norm();
+  if (b) b->find_max_norm();
+}
 
 }  // namespace

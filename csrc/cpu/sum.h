@@ -85,7 +85,8 @@ void pair_weighted_sum(const Problem& problem, const Host& host, const pycl::Mat
   using T = typename P::T;
   Sweep<P> sweep(problem, host, false, nullptr);
   Packed<P> packed;
-  packed.pack(host, values, false, sweep.block, {false, false, true, false}, nullptr, false);
+  packed.lay_out(host, values, false, sweep.block, {false, false, true, false}, nullptr, false);
+  pack<P>(host, packed, nullptr);
   const int64_t width = packed.width;
   T* sums = zeros<T>(host, true, sweep.row_blocks * sweep.block * width);
   add_products(sweep, {nullptr, &packed, sums, nullptr, nullptr, nullptr}, [&](const Tile<T>& tile, auto emit) {

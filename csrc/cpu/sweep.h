@@ -85,11 +85,10 @@ struct Sweep {
     const bool by_col = d_cols && !P::kScalesOperand;
     const bool as_a = !reuse || P::kScalesOperand, as_b = !reuse;
     const Layouts of_rows = p.symmetric ? Layouts{as_a, as_b, d_rows, by_col} : Layouts{as_a, false, false, by_col};
-    row_points.pack(h, p.rows.z, p.normalize, block, of_rows, packed_scale, p.scale_per_row);
-    if (p.symmetric)
-      col_points = row_points;
-    else
-      col_points.pack(h, p.cols.z, p.normalize, block, {false, as_b, d_rows, false}, nullptr, false);
+    row_points.lay_out(h, p.rows.z, p.normalize, block, of_rows, packed_scale, p.scale_per_row);
+    if (!p.symmetric) col_points.lay_out(h, p.cols.z, p.normalize, block, {false, as_b, d_rows, false}, nullptr, false);
+    pack<P>(h, row_points, p.symmetric ? nullptr : &col_points);
+    if (p.symmetric) col_points = row_points;
     classes.fill(h, p, block);
     fill_affine(scale);
     tiles = allocate<T>(h, int64_t(workers) * block * block);
@@ -233,13 +232,25 @@ void apply_weights(Sweep<P>& sweep, const Gradients& out, MakeWeights make_weigh
 
   const T* scale = static_cast<const T*>(p.logit_scale);
   const T scale_after = P::kScalesOperand || p.scale_per_row ? T(1) : scale[0];
+  const T one = 1;
+  const TileSums<T> of_rows{direct,
+                            scale,
+                            p.scale_per_row,
+                            p.symmetric ? transposed : nullptr,
+                            scale_after,
+                            out.rows,
+                            static_cast<T*>(out.logit_scale)};
+  const TileSums<T> of_cols{nullptr, &one, false, transposed, scale_after, out.cols, nullptr};
+  const Packed<P>* const cols = out.cols ? &sweep.col_points : nullptr;
+  T* lines = allocate<T>(host, (sweep.row_blocks + sweep.col_blocks) * 2 * width);
+  auto unpack = [&](int side, int64_t b) {
+    T* line = lines + (side * sweep.row_blocks + b) * 2 * width;
+    side ? cols->unpack_block(b, of_cols, line) : sweep.row_points.unpack_block(b, of_rows, line);
+  };
   if (out.rows)
-    sweep.row_points.unpack(host, direct, scale, p.scale_per_row, p.symmetric ? transposed : nullptr, scale_after,
-                            out.rows, static_cast<T*>(out.logit_scale));
-  if (out.cols) {
-    const T one = 1;
-    sweep.col_points.unpack(host, nullptr, &one, false, transposed, scale_after, out.cols, nullptr);
-  }
+    for_each_block<P>(host, sweep.row_points, cols, unpack);
+  else if (cols)
+    for_each_block<P>(host, *cols, nullptr, [&](int, int64_t b) { unpack(1, b); });
   if (out.row_bias) std::memcpy(out.row_bias, d_row_bias, sizeof(T) * p.rows.z.n);
   if (out.col_bias) std::memcpy(out.col_bias, d_col_bias, sizeof(T) * p.cols.z.n);
 }
