@@ -93,8 +93,7 @@ def stack_views(
     if n == 0:
         raise ValueError(f"views must hold at least one instance, got N = 0 (V = {n_views})")
     ids = instances(n, z.device, group) if labels is None else check_labels(labels, n, z)
-    index = torch.arange(n_views, device=z.device)[:, None]
-    return Points(z, ids.expand(n_views, n).reshape(-1), index.expand(n_views, n).reshape(-1)), n_views
+    return Points(z, ids.expand(n_views, n).reshape(-1), torch.arange(n_views * n, device=z.device) // n), n_views
 
 
 def check_labels(labels: Tensor, n: int, like: Tensor) -> Tensor:

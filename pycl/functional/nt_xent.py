@@ -67,7 +67,7 @@ def nt_xent(
         backend=backend,
     )
     terms = torch.sub(stats.lse, stats.pos_sum, alpha=1 / (n_views - 1))  # every anchor has V - 1 positives
-    return reduce(terms.view(n_views, -1), reduction, group)
+    return reduce(terms, reduction, group, n_views)
 
 
 @together

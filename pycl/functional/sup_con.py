@@ -76,4 +76,4 @@ def sup_con(
     count = stats.pos_count
     mean_positive = stats.pos_sum / count.clamp_min(1) if form == "out" else stats.pos_lse - count.log()
     terms = (stats.lse - mean_positive).masked_fill(count == 0, 0.0)
-    return reduce(terms.view(n_views, -1), reduction, group)
+    return reduce(terms, reduction, group, n_views)
