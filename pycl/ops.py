@@ -7,7 +7,7 @@ share one argument list, the ``Problem``; a backend is a module with one functio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -256,6 +256,21 @@ def _backward_fake(*args: Any) -> Gradients:
     return empty_gradients(Problem(*args[:_WIDTH]), Needs(*needs))
 
 
+def _without_grad(implementation: Callable[..., Any]) -> Callable[..., Any]:
+    """With ``create_graph=True`` a backward runs in grad mode, and backends write into tensors of their own.
+
+    ``torch.no_grad()`` as a decorator, without its two changes of the mode where there is nothing to change.
+    """
+
+    def run(*args: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return implementation(*args)
+        with torch.no_grad():
+            return implementation(*args)
+
+    return run
+
+
 for _name, _implementation, _fake in (
     ("pair_stats", _stats, _stats_fake),
     ("pair_stats_backward", _stats_backward, _backward_fake),
@@ -267,6 +282,5 @@ for _name, _implementation, _fake in (
     ("pair_weighted_sum", _weighted_sum, _weighted_sum_fake),
     ("sinkhorn", _sinkhorn, _sinkhorn_fake),
 ):
-    # with create_graph=True a backward runs in grad mode, and backends write into tensors of their own
-    _library.impl(_name, torch.no_grad()(_implementation), "CompositeExplicitAutograd")
+    _library.impl(_name, _without_grad(_implementation), "CompositeExplicitAutograd")
     torch.library.register_fake(f"pycl::{_name}", _fake, lib=_library)

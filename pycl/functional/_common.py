@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pycl.distributed import Group, ranks_of
+from pycl.ops import accumulation_dtype
 
 Views: TypeAlias = Tensor | Sequence[Tensor]
 Scalar: TypeAlias = float | Tensor
@@ -76,8 +77,10 @@ def to_logit_scale(temperature: Scalar) -> Scalar:
 def expand_scalar(name: str, value: Scalar, like: Tensor) -> Tensor:
     """One value per row of ``like``, in the dtype statistics of ``like`` have."""
     value = as_scalar(name, value)
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    return torch.as_tensor(value, dtype=dtype, device=like.device).expand(len(like))
+    n, device, dtype = like.shape[0], like.device, accumulation_dtype(like.dtype)
+    if not isinstance(value, Tensor):
+        return torch.full((n,), value, dtype=dtype, device=device)
+    return value.to(device, dtype).expand(n)
 
 
 def check_matched(**tensors: Tensor) -> None:
