@@ -35,7 +35,8 @@ void map_tile(Sweep<P>& sweep, const Tile<typename P::T>& tile, Value value, Row
       if (kMixed) {
         const IVec<T> cls = sweep.classes.of(row, tile.jb, j);
         y = (cls & Int<T>(sweep.classes.denominator)) != 0 ? y : Vec<T>{};
-        y += (cls & Int<T>(sweep.classes.positives)) != 0 ? value(i, l, true) : Vec<T>{};
+        const IVec<T> positive = (cls & Int<T>(sweep.classes.positives)) != 0;
+        if (any<T>(positive)) y += positive ? value(i, l, true) : Vec<T>{};
       }
       store<T>(at, y);
     }
