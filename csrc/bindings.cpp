@@ -96,6 +96,7 @@ Side side(const MatrixTuple& z, Address ids, Address views, Address bias) {
           reinterpret_cast<const void*>(bias)};
 }
 
+// Labels: ids and views of the rows, then of the columns; 0 without.
 PyProblem make_problem(const MatrixTuple& rows, const MatrixTuple& cols, const std::array<Address, 4>& labels,
                        Address row_bias, Address col_bias, bool symmetric, Address logit_scale, bool scale_per_row,
                        uint32_t denominator, uint32_t positives, bool has_self, int64_t offset, bool normalize,
