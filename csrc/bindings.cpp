@@ -181,6 +181,15 @@ PYBIND11_MODULE(_C, m) {
       "pair_sum", [](const PyProblem& p, Address out) { p.kernels().pair_sum(p, Call(p.threads), pointer(out)); },
       unlocked);
   m.def(
+      "pair_sum_gradients",
+      [](const PyProblem& p, Address out, Address g_rows, Address g_cols, Address g_scale, Address g_row_bias,
+         Address g_col_bias) {
+        p.kernels().pair_sum_gradients(
+            p, Call(p.threads), pointer(out),
+            {pointer(g_rows), pointer(g_cols), pointer(g_scale), pointer(g_row_bias), pointer(g_col_bias)});
+      },
+      unlocked);
+  m.def(
       "pair_sum_backward",
       [](const PyProblem& p, Address d_sum, Address g_rows, Address g_cols, Address g_scale, Address g_row_bias,
          Address g_col_bias) {

@@ -86,19 +86,27 @@ class StatsFunction(torch.autograd.Function):
 
 
 class SumFunction(torch.autograd.Function):
+    """With ``at_once`` the forward computes the gradients of the total, which the backward scales if it can."""
+
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        *arguments, backend, sharded = args
+        *arguments, at_once, backend, sharded = args
         ctx.backend, ctx.operators = backend, sharded or torch.ops.pycl
-        sums = ctx.operators.pair_sum(*arguments, backend)
-        _save(ctx, Problem(*arguments), sums)
+        if at_once and any(needs := _needs(ctx)):
+            sums, *of_total = torch.ops.pycl.pair_sum_gradients(*arguments, needs, backend)
+        else:
+            sums, of_total = ctx.operators.pair_sum(*arguments, backend), []
+        _save(ctx, Problem(*arguments), sums, *of_total)
         return cast("Tensor", sums)
 
     @staticmethod
     def backward(ctx: Any, d_sum: Tensor) -> tuple[Tensor | None, ...]:
-        problem, (sums,) = _restore(ctx)
-        found = ctx.operators.pair_sum_backward(*problem, sums, d_sum.contiguous(), _needs(ctx), ctx.backend)
-        return _gradients(ctx, problem, found, rest=2)
+        problem, (sums, *of_total) = _restore(ctx)
+        if of_total and bool((d_sum == d_sum[0]).all()):
+            found = tuple(gradient * d_sum[0] for gradient in of_total)
+        else:
+            found = ctx.operators.pair_sum_backward(*problem, sums, d_sum.contiguous(), _needs(ctx), ctx.backend)
+        return _gradients(ctx, problem, found, rest=3)
 
 
 class LogitsFunction(torch.autograd.Function):

@@ -153,6 +153,13 @@ def pair_sum(problem: Problem) -> Tensor:
     return out
 
 
+def pair_sum_gradients(problem: Problem, needs: Needs) -> tuple[Tensor, ...]:
+    sums = torch.empty(len(problem.rows), dtype=accumulation_dtype(problem.rows.dtype))
+    gradients = empty_gradients(problem, needs)
+    _C.pair_sum_gradients(_compiled(problem), sums.data_ptr(), *map(_pointer, gradients))
+    return sums, *gradients
+
+
 def pair_sum_backward(problem: Problem, sums: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
     out = empty_gradients(problem, needs)
     compiled = _compiled(problem)

@@ -144,6 +144,8 @@ _library.define(
 )
 _library.define(f"pair_sum({_PROBLEM}, str backend) -> Tensor")
 _library.define(f"pair_sum_backward({_PROBLEM}, Tensor sums, Tensor d_sum, bool[3] needs, str backend) -> {_GRADIENTS}")
+# The sums and the gradients of their total from one sweep; a backend may lack it.
+_library.define(f"pair_sum_gradients({_PROBLEM}, bool[3] needs, str backend) -> (Tensor, {_GRADIENTS[1:]}")
 # The operators below always get columns, and their pair set is the denominator; d_logits may have any strides.
 _library.define(f"pair_logits({_PROBLEM}, str backend) -> Tensor")
 _library.define(f"pair_logits_backward({_PROBLEM}, Tensor d_logits, bool[3] needs, str backend) -> {_GRADIENTS}")
@@ -174,6 +176,11 @@ def _sum(*args: Any) -> Tensor:
 def _sum_backward(*args: Any) -> Gradients:
     problem, (sums, d_sum, needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
     return cast(Gradients, backends.load(backend).pair_sum_backward(problem, sums, d_sum, Needs(*needs)))
+
+
+def _sum_gradients(*args: Any) -> tuple[Tensor, ...]:
+    problem, (needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
+    return cast("tuple[Tensor, ...]", backends.load(backend).pair_sum_gradients(problem, Needs(*needs)))
 
 
 def _logits(*args: Any) -> Tensor:
@@ -271,11 +278,16 @@ def _without_grad(implementation: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _sum_gradients_fake(*args: Any) -> tuple[Tensor, ...]:
+    return _sum_fake(*args[:-2], args[-1]), *_backward_fake(*args)
+
+
 for _name, _implementation, _fake in (
     ("pair_stats", _stats, _stats_fake),
     ("pair_stats_backward", _stats_backward, _backward_fake),
     ("pair_sum", _sum, _sum_fake),
     ("pair_sum_backward", _sum_backward, _backward_fake),
+    ("pair_sum_gradients", _sum_gradients, _sum_gradients_fake),
     ("pair_logits", _logits, _logits_fake),
     ("pair_logits_backward", _logits_backward, _backward_fake),
     ("pair_top", _top, _top_fake),

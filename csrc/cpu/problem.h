@@ -88,6 +88,8 @@ struct Kernels {
                               const StatsGradient& cols, const Gradients&);
   void (*pair_sum)(const Problem&, const Host&, void* out);
   void (*pair_sum_backward)(const Problem&, const Host&, const void* d_sum, const Gradients&);
+  // the sums and the gradients of their total
+  void (*pair_sum_gradients)(const Problem&, const Host&, void* out, const Gradients&);
   // contiguous [m, values.d] in the accumulation type
   void (*pair_weighted_sum)(const Problem&, const Host&, const Matrix& values, void* out);
   // log sum_b exp(L_bk + u_b) [K], u from the sample step with the prototypes' potential, 0 where that is null

@@ -21,7 +21,8 @@ PYCL_INLINE Vec<T> sigmoid(Vec<T> x) {
   return (x < T(0) ? u : splat<T>(1)) / (u + T(1));
 }
 
-// Replaces the products of a tile by value(l) summed over the two roles a pair can have; negatives are the denominator.
+// Replaces the products of a tile by value(i, l, positive, counts) summed over the two roles a pair can have, 0 where
+// it has none; `counts` are the pairs that have the role. Negatives are the denominator.
 template <bool kMixed, class P, class Value, class RowDone>
 void map_tile(Sweep<P>& sweep, const Tile<typename P::T>& tile, Value value, RowDone row_done) {
   using T = typename P::T;
@@ -31,17 +32,34 @@ void map_tile(Sweep<P>& sweep, const Tile<typename P::T>& tile, Value value, Row
     for (int j = 0; j < tile.block; j += kLanes<T>) {
       T* at = tile.products + int64_t(i) * tile.block + j;
       const Vec<T> l = load<T>(at) * a + (b + load<T>(sweep.col_bias + tile.j0 + j));
-      Vec<T> y = value(i, l, false);
       if (kMixed) {
         const IVec<T> cls = sweep.classes.of(row, tile.jb, j);
-        y = (cls & Int<T>(sweep.classes.denominator)) != 0 ? y : Vec<T>{};
+        const IVec<T> negative = (cls & Int<T>(sweep.classes.denominator)) != 0;
         const IVec<T> positive = (cls & Int<T>(sweep.classes.positives)) != 0;
-        if (any<T>(positive)) y += positive ? value(i, l, true) : Vec<T>{};
+        Vec<T> y = negative ? value(i, l, false, negative) : Vec<T>{};
+        if (any<T>(positive)) y += positive ? value(i, l, true, positive) : Vec<T>{};
+        store<T>(at, y);
+      } else {
+        store<T>(at, value(i, l, false, ~IVec<T>{}));
       }
-      store<T>(at, y);
     }
     row_done(i);
   }
+}
+
+template <class P, class Value, class RowDone>
+void map_tile(Sweep<P>& sweep, const Tile<typename P::T>& tile, Value value, RowDone row_done) {
+  tile.kind == TileKind::kMixed ? map_tile<true>(sweep, tile, value, row_done)
+                                : map_tile<false>(sweep, tile, value, row_done);
+}
+
+template <class T>
+PYCL_INLINE Vec<T> term_of(Vec<T> l, bool positive) {
+  return softplus<T>(positive ? -l : l);
+}
+template <class T>
+PYCL_INLINE Vec<T> slope_of(Vec<T> l, bool positive) {
+  return positive ? -sigmoid<T>(-l) : sigmoid<T>(l);
 }
 
 template <class P>
@@ -51,15 +69,19 @@ void pair_sum(const Problem& problem, const Host& host, void* out) {
   T* sums = allocate<T>(host, sweep.row_blocks * sweep.block);
   std::memset(sums, 0, sizeof(T) * sweep.row_blocks * sweep.block);
   sweep.run([&](const Tile<T>& tile) {
-    auto value = [](int, Vec<T> l, bool positive) PYCL_LAMBDA_INLINE { return softplus<T>(positive ? -l : l); };
-    auto add = [&](int i) {
+    auto value = [](int, Vec<T> l, bool positive, IVec<T>) PYCL_LAMBDA_INLINE { return term_of<T>(l, positive); };
+    map_tile(sweep, tile, value, [&](int i) {
       Vec<T> sum{};
       for (int j = 0; j < tile.block; j += kLanes<T>) sum += load<T>(tile.products + int64_t(i) * tile.block + j);
       sums[tile.i0 + i] += reduce_add<T>(sum);
-    };
-    tile.kind == TileKind::kMixed ? map_tile<true>(sweep, tile, value, add) : map_tile<false>(sweep, tile, value, add);
+    });
   });
   std::memcpy(out, sums, sizeof(T) * problem.rows.z.n);
+}
+
+template <class Emit>
+void emit_pair(int i, int rows, Emit emit) {
+  if (i % 2 == 1 || i + 1 == rows) emit(i / 2 * 2);
 }
 
 template <class P>
@@ -68,16 +90,31 @@ void pair_sum_backward(const Problem& problem, const Host& host, const void* d_s
   Sweep<P> sweep(problem, host, true, &out);
   const T* d = static_cast<const T*>(d_sum);
   apply_weights(sweep, out, [&](const Tile<T>& tile, auto emit) {
-    auto value = [&](int i, Vec<T> l, bool positive) PYCL_LAMBDA_INLINE {
-      const T upstream = d[tile.i0 + i];
-      return positive ? sigmoid<T>(-l) * -upstream : sigmoid<T>(l) * upstream;
-    };
-    auto done = [&](int i) {
-      if (i % 2 == 1 || i + 1 == tile.rows) emit(i / 2 * 2);
-    };
-    tile.kind == TileKind::kMixed ? map_tile<true>(sweep, tile, value, done)
-                                  : map_tile<false>(sweep, tile, value, done);
+    auto value = [&](int i, Vec<T> l, bool positive, IVec<T>)
+                     PYCL_LAMBDA_INLINE { return slope_of<T>(l, positive) * d[tile.i0 + i]; };
+    map_tile(sweep, tile, value, [&](int i) { emit_pair(i, tile.rows, emit); });
   });
+}
+
+template <class P>
+void pair_sum_gradients(const Problem& problem, const Host& host, void* out, const Gradients& gradients) {
+  using T = typename P::T;
+  Sweep<P> sweep(problem, host, true, &gradients);
+  T* sums = allocate<T>(host, sweep.row_blocks * sweep.block);
+  std::memset(sums, 0, sizeof(T) * sweep.row_blocks * sweep.block);
+  apply_weights(sweep, gradients, [&](const Tile<T>& tile, auto emit) {
+    Vec<T> sum{};
+    auto value = [&](int, Vec<T> l, bool positive, IVec<T> counts) PYCL_LAMBDA_INLINE {
+      sum += counts ? term_of<T>(l, positive) : Vec<T>{};
+      return slope_of<T>(l, positive);
+    };
+    map_tile(sweep, tile, value, [&](int i) {
+      sums[tile.i0 + i] += reduce_add<T>(sum);
+      sum = Vec<T>{};
+      emit_pair(i, tile.rows, emit);
+    });
+  });
+  std::memcpy(out, sums, sizeof(T) * problem.rows.z.n);
 }
 
 // sum_j e^l_ij v_j over the denominator; whoever set the biases keeps the logits from overflowing.
@@ -91,12 +128,8 @@ void pair_weighted_sum(const Problem& problem, const Host& host, const pycl::Mat
   const int64_t width = packed.width;
   T* sums = zeros<T>(host, true, sweep.row_blocks * sweep.block * width);
   add_products(sweep, {nullptr, &packed, sums, nullptr, nullptr, nullptr}, [&](const Tile<T>& tile, auto emit) {
-    auto value = [](int, Vec<T> l, bool) PYCL_LAMBDA_INLINE { return exp2<T>(l); };
-    auto done = [&](int i) {
-      if (i % 2 == 1 || i + 1 == tile.rows) emit(i / 2 * 2);
-    };
-    tile.kind == TileKind::kMixed ? map_tile<true>(sweep, tile, value, done)
-                                  : map_tile<false>(sweep, tile, value, done);
+    auto value = [](int, Vec<T> l, bool, IVec<T>) PYCL_LAMBDA_INLINE { return exp2<T>(l); };
+    map_tile(sweep, tile, value, [&](int i) { emit_pair(i, tile.rows, emit); });
   });
   parallel(host, problem.rows.z.n, width, [&](int64_t i) {
     std::memcpy(static_cast<T*>(out) + i * values.d, sums + i * width, sizeof(T) * values.d);

@@ -123,6 +123,7 @@ def siglip(
         col_bias=expand_scalar("logit_bias", logit_bias, text),
         offset=None,
         normalize=normalize,
+        equal_weights=reduction != "none",
         group=group,
         backend=backend,
     )
