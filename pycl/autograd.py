@@ -102,8 +102,9 @@ class SumFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_sum: Tensor) -> tuple[Tensor | None, ...]:
         problem, (sums, *of_total) = _restore(ctx)
-        if of_total and bool((d_sum == d_sum[0]).all()):
-            found = tuple(gradient * d_sum[0] for gradient in of_total)
+        low, high = map(float, d_sum.detach().aminmax()) if of_total else (0.0, 1.0)
+        if low == high:
+            found = tuple(gradient * low if len(gradient) else gradient for gradient in of_total)
         else:
             found = ctx.operators.pair_sum_backward(*problem, sums, d_sum.contiguous(), _needs(ctx), ctx.backend)
         return _gradients(ctx, problem, found, rest=3)

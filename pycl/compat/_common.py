@@ -24,7 +24,9 @@ def all_ranks() -> dist.ProcessGroup | None:
 
 def as_input(loss: Tensor, embeddings: Tensor) -> Tensor:
     """A loss in the dtype of the embeddings, which plain torch code returns; under autocast that is float32."""
-    return loss if torch.is_autocast_enabled(embeddings.device.type) else loss.to(embeddings.dtype)
+    if loss.dtype == embeddings.dtype or torch.is_autocast_enabled(embeddings.device.type):
+        return loss
+    return loss.to(embeddings.dtype)
 
 
 def soft_cross_entropy(scores: Tensor, codes: Tensor, temperature: float) -> Tensor:
