@@ -120,6 +120,12 @@ PyProblem make_problem(const MatrixTuple& rows, const MatrixTuple& cols, const s
 
 void* pointer(Address address) { return reinterpret_cast<void*>(address); }
 
+using Outputs = std::array<Address, 5>;  // in the order of Gradients
+
+Gradients gradients(const Outputs& out) {
+  return {pointer(out[0]), pointer(out[1]), pointer(out[2]), pointer(out[3]), pointer(out[4])};
+}
+
 // Asks for huge pages where an output is large and, as torch leaves it, not yet mapped: the faults of 4 KiB pages took
 // two thirds of the time of writing 49 MB of codes. Up to 32 MB malloc keeps the pages of what was freed. A virtual
 // machine whose host takes free memory back may stall here now and then, as it does on small pages: what `out=` of
@@ -170,11 +176,10 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "pair_stats_backward",
       [](const PyProblem& p, Address rows, Address cols, const Addresses& d_rows, const Addresses& d_cols,
-         Address g_rows, Address g_cols, Address g_scale, Address g_row_bias, Address g_col_bias) {
+         const Outputs& out) {
         auto gradient = [](const Addresses& d) { return StatsGradient{pointer(d[0]), pointer(d[1]), pointer(d[2])}; };
-        p.kernels().pair_stats_backward(
-            p, Call(p.threads), {pointer(rows), pointer(cols)}, gradient(d_rows), gradient(d_cols),
-            {pointer(g_rows), pointer(g_cols), pointer(g_scale), pointer(g_row_bias), pointer(g_col_bias)});
+        p.kernels().pair_stats_backward(p, Call(p.threads), {pointer(rows), pointer(cols)}, gradient(d_rows),
+                                        gradient(d_cols), gradients(out));
       },
       unlocked);
   m.def(
@@ -182,20 +187,14 @@ PYBIND11_MODULE(_C, m) {
       unlocked);
   m.def(
       "pair_sum_gradients",
-      [](const PyProblem& p, Address out, Address g_rows, Address g_cols, Address g_scale, Address g_row_bias,
-         Address g_col_bias) {
-        p.kernels().pair_sum_gradients(
-            p, Call(p.threads), pointer(out),
-            {pointer(g_rows), pointer(g_cols), pointer(g_scale), pointer(g_row_bias), pointer(g_col_bias)});
+      [](const PyProblem& p, Address sums, const Outputs& out) {
+        p.kernels().pair_sum_gradients(p, Call(p.threads), pointer(sums), gradients(out));
       },
       unlocked);
   m.def(
       "pair_sum_backward",
-      [](const PyProblem& p, Address d_sum, Address g_rows, Address g_cols, Address g_scale, Address g_row_bias,
-         Address g_col_bias) {
-        p.kernels().pair_sum_backward(
-            p, Call(p.threads), pointer(d_sum),
-            {pointer(g_rows), pointer(g_cols), pointer(g_scale), pointer(g_row_bias), pointer(g_col_bias)});
+      [](const PyProblem& p, Address d_sum, const Outputs& out) {
+        p.kernels().pair_sum_backward(p, Call(p.threads), pointer(d_sum), gradients(out));
       },
       unlocked);
   m.def(

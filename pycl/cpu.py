@@ -142,7 +142,7 @@ def pair_stats_backward(
     stats = _pointer(row_stats), _pointer(col_stats)
     compiled = _compiled(problem)
     _keep(compiled, row_stats)
-    _C.pair_stats_backward(compiled, *stats, *d_stats, *map(_pointer, out))
+    _C.pair_stats_backward(compiled, *stats, *d_stats, list(map(_pointer, out)))
     return out
 
 
@@ -156,7 +156,7 @@ def pair_sum(problem: Problem) -> Tensor:
 def pair_sum_gradients(problem: Problem, needs: Needs) -> tuple[Tensor, ...]:
     sums = torch.empty(len(problem.rows), dtype=accumulation_dtype(problem.rows.dtype))
     gradients = empty_gradients(problem, needs)
-    _C.pair_sum_gradients(_compiled(problem), sums.data_ptr(), *map(_pointer, gradients))
+    _C.pair_sum_gradients(_compiled(problem), sums.data_ptr(), list(map(_pointer, gradients)))
     return sums, *gradients
 
 
@@ -164,7 +164,7 @@ def pair_sum_backward(problem: Problem, sums: Tensor, d_sum: Tensor, needs: Need
     out = empty_gradients(problem, needs)
     compiled = _compiled(problem)
     _keep(compiled, sums)
-    _C.pair_sum_backward(compiled, d_sum.data_ptr(), *map(_pointer, out))
+    _C.pair_sum_backward(compiled, d_sum.data_ptr(), list(map(_pointer, out)))
     return out
 
 

@@ -24,15 +24,16 @@ def problem_of(
 ) -> Problem:
     """Validate everything once and bring it into the form the operators take.
 
-    Points without ids are numbered; those of a ``group`` get numbers that no two ranks have in common. Outside a group,
-    where no side has labels, the problem has none.
+    Points without ids are numbered; those of a ``group`` get numbers that no two ranks have in common. On a CPU,
+    outside a group, a problem where no side has labels has none; a GPU's kernels read them: they are made once, here.
     """
     for name, pairs in sets.items():
         if not isinstance(pairs, Pairs):
             raise TypeError(f"{name} must be a union of pycl.Pairs, got {pairs!r}")
     den, pos = map(int, sets.values())
     z = _embeddings("rows", rows.z)
-    bare = group is None and all(p is None or (p.ids is None and p.views is None) for p in (rows, cols))
+    unlabelled = all(p is None or (p.ids is None and p.views is None) for p in (rows, cols))
+    bare = unlabelled and group is None and z.device.type == "cpu"
     row_ids, row_views = (None, None) if bare else _integers("rows", rows, group)
     if cols is None:
         if offset != 0:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from dense import ALL, NEG_OTHER, POS_OTHER, SELF, Case, make
+from oracle import FLOOR
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -28,7 +29,6 @@ CASES = {
     "scale_of_rows": lambda: make(70, 99, 64, scale="rows", bias=("col_bias",)),
     "steep": lambda: make(70, 130, 50, scale=300.0),
 }
-TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-13}  # of the largest entry: the same terms, scaled at another place
 
 
 def terms(case: Case, leaves: dict[str, Tensor], *, equal_weights: bool) -> Tensor:
@@ -45,7 +45,7 @@ def leaves_of(case: Case, dtype: torch.dtype, wanted: str | None = None) -> dict
 
 
 def is_close(got: Tensor, want: Tensor) -> None:
-    assert_close(got, want, rtol=0, atol=TOLERANCE[want.dtype] * max(1e-30, float(want.abs().max())))
+    assert_close(got, want, rtol=0, atol=FLOOR[want.dtype] * max(1e-30, float(want.abs().max())))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

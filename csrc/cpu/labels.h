@@ -14,9 +14,9 @@ struct Attribute {
   Int<T>* value;
   Int<T>*low, *high;  // per block
 
-  // Without a source the points are numbered, or all 0.
-  void fill(const Host& host, const int64_t* source, bool number, int64_t n, int64_t base, int block) {
-    const auto at = [&](int64_t i) { return source ? Int<T>(source[i] - base) : number ? Int<T>(i) : Int<T>(0); };
+  // Without a source the points are numbered in steps.
+  void fill(const Host& host, const int64_t* source, int64_t step, int64_t n, int64_t base, int block) {
+    const auto at = [&](int64_t i) { return Int<T>(source ? source[i] - base : i * step); };
     const int64_t blocks = (n + block - 1) / block;
     value = allocate<Int<T>>(host, blocks * block);
     low = allocate<Int<T>>(host, blocks);
@@ -46,8 +46,8 @@ struct Labels {
   Attribute<T> ids, views;
 
   void fill(const Host& host, const Side& side, int64_t id_base, int64_t view_base, int block) {
-    ids.fill(host, side.ids, true, side.z.n, id_base, block);
-    views.fill(host, side.views, false, side.z.n, view_base, block);
+    ids.fill(host, side.ids, 1, side.z.n, id_base, block);
+    views.fill(host, side.views, 0, side.z.n, view_base, block);
   }
 };
 

@@ -90,7 +90,7 @@ struct StatsWeights {
         }
         store<T>(at, w);
       }
-      if (i % 2 == 1 || i + 1 == tile.rows) emit(i / 2 * 2);
+      emit_pair(i, tile.rows, emit);
     }
   }
 

@@ -66,8 +66,7 @@ template <class P>
 void pair_sum(const Problem& problem, const Host& host, void* out) {
   using T = typename P::T;
   Sweep<P> sweep(problem, host, false, nullptr);
-  T* sums = allocate<T>(host, sweep.row_blocks * sweep.block);
-  std::memset(sums, 0, sizeof(T) * sweep.row_blocks * sweep.block);
+  T* sums = zeros<T>(host, true, sweep.row_blocks * sweep.block);
   sweep.run([&](const Tile<T>& tile) {
     auto value = [](int, Vec<T> l, bool positive, IVec<T>) PYCL_LAMBDA_INLINE { return term_of<T>(l, positive); };
     map_tile(sweep, tile, value, [&](int i) {
@@ -77,11 +76,6 @@ void pair_sum(const Problem& problem, const Host& host, void* out) {
     });
   });
   std::memcpy(out, sums, sizeof(T) * problem.rows.z.n);
-}
-
-template <class Emit>
-void emit_pair(int i, int rows, Emit emit) {
-  if (i % 2 == 1 || i + 1 == rows) emit(i / 2 * 2);
 }
 
 template <class P>
@@ -100,8 +94,7 @@ template <class P>
 void pair_sum_gradients(const Problem& problem, const Host& host, void* out, const Gradients& gradients) {
   using T = typename P::T;
   Sweep<P> sweep(problem, host, true, &gradients);
-  T* sums = allocate<T>(host, sweep.row_blocks * sweep.block);
-  std::memset(sums, 0, sizeof(T) * sweep.row_blocks * sweep.block);
+  T* sums = zeros<T>(host, true, sweep.row_blocks * sweep.block);
   apply_weights(sweep, gradients, [&](const Tile<T>& tile, auto emit) {
     Vec<T> sum{};
     auto value = [&](int, Vec<T> l, bool positive, IVec<T> counts) PYCL_LAMBDA_INLINE {

@@ -27,8 +27,8 @@ int64_t aligned_to_views(const Problem& problem, int64_t size) {
   const uint32_t negatives = pycl::kNegSameView | pycl::kNegOtherView;
   if (!(negatives & ~(problem.denominator | problem.positives))) return size;
   const int64_t* views = problem.rows.views;
-  int64_t length = views ? 1 : problem.rows.z.n;
-  while (views && length < problem.rows.z.n && views[length] == views[0]) ++length;
+  int64_t length = 1;
+  while (length < problem.rows.z.n && (!views || views[length] == views[0])) ++length;
   for (int64_t candidate = size; candidate >= P::kMinBlock && 2 * candidate >= size; candidate -= P::kBlockUnit)
     if (length % candidate == 0) return candidate;
   return size;
@@ -187,6 +187,11 @@ struct Products {
   T *direct, *transposed;  // [rows, width of y] and [blocks][width of x][block]
   T *row_sums, *col_sums;
 };
+
+template <class Emit>
+PYCL_INLINE void emit_pair(int i, int rows, Emit emit) {
+  if (i % 2 == 1 || i + 1 == rows) emit(i / 2 * 2);
+}
 
 // make_weights(tile, emit) overwrites the products of a tile with weights, zero where a pair does not count, and calls
 // emit(i) after each pair of rows i, i + 1.
