@@ -3,9 +3,6 @@
 #include <dlfcn.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-#if __has_include(<sys/mman.h>)
-#include <sys/mman.h>
-#endif
 
 #include <array>
 #include <cstdlib>
@@ -126,18 +123,6 @@ Gradients gradients(const Outputs& out) {
   return {pointer(out[0]), pointer(out[1]), pointer(out[2]), pointer(out[3]), pointer(out[4])};
 }
 
-// Asks for huge pages where an output is large and, as torch leaves it, not yet mapped: the faults of 4 KiB pages took
-// two thirds of the time of writing 49 MB of codes. Up to 32 MB malloc keeps the pages of what was freed. A virtual
-// machine whose host takes free memory back may stall here now and then, as it does on small pages: what `out=` of
-// sinkhorn() is for.
-void expect_writes(Address data, size_t bytes) {
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t kPage = 4096;
-  const uintptr_t first = (data + kPage - 1) / kPage * kPage, end = (data + bytes) / kPage * kPage;
-  if (bytes > size_t(32) << 20) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
-#endif
-}
-
 // Whether labels of the two sides spread over more values than a 31-bit lane tells apart.
 bool is_wide(Address rows, int64_t m, Address cols, int64_t n) {
   const auto *r = reinterpret_cast<const int64_t*>(rows), *c = reinterpret_cast<const int64_t*>(cols);
@@ -155,7 +140,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("supported_isas", &supported_isas);
   m.def("select_isa", &select_isa);
   m.def("is_wide", &is_wide);
-  m.def("expect_writes", &expect_writes);
 
   using namespace py::literals;
   py::class_<PyProblem>(m, "Problem")
@@ -183,12 +167,18 @@ PYBIND11_MODULE(_C, m) {
       },
       unlocked);
   m.def(
+      "pair_cross_entropy",
+      [](const PyProblem& p, double lse, double pos_sum, bool both_sides, Address total, const Outputs& out) {
+        p.kernels().pair_cross_entropy(p, Call(p.threads), {lse, pos_sum, both_sides}, pointer(total), gradients(out));
+      },
+      unlocked);
+  m.def(
       "pair_sum", [](const PyProblem& p, Address out) { p.kernels().pair_sum(p, Call(p.threads), pointer(out)); },
       unlocked);
   m.def(
-      "pair_sum_gradients",
-      [](const PyProblem& p, Address sums, const Outputs& out) {
-        p.kernels().pair_sum_gradients(p, Call(p.threads), pointer(sums), gradients(out));
+      "pair_sum_total",
+      [](const PyProblem& p, double weight, Address total, const Outputs& out) {
+        p.kernels().pair_sum_total(p, Call(p.threads), weight, pointer(total), gradients(out));
       },
       unlocked);
   m.def(

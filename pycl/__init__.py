@@ -13,7 +13,8 @@ from . import clustering, distributed, engine, functional, metrics, modules
 from .backends import BackendUnavailable
 from .cached import cached_step
 from .clustering import *
-from .engine import PairStats, pair_average, pair_logits, pair_stats, pair_sum, pair_top
+from .engine import PairStats, pair_average, pair_cross_entropy, pair_stats, pair_sum
+from .matrix import pair_logits, pair_top
 from .modules import *
 from .pairs import Pairs, Points
 
@@ -31,6 +32,7 @@ __all__ = [
     "functional",
     "metrics",
     "pair_average",
+    "pair_cross_entropy",
     "pair_logits",
     "pair_stats",
     "pair_sum",

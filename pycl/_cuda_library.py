@@ -9,7 +9,7 @@ from ctypes import c_double, c_int32, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from .ops import Transport, accumulation_dtype
+from .problem import Transport, accumulation_dtype
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 

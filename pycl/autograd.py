@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from .ops import STATS, Gradients, Needs, Problem
+from . import ops as ops  # registers torch.ops.pycl
+from .problem import STATS, Gradients, Needs, Problem
 
 _INPUTS = len(Problem._fields)
 _LEAVES = [Problem._fields.index(name) for name in Gradients._fields]
@@ -37,7 +39,7 @@ class _Final(torch.autograd.Function):
     """Hands a gradient on and ties it to what it came from, so that asking for its derivative raises."""
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, source: Tensor) -> Tensor:
+    def forward(ctx: Any, gradient: Tensor, *sources: Tensor | None) -> Tensor:
         return gradient.view_as(gradient)
 
     @staticmethod
@@ -48,18 +50,19 @@ class _Final(torch.autograd.Function):
         )
 
 
-def _gradients(ctx: Any, problem: Problem, found: tuple[Tensor, ...], rest: int) -> tuple[Tensor | None, ...]:
+def _gradients(
+    ctx: Any, leaves: Sequence[Tensor | None], found: Sequence[Tensor], rest: int
+) -> tuple[Tensor | None, ...]:
     """Map an operator's gradients onto the inputs of the Function, ``None`` where none is needed."""
     gradients: list[Tensor | None] = [None] * (_INPUTS + rest)
     wanted = ctx.needs_input_grad
-    for i, gradient in zip(_LEAVES, found, strict=True):
+    create_graph = torch.is_grad_enabled()
+    for i, leaf, gradient in zip(_LEAVES, leaves, found, strict=True):
         if not wanted[i]:
             continue
-        if i == _SCALE and problem.logit_scale.dim() == 0:
+        if i == _SCALE and leaf is not None and leaf.dim() == 0:
             gradient = gradient.sum()
-        gradients[i] = (
-            _Final.apply(gradient, problem.rows) if torch.is_grad_enabled() else gradient
-        )  # create_graph=True
+        gradients[i] = _Final.apply(gradient, *leaves) if create_graph else gradient
     return tuple(gradients)
 
 
@@ -82,32 +85,44 @@ class StatsFunction(torch.autograd.Function):
         d_sides = [None if d is None else d.contiguous() for d in d_stats]
         d_rows, d_cols = d_sides[: STATS - 1], d_sides[STATS : 2 * STATS - 1] or [None] * (STATS - 1)
         found = ctx.operators.pair_stats_backward(*problem, *stats, d_rows, d_cols, _needs(ctx), ctx.backend)
-        return _gradients(ctx, problem, found, rest=3)
+        return _gradients(ctx, problem.leaves, found, rest=3)
 
 
 class SumFunction(torch.autograd.Function):
-    """With ``at_once`` the forward computes the gradients of the total, which the backward scales if it can."""
-
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        *arguments, at_once, backend, sharded = args
+        *arguments, backend, sharded = args
         ctx.backend, ctx.operators = backend, sharded or torch.ops.pycl
-        if at_once and any(needs := _needs(ctx)):
-            sums, *of_total = torch.ops.pycl.pair_sum_gradients(*arguments, needs, backend)
-        else:
-            sums, of_total = ctx.operators.pair_sum(*arguments, backend), []
-        _save(ctx, Problem(*arguments), sums, *of_total)
+        sums = ctx.operators.pair_sum(*arguments, backend)
+        _save(ctx, Problem(*arguments), sums)
         return cast("Tensor", sums)
 
     @staticmethod
     def backward(ctx: Any, d_sum: Tensor) -> tuple[Tensor | None, ...]:
-        problem, (sums, *of_total) = _restore(ctx)
-        low, high = map(float, d_sum.detach().aminmax()) if of_total else (0.0, 1.0)
-        if low == high:
-            found = tuple(gradient * low if len(gradient) else gradient for gradient in of_total)
-        else:
-            found = ctx.operators.pair_sum_backward(*problem, sums, d_sum.contiguous(), _needs(ctx), ctx.backend)
-        return _gradients(ctx, problem, found, rest=3)
+        problem, (sums,) = _restore(ctx)
+        found = ctx.operators.pair_sum_backward(*problem, sums, d_sum.contiguous(), _needs(ctx), ctx.backend)
+        return _gradients(ctx, problem.leaves, found, rest=2)
+
+
+class TotalFunction(torch.autograd.Function):
+    """A scalar on a CPU whose gradients come with it; the backward scales them where the slope is not 1."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        *arguments, operator, weights, backend = args
+        compute = getattr(torch.ops.pycl, operator)
+        total, *gradients = compute(*arguments, *weights, _needs(ctx), backend)
+        ctx.save_for_backward(*gradients, *Problem(*arguments).leaves)
+        return cast("Tensor", total)
+
+    @staticmethod
+    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        of_total, leaves = saved[: len(_LEAVES)], saved[len(_LEAVES) :]
+        found = of_total
+        if float(d_total) != 1:  # mostly a loss is the end of its graph
+            found = [gradient * d_total if len(gradient) else gradient for gradient in of_total]
+        return _gradients(ctx, leaves, found, rest=3)
 
 
 class LogitsFunction(torch.autograd.Function):
@@ -121,7 +136,7 @@ class LogitsFunction(torch.autograd.Function):
     def backward(ctx: Any, d_logits: Tensor) -> tuple[Tensor | None, ...]:
         problem, _ = _restore(ctx)
         found = torch.ops.pycl.pair_logits_backward(*problem, d_logits, _needs(ctx), ctx.backend)
-        return _gradients(ctx, problem, found, rest=1)
+        return _gradients(ctx, problem.leaves, found, rest=1)
 
 
 class WeightedSumFunction(torch.autograd.Function):

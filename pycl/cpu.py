@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import pages
 from ._load import extension
 from .backends import BackendUnavailable
-from .ops import STATE, STATS, Gradients, Labels, Needs, Problem, Transport, accumulation_dtype, empty_gradients
+from .problem import STATE, STATS, Gradients, Labels, Needs, Problem, Transport, accumulation_dtype, empty_gradients
 
 # no tile loop for these: nearly all of their time is torch's product
 from .reference import pair_logits as pair_logits
@@ -25,6 +26,8 @@ from .sinkhorn import solve
 # Products of a small problem wait for the backward, which then computes two of three: what the matrix would take, where
 # that stays in a cache.
 KEPT_BYTES = 8 << 20
+# The largest matrix whose totals come with their gradients: sums save a product at any size, the others only calls.
+AT_ONCE = {"pair_sum_total": math.inf, "pair_cross_entropy": KEPT_BYTES}
 CACHE_LINE = 64
 
 DEVICES = ("cpu",)
@@ -97,9 +100,8 @@ def _narrow_pair(rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
 
 def _result(problem: Problem, compiled: Any, *shape: int) -> Tensor:
     """Memory for a result and, where a backward follows, the products of a small problem behind it."""
-    p, dtype = problem, accumulation_dtype(problem.rows.dtype)
-    leaves = (p.rows, p.cols, p.logit_scale, p.row_bias, p.col_bias)
-    wanted = any(x is not None and x.requires_grad for x in leaves)
+    dtype = accumulation_dtype(problem.rows.dtype)
+    wanted = any(x is not None and x.requires_grad for x in problem.leaves)
     room = compiled.kept_bytes() if wanted else 0
     if not 0 < room <= KEPT_BYTES:
         return torch.empty(shape, dtype=dtype)
@@ -153,11 +155,21 @@ def pair_sum(problem: Problem) -> Tensor:
     return out
 
 
-def pair_sum_gradients(problem: Problem, needs: Needs) -> tuple[Tensor, ...]:
-    sums = torch.empty(len(problem.rows), dtype=accumulation_dtype(problem.rows.dtype))
+def pair_cross_entropy(
+    problem: Problem, both_sides: bool, lse: float, pos_sum: float, needs: Needs
+) -> tuple[Tensor, ...]:
+    total = torch.empty((), dtype=accumulation_dtype(problem.rows.dtype))
     gradients = empty_gradients(problem, needs)
-    _C.pair_sum_gradients(_compiled(problem), sums.data_ptr(), list(map(_pointer, gradients)))
-    return sums, *gradients
+    out = total.data_ptr(), list(map(_pointer, gradients))
+    _C.pair_cross_entropy(_compiled(problem), lse, pos_sum, both_sides, *out)
+    return total, *gradients
+
+
+def pair_sum_total(problem: Problem, weight: float, needs: Needs) -> tuple[Tensor, ...]:
+    total = torch.empty((), dtype=accumulation_dtype(problem.rows.dtype))
+    gradients = empty_gradients(problem, needs)
+    _C.pair_sum_total(_compiled(problem), weight, total.data_ptr(), list(map(_pointer, gradients)))
+    return total, *gradients
 
 
 def pair_sum_backward(problem: Problem, sums: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
@@ -185,9 +197,8 @@ def sinkhorn_columns(t: Transport, potential: Tensor | None) -> Tensor:
 
 
 def sinkhorn_codes(t: Transport, potential: Tensor) -> tuple[Tensor, Tensor]:
-    codes, u = t.new_codes(), potential.new_empty(len(t.scores))
-    if t.out is None:
-        _C.expect_writes(codes.data_ptr(), codes.nbytes)
+    codes = pages.empty(t.scores.shape, t.dtype) if t.out is None else t.out
+    u = potential.new_empty(len(t.scores))
     out = DTYPES[t.dtype], codes.data_ptr(), u.data_ptr()
     _C.sinkhorn_codes(*_transport(t), potential.data_ptr(), *out, torch.get_num_threads())
     return codes, u

@@ -13,7 +13,7 @@ from ._cuda_library import DTYPES as DTYPES
 from ._cuda_library import CudaLibrary, Device, outputs_of, problem_of
 from ._load import library
 from .backends import BackendUnavailable
-from .ops import Transport
+from .problem import Transport
 
 DEVICES = ("cuda",)
 

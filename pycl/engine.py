@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine: reductions over the logits of all pairs of points, which are never stored, and the logits themselves.
+"""The engine: reductions over the logits of all pairs of points, which are never stored.
 
-``pair_stats`` and ``pair_sum`` are the only two things a loss needs; ``pair_logits`` and ``pair_top`` are for looking
-at the matrix. Their gradient rules are in ``autograd.py``.
+Losses are made of ``pair_stats`` and ``pair_sum``; ``pair_cross_entropy`` is the most common one. Their gradient rules
+are in ``autograd.py``.
 """
 
 from __future__ import annotations
@@ -13,14 +13,18 @@ import torch
 from torch import Tensor
 
 from . import backends
-from .autograd import LogitsFunction, StatsFunction, SumFunction, WeightedSumFunction
+from .autograd import StatsFunction, SumFunction, TotalFunction, WeightedSumFunction
 from .distributed import Group, together
-from .ops import STATS, Problem
 from .pairs import Pairs, Points
+from .problem import STATS, Problem
+from .reduction import check_reduction, reduce, zero_if_empty
 from .sharded import sharded
-from .validation import check_k, check_values, problem_of
+from .validation import check_choice, check_count, check_values, one_set, problem_of
 
-__all__ = ["PairStats", "Pairs", "Points", "pair_average", "pair_logits", "pair_stats", "pair_sum", "pair_top"]
+__all__ = ["PairStats", "Pairs", "Points", "pair_average", "pair_cross_entropy", "pair_stats", "pair_sum"]
+
+
+SIDES = ("rows", "both")
 
 
 class PairStats(NamedTuple):
@@ -114,18 +118,82 @@ def pair_stats(
         ValueError: shapes that do not fit, tensors on different devices, an unknown ``sides`` or ``backend``.
         RuntimeError: a backend that is not built; a second derivative; another rank that failed.
     """
-    if sides not in ("rows", "both"):
-        raise ValueError(f"sides must be 'rows' or 'both', got {sides!r}")
+    check_choice("sides", sides, SIDES)
     sets = {"denominator": denominator, "positives": positives}
     args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group)
     name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
+    of_rows, of_cols = _stats(args, sides, name, group)
+    return of_rows if sides == "rows" else (of_rows, of_cols)
+
+
+def _stats(args: Problem, sides: str, backend: str, group: Group | None) -> tuple[PairStats, PairStats]:
+    """Of the rows and of the columns, or of the rows twice."""
     both = sides == "both" and args.cols is not None
     shards = sharded(group, "pair_stats", args, both)
-    stats = cast("tuple[Tensor, ...]", StatsFunction.apply(*args, both, name, shards))
+    stats = cast("tuple[Tensor, ...]", StatsFunction.apply(*args, both, backend, shards))
     of_rows = PairStats(*stats[:STATS])
-    if sides == "rows":
-        return of_rows
     return of_rows, PairStats(*stats[STATS:]) if both else of_rows
+
+
+@together
+def pair_cross_entropy(
+    rows: Points,
+    cols: Points | None = None,
+    logit_scale: float | Tensor = 1.0,
+    *,
+    denominator: Pairs,
+    positives: Pairs,
+    n_positives: int = 1,
+    row_bias: Tensor | None = None,
+    col_bias: Tensor | None = None,
+    offset: int | None = 0,
+    sides: Literal["rows", "both"] = "rows",
+    normalize: bool = False,
+    reduction: str = "none",
+    group: Group | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    r"""Softmax cross entropies of every anchor with its positives.
+
+    .. math:: \mathrm{term}_i = \log \sum_{j \in \mathrm{denominator}(i)} e^{l_{ij}}
+              - \frac{1}{\mathrm{n\_positives}} \sum_{p \in \mathrm{positives}(i)} l_{ip}
+
+    The log-sum-exp of an empty denominator counts as 0. With ``sides="both"`` the first part is the mean of that of
+    anchor i and that of candidate i.
+
+    Args:
+        n_positives: how many positives every anchor has.
+        reduction: ``"none"``, or ``"mean"`` or ``"sum"`` over the anchors. On a CPU the gradients of a small float32 or
+            float64 problem then come with the value, from one call, and the backward only scales them.
+        rows: the other arguments, and the errors from them, are those of ``pair_stats``.
+
+    Returns:
+        [m], or a scalar with a mean or a sum; float32 (float64 for float64 input). With a ``group`` a scalar is what
+        has that of all ranks' anchors as its average over the ranks.
+
+    Raises:
+        TypeError: an n_positives that is no integer.
+        ValueError: an unknown reduction, n_positives below 1, both sides of a matrix that is not square.
+    """
+    check_choice("sides", sides, SIDES)
+    check_count("n_positives", n_positives)
+    check_reduction(reduction)
+    sets = {"denominator": denominator, "positives": positives}
+    args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group)
+    n = len(args.rows)
+    if sides == "both" and args.n_cols != n:
+        raise ValueError(f"sides='both' takes as many cols as rows, got {args.n_cols} and {n}")
+    name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
+    if reduction != "none" and group is None and _comes_at_once("pair_cross_entropy", args, name):
+        both = sides == "both" and args.cols is not None
+        weight = (0.5 if both else 1.0) / (n if reduction == "mean" else 1)
+        weights = both, weight, -weight / n_positives
+        return cast("Tensor", TotalFunction.apply(*args, "pair_cross_entropy", weights, name))
+    of_rows, of_cols = _stats(args, sides, name, group)
+    lse = zero_if_empty(of_rows.lse)
+    if sides == "both":
+        lse = (lse + zero_if_empty(of_cols.lse)) / 2
+    return reduce(torch.sub(lse, of_rows.pos_sum, alpha=1 / n_positives), reduction, group)
 
 
 @together
@@ -140,33 +208,45 @@ def pair_sum(
     col_bias: Tensor | None = None,
     offset: int | None = 0,
     normalize: bool = False,
+    reduction: str = "none",
     group: Group | None = None,
-    equal_weights: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    r"""Binary logistic losses summed over every anchor's pairs, [m] in float32 (float64 for float64 input).
+    r"""Binary logistic losses summed over every anchor's pairs.
 
     .. math:: \sum_{j \in \mathrm{negatives}(i)} \mathrm{softplus}(l_{ij})
               + \sum_{j \in \mathrm{positives}(i)} \mathrm{softplus}(-l_{ij})
 
-    ``equal_weights`` says that a mean or a sum of the terms is what will be differentiated: on a CPU, in float32 and
-    float64, their gradients then come from the sweep of the forward, three products in place of four. Other weights
-    cost a sweep of their own.
+    Args:
+        reduction: ``"none"``, or ``"mean"`` or ``"sum"`` over the anchors. On a CPU, in float32 and float64, the
+            gradients then come with the value: three products in place of four.
+        rows: the other arguments, and the errors from them, are those of ``pair_stats``.
 
-    Logits, arguments and errors are those of ``pair_stats``.
+    Returns:
+        As ``pair_cross_entropy``.
     """
+    check_reduction(reduction)
     sets = {"negatives": negatives, "positives": positives}
-    args = _whole(problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group))
+    args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group).whole()
     name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
-    at_once = equal_weights and group is None and _computes_gradients_at_once(name, args.rows)
-    return cast("Tensor", SumFunction.apply(*args, at_once, name, sharded(group, "pair_sum", args)))
+    if reduction != "none" and group is None and _comes_at_once("pair_sum_total", args, name):
+        weights = (1 / len(args.rows) if reduction == "mean" else 1.0,)
+        return cast("Tensor", TotalFunction.apply(*args, "pair_sum_total", weights, name))
+    terms = cast("Tensor", SumFunction.apply(*args, name, sharded(group, "pair_sum", args)))
+    return reduce(terms, reduction, group)
 
 
-def _computes_gradients_at_once(backend: str, rows: Tensor) -> bool:
-    """Not for half types, whose gradients may not fit before they are scaled, nor in a graph, which cannot look."""
-    if torch.compiler.is_compiling() or rows.dtype not in (torch.float32, torch.float64):
+def _comes_at_once(operator: str, args: Problem, backend: str) -> bool:
+    """Whether the gradients of a total are to come with it.
+
+    Not those of half types, which may not fit before they are scaled, nor in a compiled graph.
+    """
+    if torch.compiler.is_compiling() or args.rows.dtype not in (torch.float32, torch.float64):
         return False
-    return backends.why_not(backend, rows.device.type, rows.dtype, "pair_sum_gradients") is None
+    size = len(args.rows) * args.n_cols * args.rows.dtype.itemsize
+    if size > getattr(backends.load(backend), "AT_ONCE", {}).get(operator, -1) or not torch.is_grad_enabled():
+        return False
+    return any(leaf is not None and leaf.requires_grad for leaf in args.leaves)
 
 
 def pair_average(
@@ -201,7 +281,7 @@ def pair_average(
         ValueError: values of another length or on another device, a scale for each row, points, a scale or biases
             that require a gradient where one is recorded.
     """
-    args = _whole(problem_of(rows, cols, logit_scale, _one_set(pairs), row_bias, col_bias, offset, normalize))
+    args = problem_of(rows, cols, logit_scale, one_set(pairs), row_bias, col_bias, offset, normalize).whole()
     check_values(values, args)
     name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
     with torch.no_grad():
@@ -209,75 +289,3 @@ def pair_average(
         shift = -lse.masked_fill(lse == -torch.inf, 0)
         args = args._replace(row_bias=shift if args.row_bias is None else args.row_bias + shift)
     return cast("Tensor", WeightedSumFunction.apply(*args, values, name))
-
-
-def pair_logits(
-    rows: Points,
-    cols: Points | None = None,
-    logit_scale: float | Tensor = 1.0,
-    *,
-    pairs: Pairs = Pairs.ALL,
-    row_bias: Tensor | None = None,
-    col_bias: Tensor | None = None,
-    offset: int | None = 0,
-    normalize: bool = False,
-    backend: str | None = None,
-) -> Tensor:
-    r"""The matrix of logits itself, [m, n] in the dtype of the embeddings, ``-inf`` where a pair is not in ``pairs``.
-
-    .. math:: l_{ij} = \mathrm{logit\_scale}_i \langle x_i, y_j \rangle + \mathrm{row\_bias}_i + \mathrm{col\_bias}_j
-
-    Normalisation, scale, biases and mask are part of the product, which accumulates in at least float32.
-    Differentiable once with respect to both ``z``, ``logit_scale`` and both biases; what comes back for a pair outside
-    the set is ignored, whatever it is. Arguments and errors are those of ``pair_stats``.
-    """
-    args = problem_of(rows, cols, logit_scale, _one_set(pairs), row_bias, col_bias, offset, normalize)
-    name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
-    return cast("Tensor", LogitsFunction.apply(*_whole(args), name))
-
-
-@torch.no_grad()
-def pair_top(
-    rows: Points,
-    cols: Points | None,
-    k: int,
-    logit_scale: float | Tensor = 1.0,
-    *,
-    pairs: Pairs = Pairs.ALL,
-    row_bias: Tensor | None = None,
-    col_bias: Tensor | None = None,
-    offset: int | None = 0,
-    normalize: bool = False,
-    backend: str | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The k largest logits of every anchor over a pair set, and whose they are, without the matrix.
-
-    Among equal logits the candidate with the lowest index comes first; a NaN is larger than every number. A logit of
-    ``-inf`` is no candidate. Not differentiable: gather the candidates and compute their logits again.
-
-    Args:
-        k: how many, ``1 <= k <= n``. The other arguments, and the errors from them, are those of ``pair_logits``.
-
-    Returns:
-        Values [m, k] in float32 (float64 for float64 input), descending, and int64 indices [m, k]. An anchor with
-        fewer than k candidates has values of ``-inf`` and indices of -1 in the places left over.
-
-    Raises:
-        TypeError: a k that is no integer.
-        ValueError: a k outside ``1 .. n``.
-    """
-    args = problem_of(rows, cols, logit_scale, _one_set(pairs), row_bias, col_bias, offset, normalize)
-    check_k(k, args.n_cols)
-    name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
-    return cast("tuple[Tensor, Tensor]", torch.ops.pycl.pair_top(*_whole(args), k, name))
-
-
-def _one_set(pairs: Pairs) -> dict[str, Pairs]:
-    return {"pairs": pairs, "positives": Pairs.NONE}
-
-
-def _whole(args: Problem) -> Problem:
-    """Columns of their own for a symmetric problem: what is not reduced over both roles needs both triangles."""
-    if args.cols is not None:
-        return args
-    return args._replace(cols=args.rows, col_ids=args.row_ids, col_views=args.row_views, col_bias=args.row_bias)

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from pycl import backends, functional
 from pycl.distributed import Group, check_group
-from pycl.functional._common import check_choice, check_positive, check_reduction
+from pycl.functional._common import check_positive
 from pycl.functional.multi_view import DENOMINATORS, MEANS
 from pycl.functional.sup_con import FORMS
+from pycl.reduction import check_reduction
+from pycl.validation import check_choice
 
 __all__ = [
     "CLIPLoss",

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .ops import FLOATS, STATE, STATS, Gradients, Needs, Problem, accumulation_dtype, empty_gradients
 from .pairs import Pairs
+from .problem import FLOATS, STATE, STATS, Gradients, Needs, Problem, accumulation_dtype, empty_gradients
 from .reference_sinkhorn import sinkhorn as sinkhorn
 from .reference_sinkhorn import sinkhorn_codes as sinkhorn_codes
 from .reference_sinkhorn import sinkhorn_columns as sinkhorn_columns

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .ops import Transport, accumulation_dtype
+from .problem import Transport, accumulation_dtype
 from .sinkhorn import solve
 
 STRIP = 512  # samples whose logits are held at once

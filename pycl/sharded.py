@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from .distributed import Group, Ranks, ranks_of
-from .ops import STATS, Gradients, Needs, Problem, accumulation_dtype
 from .parcels import Gathered, Passed, Span, Stop, Transport
+from .problem import STATS, Gradients, Needs, Problem, accumulation_dtype
 
 _WIDTH = len(Problem._fields)
 

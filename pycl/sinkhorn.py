@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .distributed import merge_lse
-from .ops import Transport
+from .problem import Transport
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .backends import BackendUnavailable
-from .ops import STATE, STATS, Gradients, Needs, Problem
+from .problem import STATE, STATS, Gradients, Needs, Problem
 
 # the two products of a dense gradient are a library's, and so is what is left around them
 from .reference import pair_logits_backward

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from .distributed import Group, instances
-from .ops import FLOATS, Problem, accumulation_dtype
 from .pairs import Pairs, Points
+from .problem import FLOATS, Problem, accumulation_dtype
 
 
 def problem_of(
@@ -59,10 +61,33 @@ def problem_of(
     return Problem(z, cols_z, *labels, scale, row_bias, col_bias, den, pos, offset, normalize)
 
 
+def one_set(pairs: Pairs) -> dict[str, Pairs]:
+    """The sets of a problem that has one."""
+    return {"pairs": pairs, "positives": Pairs.NONE}
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    if value not in (known := tuple(choices)):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+
+
+def check_integer(name: str, value: int) -> None:
+    """An int, or what stands for one while a graph is traced."""
+    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+
+
+def check_count(name: str, count: int) -> None:
+    """An integer of at least 1."""
+    check_integer(name, count)
+    if count < 1:
+        raise ValueError(f"{name} must be at least 1, got {count}")
+
+
 def check_k(k: int, n: int) -> None:
     """How many of n candidates are wanted: an integer between 1 and n."""
-    if not isinstance(k, int) or isinstance(k, bool):
-        raise TypeError(f"k must be an integer, got {type(k).__name__}")
+    check_integer("k", k)
     if not 1 <= k <= n:
         raise ValueError(f"k must be between 1 and the number of candidates, {n}, got {k}")
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pycl._cuda_library import CudaLibrary, Device, Plan, outputs_of, problem_of
-from pycl.ops import Transport
+from pycl.problem import Transport
 
 SOURCE = Path(__file__).parent / "cuda_on_cpu" / "sinkhorn.cpp"
 FLAGS = (

@@ -16,7 +16,7 @@ if reason := why_not("cpu", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
 from pycl import cpu
-from pycl.ops import Needs, Problem
+from pycl.problem import Needs, Problem
 
 CASES = {
     "ragged": lambda: make(101, 67, 37, offset=3, denominator=ALL),

@@ -14,7 +14,7 @@ from transport import check, dense, problem
 import pycl.functional as F
 from pycl import backends
 from pycl._cuda_library import outputs_of, problem_of
-from pycl.ops import Transport
+from pycl.problem import Transport
 
 REQUIRED = "cuda" in os.environ.get("PYCL_TEST_REQUIRE", "")
 if not torch.cuda.is_available() and not REQUIRED:

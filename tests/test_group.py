@@ -18,7 +18,7 @@ from torch import Tensor
 from pycl import functional as F
 from pycl.backends import installed
 from pycl.distributed import Ring
-from pycl.ops import Problem
+from pycl.problem import Problem
 
 SHARES = {1: (13,), 2: (8, 5), 3: (6, 1, 6), 4: (3, 4, 1, 5)}
 WORLDS, TRANSPORTS = (2, 3, 4), ("gather", "ring")

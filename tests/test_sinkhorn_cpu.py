@@ -16,7 +16,7 @@ if reason := why_not("cpu", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
 from pycl import cpu
-from pycl.ops import Transport
+from pycl.problem import Transport
 
 DTYPES = torch.float64, torch.float32, torch.bfloat16, torch.float16
 

@@ -24,7 +24,7 @@ if reason := why_not("triton", "cpu"):
 from pycl.triton_kernels import launch, sides, support, tiles, tune
 
 from pycl import triton as backend
-from pycl.ops import Needs
+from pycl.problem import Needs
 from pycl.validation import problem_of
 
 

@@ -22,7 +22,7 @@ from pycl.triton_kernels import launch, sinkhorn
 
 from pycl import reference
 from pycl import triton as backend
-from pycl.ops import Transport
+from pycl.problem import Transport
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(1, 1), (5, 2), (64, 31), (257, 64), (70, 300), (1, 300), (300, 1), (21, 600)]

@@ -8,7 +8,7 @@ from oracle import assert_as_accurate
 from torch import Tensor
 
 from pycl import reference_sinkhorn
-from pycl.ops import Transport, accumulation_dtype
+from pycl.problem import Transport, accumulation_dtype
 
 
 def problem(

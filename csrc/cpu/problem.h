@@ -73,6 +73,12 @@ struct StatsGradient {
   const void *lse, *pos_lse, *pos_sum;
 };
 
+// The total of lse times one weight and pos_sum times another over the rows, or over rows and columns.
+struct CrossEntropy {
+  double lse, pos_sum;
+  bool both_sides;
+};
+
 // Scores [B, K] for Sinkhorn, with unit column stride; sample_target is log(B a_b) in the accumulation type or null.
 struct Transport {
   Matrix scores;
@@ -86,10 +92,12 @@ struct Kernels {
   void (*pair_stats)(const Problem&, const Host&, const Stats& out);
   void (*pair_stats_backward)(const Problem&, const Host&, const Stats&, const StatsGradient& rows,
                               const StatsGradient& cols, const Gradients&);
+  // the total and its gradients
+  void (*pair_cross_entropy)(const Problem&, const Host&, const CrossEntropy&, void* total, const Gradients&);
   void (*pair_sum)(const Problem&, const Host&, void* out);
   void (*pair_sum_backward)(const Problem&, const Host&, const void* d_sum, const Gradients&);
-  // the sums and the gradients of their total
-  void (*pair_sum_gradients)(const Problem&, const Host&, void* out, const Gradients&);
+  // weight times the total of the sums, and its gradients
+  void (*pair_sum_total)(const Problem&, const Host&, double weight, void* total, const Gradients&);
   // contiguous [m, values.d] in the accumulation type
   void (*pair_weighted_sum)(const Problem&, const Host&, const Matrix& values, void* out);
   // log sum_b exp(L_bk + u_b) [K], u from the sample step with the prototypes' potential, 0 where that is null

@@ -5,6 +5,7 @@
 
 namespace {
 
+using pycl::CrossEntropy;
 using pycl::StatsGradient;
 
 // One side's statistics and the gradients with respect to them, in units of log 2, -inf replaced by an inert pair.
@@ -111,10 +112,11 @@ struct StatsWeights {
 };
 
 template <class P>
-void pair_stats_backward(const Problem& problem, const Host& host, const Stats& stats, const StatsGradient& d_rows,
-                         const StatsGradient& d_cols, const Gradients& out) {
+void find_gradients(Sweep<P>& sweep, const Stats& stats, const StatsGradient& d_rows, const StatsGradient& d_cols,
+                    const Gradients& out) {
   using T = typename P::T;
-  Sweep<P> sweep(problem, host, true, &out);
+  const Problem& problem = sweep.problem;
+  const Host& host = sweep.host;
   StatsWeights<P> weights{sweep, {}, {}, problem.symmetric || stats.cols != nullptr};
   const int block = sweep.block;
   weights.rows.fill(host, problem.rows.z.n, sweep.row_blocks, block, stats.rows, d_rows);
@@ -125,6 +127,46 @@ void pair_stats_backward(const Problem& problem, const Host& host, const Stats& 
   T* buffers = allocate<T>(host, int64_t(sweep.workers) * 2 * block);
   apply_weights(sweep, out,
                 [&](const Tile<T>& tile, auto emit) { weights(tile, buffers + tile.worker * 2 * block, emit); });
+}
+
+template <class P>
+void pair_stats_backward(const Problem& problem, const Host& host, const Stats& stats, const StatsGradient& d_rows,
+                         const StatsGradient& d_cols, const Gradients& out) {
+  Sweep<P> sweep(problem, host, false, &out);
+  find_gradients(sweep, stats, d_rows, d_cols, out);
+}
+
+// One packing for both passes, and products that wait in memory of the call.
+template <class P>
+void pair_cross_entropy(const Problem& given, const Host& host, const CrossEntropy& weights, void* total,
+                        const Gradients& out) {
+  using T = typename P::T;
+  Problem problem = given;
+  problem.kept = host.allocate(host, kept_bytes<P>(problem, host.threads));
+  Sweep<P> sweep(problem, host, true, &out);
+  const int64_t m = problem.rows.z.n, n = weights.both_sides ? problem.cols.z.n : 0;
+  const Stats stats{allocate<T>(host, kStats * m), n ? allocate<T>(host, kStats * n) : nullptr};
+  find_stats(sweep, stats);
+
+  auto add_up = [&](const void* of_side, int64_t points) {
+    const T* s = static_cast<const T*>(of_side);
+    double sum = 0;
+    for (int64_t i = 0; i < points; ++i)
+      sum += (s[i] == -kInf<T> ? 0 : weights.lse * double(s[i])) + weights.pos_sum * double(s[2 * points + i]);
+    return sum;
+  };
+  *static_cast<T*>(total) = T(add_up(stats.rows, m) + add_up(stats.cols, n));
+
+  auto uniform = [&](double slope, int64_t points) {
+    T* d = allocate<T>(host, points);
+    for (int64_t i = 0; i < points; ++i) d[i] = T(slope);
+    return d;
+  };
+  auto slopes = [&](int64_t points) {
+    return StatsGradient{uniform(weights.lse, points), nullptr, uniform(weights.pos_sum, points)};
+  };
+  sweep.reuse = true;
+  find_gradients(sweep, stats, slopes(m), slopes(n), out);
 }
 
 }  // namespace

@@ -13,6 +13,7 @@ using pycl::Stats;
 
 constexpr double kProvenBound = 35 * kLog2E;
 constexpr double kSharedShift = 80;
+constexpr int kStats = 6;  // rows of Stats
 
 // A running log-sum-exp per point, (max, sum of 2^(l - max)), as two arrays.
 template <class T>
@@ -254,9 +255,10 @@ struct StatsForward {
 };
 
 template <class P>
-void pair_stats(const Problem& problem, const Host& host, const Stats& out) {
+void find_stats(Sweep<P>& sweep, const Stats& out) {
   using T = typename P::T;
-  Sweep<P> sweep(problem, host, false, nullptr);
+  const Problem& problem = sweep.problem;
+  const Host& host = sweep.host;
   const bool proven = sweep.bound <= kProvenBound;
   const T first = proven ? T(sweep.bound) : -kInf<T>;
   StatsForward<P> forward{sweep, proven, first, {}, {}};
@@ -276,6 +278,12 @@ void pair_stats(const Problem& problem, const Host& host, const Stats& out) {
   });
   forward.rows.write(out.rows, problem.rows.z.n);
   if (out.cols) forward.cols.write(out.cols, problem.cols.z.n);
+}
+
+template <class P>
+void pair_stats(const Problem& problem, const Host& host, const Stats& out) {
+  Sweep<P> sweep(problem, host, true, nullptr);
+  find_stats(sweep, out);
 }
 
 }  // namespace

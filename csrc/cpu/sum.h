@@ -65,7 +65,7 @@ PYCL_INLINE Vec<T> slope_of(Vec<T> l, bool positive) {
 template <class P>
 void pair_sum(const Problem& problem, const Host& host, void* out) {
   using T = typename P::T;
-  Sweep<P> sweep(problem, host, false, nullptr);
+  Sweep<P> sweep(problem, host, true, nullptr);
   T* sums = zeros<T>(host, true, sweep.row_blocks * sweep.block);
   sweep.run([&](const Tile<T>& tile) {
     auto value = [](int, Vec<T> l, bool positive, IVec<T>) PYCL_LAMBDA_INLINE { return term_of<T>(l, positive); };
@@ -81,7 +81,7 @@ void pair_sum(const Problem& problem, const Host& host, void* out) {
 template <class P>
 void pair_sum_backward(const Problem& problem, const Host& host, const void* d_sum, const Gradients& out) {
   using T = typename P::T;
-  Sweep<P> sweep(problem, host, true, &out);
+  Sweep<P> sweep(problem, host, false, &out);
   const T* d = static_cast<const T*>(d_sum);
   apply_weights(sweep, out, [&](const Tile<T>& tile, auto emit) {
     auto value = [&](int i, Vec<T> l, bool positive, IVec<T>)
@@ -91,35 +91,39 @@ void pair_sum_backward(const Problem& problem, const Host& host, const void* d_s
 }
 
 template <class P>
-void pair_sum_gradients(const Problem& problem, const Host& host, void* out, const Gradients& gradients) {
+void pair_sum_total(const Problem& problem, const Host& host, double weight, void* total, const Gradients& gradients) {
   using T = typename P::T;
   Sweep<P> sweep(problem, host, true, &gradients);
-  T* sums = zeros<T>(host, true, sweep.row_blocks * sweep.block);
+  auto* totals = zeros<double>(host, true, sweep.workers);
   apply_weights(sweep, gradients, [&](const Tile<T>& tile, auto emit) {
+    double total_of_tile = 0;
     Vec<T> sum{};
     auto value = [&](int, Vec<T> l, bool positive, IVec<T> counts) PYCL_LAMBDA_INLINE {
       sum += counts ? term_of<T>(l, positive) : Vec<T>{};
-      return slope_of<T>(l, positive);
+      return slope_of<T>(l, positive) * T(weight);
     };
     map_tile(sweep, tile, value, [&](int i) {
-      sums[tile.i0 + i] += reduce_add<T>(sum);
+      total_of_tile += double(reduce_add<T>(sum));
       sum = Vec<T>{};
       emit_pair(i, tile.rows, emit);
     });
+    totals[tile.worker] += total_of_tile;
   });
-  std::memcpy(out, sums, sizeof(T) * problem.rows.z.n);
+  double sum = 0;
+  for (int worker = 0; worker < sweep.workers; ++worker) sum += totals[worker];
+  *static_cast<T*>(total) = T(weight * sum);
 }
 
 // sum_j e^l_ij v_j over the denominator; whoever set the biases keeps the logits from overflowing.
 template <class P>
 void pair_weighted_sum(const Problem& problem, const Host& host, const pycl::Matrix& values, void* out) {
   using T = typename P::T;
-  Sweep<P> sweep(problem, host, false, nullptr);
+  Sweep<P> sweep(problem, host, true, nullptr);
   Packed<P> packed;
   packed.lay_out(host, values, false, sweep.block, {false, false, true, false}, nullptr, false);
   pack<P>(host, packed, nullptr);
   const int64_t width = packed.width;
-  T* sums = zeros<T>(host, true, sweep.row_blocks * sweep.block * width);
+  T* sums = allocate<T>(host, sweep.row_blocks * sweep.block * width);
   add_products(sweep, {nullptr, &packed, sums, nullptr, nullptr, nullptr}, [&](const Tile<T>& tile, auto emit) {
     auto value = [](int, Vec<T> l, bool, IVec<T>) PYCL_LAMBDA_INLINE { return exp2<T>(l); };
     map_tile(sweep, tile, value, [&](int i) { emit_pair(i, tile.rows, emit); });

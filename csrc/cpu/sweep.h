@@ -70,16 +70,17 @@ struct Sweep {
   bool reuse = false;  // read, not written
   double bound;        // no logit, in units of log 2, is larger or smaller than -bound
 
-  Sweep(const Problem& p, const Host& h, bool backward, const Gradients* wanted) : problem(p), host(h) {
+  // `wanted` null: no gradients. With `forward` false the products may be there from the forward.
+  Sweep(const Problem& p, const Host& h, bool forward, const Gradients* wanted) : problem(p), host(h) {
     const int64_t m = p.rows.z.n, n = p.cols.z.n;
     block = block_size<P>(p, h.threads);
     row_blocks = (m + block - 1) / block;
     col_blocks = (n + block - 1) / block;
     const int64_t most = p.symmetric ? row_blocks / 2 : row_blocks < col_blocks ? row_blocks : col_blocks;
     workers = most < 1 ? 1 : most < h.threads ? int(most) : h.threads;
-    find_kept(backward);
-    const bool d_rows = backward && (wanted->rows != nullptr || p.symmetric);
-    const bool d_cols = backward && (wanted->cols != nullptr || p.symmetric);
+    find_kept(forward);
+    const bool d_rows = wanted && (wanted->rows != nullptr || p.symmetric);
+    const bool d_cols = wanted && (wanted->cols != nullptr || p.symmetric);
     const T* scale = static_cast<const T*>(p.logit_scale);
     const T* packed_scale = P::kScalesOperand || p.scale_per_row ? scale : nullptr;
     const bool by_col = d_cols && !P::kScalesOperand;
@@ -94,13 +95,13 @@ struct Sweep {
     tiles = allocate<T>(h, int64_t(workers) * block * block);
   }
 
-  void find_kept(bool backward) {
+  void find_kept(bool forward) {
     if (!problem.kept) return;
     auto* header = static_cast<pycl::KeptHeader*>(problem.kept);
     const void *rows = problem.rows.z.data, *cols = problem.cols.z.data;
-    if (!backward) *header = {block, rows, cols};
-    reuse = backward && header->block == block && header->rows == rows && header->cols == cols;
-    if (reuse || !backward) kept = reinterpret_cast<T*>(header + 1);
+    if (forward) *header = {block, rows, cols};
+    reuse = !forward && header->block == block && header->rows == rows && header->cols == cols;
+    if (reuse || forward) kept = reinterpret_cast<T*>(header + 1);
   }
 
   void fill_affine(const T* scale) {
@@ -179,6 +180,26 @@ void add_sums(const Tile<T>& tile, T* by_row, T* by_col) {
   }
 }
 
+// Which blocks of a sum have been written: the first product of a block overwrites what is there.
+struct Started {
+  bool* blocks;
+  int64_t n;
+
+  Started(const Host& host, int64_t count) : blocks(allocate<bool>(host, count)), n(count) {
+    std::memset(blocks, 0, size_t(count));
+  }
+  bool start(int64_t b) {
+    const bool before = blocks[b];
+    blocks[b] = true;
+    return before;
+  }
+  template <class T>
+  void clear_others(T* sums, int64_t size) const {
+    for (int64_t b = 0; b < n; ++b)
+      if (!blocks[b]) std::memset(sums + b * size, 0, sizeof(T) * size_t(size));
+  }
+};
+
 // Sums over tiles of weights W: of W Y by row, of W^T X by column, transposed, and of W; what is null is left out.
 template <class P>
 struct Products {
@@ -201,6 +222,7 @@ void add_products(Sweep<P>& sweep, const Products<P>& sums, MakeWeights make_wei
   const int block = sweep.block;
   const int64_t tile_size = int64_t(block) * block;
   auto* scratch = allocate<typename P::E>(sweep.host, int64_t(sweep.workers) * P::weights_elements(block));
+  Started rows(sweep.host, sweep.row_blocks), cols(sweep.host, sweep.col_blocks);
   sweep.run([&](const Tile<T>& tile) {
     auto weights = P::weights(tile.products, scratch + tile.worker * P::weights_elements(block), block);
     std::memset(tile.products + int64_t(tile.rows) * block, 0, sizeof(T) * (tile_size - int64_t(tile.rows) * block));
@@ -210,14 +232,16 @@ void add_products(Sweep<P>& sweep, const Products<P>& sums, MakeWeights make_wei
     if (sums.direct) {
       const int64_t width = sums.y->width;
       P::multiply(weights.as_a(), sums.y->features_as_b(tile.jb), block, int(width), block,
-                  sums.direct + tile.i0 * width, width, true);
+                  sums.direct + tile.i0 * width, width, rows.start(tile.ib));
     }
     if (sums.transposed) {
       const int64_t width = sums.x->width;
       P::multiply(sums.x->features_as_a(tile.ib), weights.as_b(), int(width), block, block,
-                  sums.transposed + tile.j0 * width, block, true);
+                  sums.transposed + tile.j0 * width, block, cols.start(tile.jb));
     }
   });
+  if (sums.direct) rows.clear_others(sums.direct, block * sums.y->width);
+  if (sums.transposed) cols.clear_others(sums.transposed, block * sums.x->width);
 }
 
 // Gradients by recomputing tiles; make_weights as in add_products() fills in dL/dl.
@@ -229,8 +253,8 @@ void apply_weights(Sweep<P>& sweep, const Gradients& out, MakeWeights make_weigh
   const int block = sweep.block;
   const int64_t width = sweep.row_points.width;
   const bool d_rows = out.rows, d_cols = out.cols || (p.symmetric && out.rows);
-  T* direct = zeros<T>(host, d_rows, sweep.row_blocks * block * width);
-  T* transposed = zeros<T>(host, d_cols, sweep.col_blocks * block * width);
+  T* direct = d_rows ? allocate<T>(host, sweep.row_blocks * block * width) : nullptr;
+  T* transposed = d_cols ? allocate<T>(host, sweep.col_blocks * block * width) : nullptr;
   T* d_row_bias = zeros<T>(host, out.row_bias, sweep.row_blocks * block);
   T* d_col_bias = p.symmetric ? d_row_bias : zeros<T>(host, out.col_bias, sweep.col_blocks * block);
   add_products(sweep, {&sweep.row_points, &sweep.col_points, direct, transposed, d_row_bias, d_col_bias}, make_weights);

@@ -12,7 +12,9 @@ from torch.nn.functional import cross_entropy
 from pycl import functional
 from pycl.compat._common import as_input
 from pycl.compat._peer import find_peer
-from pycl.functional._common import REDUCTIONS, Scalar, check_choice, no_autocast, to_logit_scale, unit, widen
+from pycl.functional._common import Scalar, no_autocast, to_logit_scale, unit, widen
+from pycl.reduction import check_reduction
+from pycl.validation import check_choice
 
 __all__ = ["InfoNCE", "info_nce"]
 
@@ -70,7 +72,7 @@ def info_nce(
 
 def _paired(query: Tensor, positive_key: Tensor, negatives: Tensor, temperature: Scalar, reduction: str) -> Tensor:
     """The norms divide the logits, not the negatives, whose normalised copy would be the largest tensor."""
-    check_choice("reduction", reduction, REDUCTIONS)
+    check_reduction(reduction)
     negatives = widen(negatives)
     q, k = unit(query), unit(positive_key)
     with no_autocast(q):

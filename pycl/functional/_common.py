@@ -1,47 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every loss shares: checks of the arguments, temperature to logit scale, the reduction."""
+"""What losses share: checks of the arguments, temperature to logit scale, normalised embeddings."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from pycl.distributed import Group, ranks_of
-from pycl.ops import accumulation_dtype
+from pycl.problem import accumulation_dtype
 
 Views: TypeAlias = Tensor | Sequence[Tensor]
 Scalar: TypeAlias = float | Tensor
 
-REDUCTIONS = ("mean", "sum", "none")
 NORM_EPS = 1e-12  # as torch.nn.functional.normalize
-
-
-def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
-    """Raise ValueError unless ``value`` is one of ``choices``."""
-    if value not in (known := tuple(choices)):
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
-
-
-def check_reduction(reduction: str) -> None:
-    """Raise ValueError unless the reduction has a known name."""
-    check_choice("reduction", reduction, REDUCTIONS)
-
-
-def reduce(terms: Tensor, reduction: str, group: Group | None = None, n_views: int | None = None) -> Tensor:
-    """Mean, sum or the terms themselves, those of several views a row for each.
-
-    On the ranks of a group, what has the mean or the sum over all ranks' terms as its average over the ranks.
-    """
-    if reduction == "none":
-        return terms if n_views is None else terms.view(n_views, -1)
-    ranks = ranks_of(group)
-    if reduction == "sum":
-        return terms.sum() if ranks is None else terms.sum() * ranks.size
-    return terms.mean() if ranks is None or ranks.weight == 1 else terms.mean() * ranks.weight
 
 
 def as_scalar(name: str, value: Scalar) -> Scalar:
@@ -142,8 +116,3 @@ def unit(z: Tensor, normalize: bool = True) -> Tensor:
 def no_autocast(z: Tensor) -> torch.autocast:
     """A context in which products of float32 tensors stay float32."""
     return torch.autocast(z.device.type, enabled=False)
-
-
-def zero_if_empty(lse: Tensor) -> Tensor:
-    """The log-sum-exp of an empty set counts as 0 and passes no gradient."""
-    return lse.masked_fill(lse == -torch.inf, 0.0)

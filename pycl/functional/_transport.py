@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pycl.distributed import total
 from pycl.functional._common import Scalar, as_scalar
-from pycl.ops import FLOATS, accumulation_dtype
+from pycl.problem import FLOATS, accumulation_dtype
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from pycl.distributed import Group, agree, join_lse, ranks_of, together
 from pycl.engine import pair_stats
-from pycl.functional._common import Scalar, check_features, check_matched, check_positive, check_reduction, reduce, unit
+from pycl.functional._common import Scalar, check_features, check_matched, check_positive, unit
 from pycl.pairs import Pairs, Points
+from pycl.reduction import check_reduction, reduce
 
 
 @together

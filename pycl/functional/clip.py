@@ -6,8 +6,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from pycl.distributed import Group, together
-from pycl.engine import pair_stats, pair_sum
-from pycl.functional._common import Scalar, as_scalar, check_matched, check_reduction, expand_scalar, reduce
+from pycl.engine import pair_cross_entropy, pair_sum
+from pycl.functional._common import Scalar, as_scalar, check_matched, expand_scalar
 from pycl.pairs import Pairs, Points
 
 
@@ -53,9 +53,8 @@ def clip(
 
     Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", arXiv 2103.00020, figure 3.
     """
-    check_reduction(reduction)
     check_matched(image=image, text=text)
-    rows, columns = pair_stats(
+    return pair_cross_entropy(
         Points(image),
         Points(text),
         as_scalar("logit_scale", logit_scale),
@@ -65,10 +64,10 @@ def clip(
         offset=None,
         sides="both",
         normalize=normalize,
+        reduction=reduction,
         group=group,
         backend=backend,
     )
-    return reduce((rows.lse + columns.lse) / 2 - rows.pos_sum, reduction, group)
 
 
 @together
@@ -112,9 +111,8 @@ def siglip(
 
     Zhai et al., "Sigmoid Loss for Language Image Pre-Training", arXiv 2303.15343, section 3.2 and algorithm 1.
     """
-    check_reduction(reduction)
     check_matched(image=image, text=text)
-    terms = pair_sum(
+    return pair_sum(
         Points(image),
         Points(text),
         as_scalar("logit_scale", logit_scale),
@@ -123,8 +121,7 @@ def siglip(
         col_bias=expand_scalar("logit_bias", logit_bias, text),
         offset=None,
         normalize=normalize,
-        equal_weights=reduction != "none",
+        reduction=reduction,
         group=group,
         backend=backend,
     )
-    return reduce(terms, reduction, group)

@@ -6,18 +6,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from pycl.distributed import Group, merge_lse, ranks_of, together
-from pycl.engine import pair_stats
-from pycl.functional._common import (
-    Scalar,
-    Views,
-    check_positive,
-    check_reduction,
-    check_two_views,
-    reduce,
-    to_logit_scale,
-    zero_if_empty,
-)
+from pycl.engine import pair_cross_entropy, pair_stats
+from pycl.functional._common import Scalar, Views, check_positive, check_two_views, to_logit_scale
 from pycl.pairs import Pairs, stack_views
+from pycl.reduction import by_view, check_reduction, reduce, zero_if_empty
 
 
 @together
@@ -59,8 +51,21 @@ def dcl(
 
     Yeh et al., "Decoupled Contrastive Learning", arXiv 2110.06848, section 3 (the loss L_DC).
     """
-    lse, pos = _decoupled(views, temperature, reduction, normalize, group, backend)
-    return reduce(lse - pos, reduction, group)
+    scale = to_logit_scale(temperature)
+    points, n_views = stack_views(views, group=group)
+    check_two_views("the decoupled loss", n_views)
+    terms = pair_cross_entropy(
+        points,
+        None,
+        scale,
+        denominator=Pairs.NEGATIVE,
+        positives=Pairs.POS_OTHER_VIEW,
+        normalize=normalize,
+        reduction=reduction,
+        group=group,
+        backend=backend,
+    )
+    return by_view(terms, n_views)
 
 
 @together
@@ -102,31 +107,8 @@ def dclw(
 
     Yeh et al., "Decoupled Contrastive Learning", arXiv 2110.06848, section 3 (the loss L_DCW).
     """
-    sigma = check_positive("sigma", sigma)
-    lse, pos = _decoupled(views, temperature, reduction, normalize, group, backend)
-    cosine = pos.detach()[0] / to_logit_scale(temperature)
-    weight = (2 - _share(cosine / sigma, group)).detach()
-    return reduce(lse - weight * pos, reduction, group)
-
-
-def _share(x: Tensor, group: Group | None) -> Tensor:
-    """``softmax(x)`` over the batch, in units of its mean."""
-    if (ranks := ranks_of(group)) is None:
-        return len(x) * x.softmax(0)
-    return (x - merge_lse(x.logsumexp(0), ranks.group)).exp() * (ranks.n_rows / 2)
-
-
-def _decoupled(
-    views: Views,
-    temperature: Scalar,
-    reduction: str,
-    normalize: bool,
-    group: Group | None,
-    backend: str | None,
-) -> tuple[Tensor, Tensor]:
-    """Log-sum-exp over the negatives and the positive logit, both ``[2, N]``."""
     check_reduction(reduction)
-    scale = to_logit_scale(temperature)
+    sigma, scale = check_positive("sigma", sigma), to_logit_scale(temperature)
     points, n_views = stack_views(views, group=group)
     check_two_views("the decoupled loss", n_views)
     stats = pair_stats(
@@ -139,4 +121,13 @@ def _decoupled(
         group=group,
         backend=backend,
     )
-    return zero_if_empty(stats.lse).view(2, -1), stats.pos_sum.view(2, -1)
+    lse, pos = by_view(zero_if_empty(stats.lse), n_views), by_view(stats.pos_sum, n_views)
+    weight = (2 - _share(pos.detach()[0] / scale / sigma, group)).detach()
+    return reduce(lse - weight * pos, reduction, group)
+
+
+def _share(x: Tensor, group: Group | None) -> Tensor:
+    """``softmax(x)`` over the batch, in units of its mean."""
+    if (ranks := ranks_of(group)) is None:
+        return len(x) * x.softmax(0)
+    return (x - merge_lse(x.logsumexp(0), ranks.group)).exp() * (ranks.n_rows / 2)

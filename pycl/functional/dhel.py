@@ -9,16 +9,9 @@ from torch import Tensor
 
 from pycl.distributed import Group, together
 from pycl.engine import pair_stats
-from pycl.functional._common import (
-    Scalar,
-    Views,
-    check_reduction,
-    check_two_views,
-    reduce,
-    to_logit_scale,
-    zero_if_empty,
-)
+from pycl.functional._common import Scalar, Views, check_two_views, to_logit_scale
 from pycl.pairs import Pairs, stack_views
+from pycl.reduction import check_reduction, reduce, zero_if_empty
 
 
 @together

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pycl.distributed import Group, together
-from pycl.engine import pair_stats
-from pycl.functional._common import Scalar, check_features, check_matched, check_reduction, reduce, to_logit_scale, unit
+from pycl.engine import pair_cross_entropy, pair_stats
+from pycl.functional._common import Scalar, check_features, check_matched, to_logit_scale, unit
 from pycl.pairs import Pairs, Points
+from pycl.reduction import check_reduction, reduce
 
 
 @together
@@ -74,10 +75,5 @@ def info_nce(
         own = scale * (unit(query, normalize) * unit(key, normalize)).sum(1)
         others = pair_stats(Points(query), Points(negatives), scale, group=group, **among)
         return reduce(-logsigmoid(own - others.lse), reduction, group)
-    if symmetric:
-        rows, columns = pair_stats(
-            Points(query), Points(key), scale, positives=Pairs.POSITIVE, sides="both", group=group, **among
-        )
-        return reduce((rows.lse + columns.lse) / 2 - rows.pos_sum, reduction, group)
-    stats = pair_stats(Points(query), Points(key), scale, positives=Pairs.POSITIVE, group=group, **among)
-    return reduce(stats.lse - stats.pos_sum, reduction, group)
+    among |= {"positives": Pairs.POSITIVE, "sides": "both" if symmetric else "rows", "reduction": reduction}
+    return pair_cross_entropy(Points(query), Points(key), scale, group=group, **among)

@@ -11,17 +11,10 @@ from torch import Tensor
 
 from pycl.distributed import Group, together
 from pycl.engine import pair_stats
-from pycl.functional._common import (
-    Scalar,
-    Views,
-    check_choice,
-    check_reduction,
-    no_autocast,
-    reduce,
-    to_logit_scale,
-    unit,
-)
+from pycl.functional._common import Scalar, Views, no_autocast, to_logit_scale, unit
 from pycl.pairs import Pairs, stack_views
+from pycl.reduction import check_reduction, reduce
+from pycl.validation import check_choice
 
 DENOMINATORS = {"all": Pairs.OTHERS, "cross_view": Pairs.POS_OTHER_VIEW | Pairs.NEG_OTHER_VIEW}
 MEANS = ("geometric", "arithmetic")

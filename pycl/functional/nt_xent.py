@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from pycl.distributed import Group, together
-from pycl.engine import pair_stats
-from pycl.functional._common import Scalar, Views, check_reduction, reduce, to_logit_scale
+from pycl.engine import pair_cross_entropy, pair_stats
+from pycl.functional._common import Scalar, Views, to_logit_scale
 from pycl.pairs import Pairs, Points, stack_views
+from pycl.reduction import by_view, check_reduction, reduce
 
 
 @together
@@ -53,21 +54,21 @@ def nt_xent(
 
     Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", arXiv 2002.05709, equation 1.
     """
-    check_reduction(reduction)
     scale = to_logit_scale(temperature)
     points, n_views = stack_views(views, group=group)
-    stats = pair_stats(
+    terms = pair_cross_entropy(
         points,
         None,
         scale,
         denominator=Pairs.OTHERS,
         positives=Pairs.POSITIVE,
+        n_positives=n_views - 1,
         normalize=normalize,
+        reduction=reduction,
         group=group,
         backend=backend,
     )
-    terms = torch.sub(stats.lse, stats.pos_sum, alpha=1 / (n_views - 1))  # every anchor has V - 1 positives
-    return reduce(terms, reduction, group, n_views)
+    return by_view(terms, n_views)
 
 
 @together

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pycl.engine import pair_logits, pair_top
 from pycl.functional._common import Scalar, as_scalar, check_features, no_autocast, unit
+from pycl.matrix import pair_logits, pair_top
 from pycl.pairs import Points, check_labels
 
 ROWS, COLUMNS = 256, 4096  # one tile of similarities: 4 MiB of float32

@@ -23,8 +23,8 @@ from pycl.functional._transport import (
     check_scores,
     log_targets,
 )
-from pycl.ops import Transport
 from pycl.pairs import Pairs, Points
+from pycl.problem import Transport
 from pycl.sinkhorn import check_finite, prototype_potential, solve, step
 
 
@@ -62,14 +62,14 @@ def sinkhorn(
         sample_marginal: ``a`` [B], positive with a sum of 1 over all ranks; None for ``1 / B``.
         prototype_marginal: ``m`` [K], positive with a sum of 1; None for ``1 / K``.
         dtype: of the codes: that of the scores (None) or float32.
-        out: contiguous ``[B, K]`` memory for the codes, maybe ``scores`` itself, which they then replace. Memory that
-            was written before saves a large call on a CPU the system's work on new pages.
+        out: contiguous ``[B, K]`` memory for the codes, maybe ``scores`` itself, which they then replace.
         group: ranks that share the prototypes, each with samples of its own, of any number.
         backend: name of the backend to run on; None picks one. ``"cuda"`` does all iterations in one launch and takes
             no group.
 
     Returns:
-        Codes ``[B, K]``; every row sums to 1.
+        Codes ``[B, K]``; every row sums to 1. On a CPU more than 32 MiB of them take the memory of earlier ones that
+        are gone, whose pages the system need not clear; up to 256 MiB of such memory stay with the process.
 
     Raises:
         TypeError: scores that are not floating point, an epsilon or iterations that are no numbers.

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from pycl.distributed import Group, together
 from pycl.engine import pair_stats
-from pycl.functional._common import Scalar, Views, check_choice, check_reduction, reduce, to_logit_scale
+from pycl.functional._common import Scalar, Views, to_logit_scale
 from pycl.pairs import Pairs, stack_views
+from pycl.reduction import check_reduction, reduce
+from pycl.validation import check_choice
 
 FORMS = ("out", "in")
 

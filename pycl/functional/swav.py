@@ -13,18 +13,11 @@ from torch import Tensor
 
 from pycl.distributed import Group, agree, together
 from pycl.engine import pair_average, pair_stats
-from pycl.functional._common import (
-    Scalar,
-    Views,
-    check_features,
-    check_reduction,
-    reduce,
-    to_logit_scale,
-    unit,
-)
+from pycl.functional._common import Scalar, Views, check_features, to_logit_scale, unit
 from pycl.functional._transport import check_epsilon, check_iterations, log_targets
 from pycl.functional.sinkhorn import FeatureLogits
 from pycl.pairs import Pairs, Points
+from pycl.reduction import check_reduction, reduce
 from pycl.sinkhorn import prototype_potential, step
 
 if TYPE_CHECKING:

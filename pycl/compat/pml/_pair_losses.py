@@ -12,8 +12,9 @@ from torch.nn.functional import logsigmoid
 from pycl.compat._common import as_input
 from pycl.compat._peer import fall_back, find_peer
 from pycl.engine import PairStats, pair_stats, pair_sum
-from pycl.functional._common import Scalar, widen, zero_if_empty
+from pycl.functional._common import Scalar, widen
 from pycl.pairs import Pairs
+from pycl.reduction import zero_if_empty
 
 from ._alone import LossAlone, need_library
 from ._pairs import AllPairs, Problem, problem_of, written

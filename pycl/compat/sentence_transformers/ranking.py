@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pycl.compat._common import all_ranks
 from pycl.compat._peer import fall_back
-from pycl.engine import pair_stats
+from pycl.engine import pair_cross_entropy, pair_stats
 from pycl.pairs import Pairs, Points
 
 
@@ -98,6 +98,9 @@ def _in_batch_loss(loss: Any, embeddings: list[Tensor]) -> Tensor:
     options: dict[str, Any] = {"normalize": loss.similarity_fct is cos_sim, "group": group}
 
     sets: dict[str, Any] = {"denominator": Pairs.OTHERS, "positives": Pairs.POS_SAME_VIEW}
+    if set(loss.directions) == {"query_to_doc"}:
+        options |= {"offset": None, "reduction": "mean"}
+        return pair_cross_entropy(asked, every, loss.scale, **sets, **options)
     if "doc_to_query" in loss.directions:
         stats, of_documents = pair_stats(asked, every, loss.scale, offset=None, sides="both", **sets, **options)
         lses = [stats.lse, of_documents.lse[:n]]

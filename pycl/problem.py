@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What crosses the boundary between the engine and a backend: problems, what is wanted of them, and gradients."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Labels(NamedTuple):
+    """Integers of the points of both sides, int64."""
+
+    row_ids: Tensor
+    row_views: Tensor
+    col_ids: Tensor
+    col_views: Tensor
+
+
+def numbered(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids and views of points that came without: instances of their own, all of one view."""
+    n, device = z.shape[0], z.device
+    return torch.arange(n, device=device), torch.zeros(n, dtype=torch.int64, device=device)
+
+
+class Problem(NamedTuple):
+    """Everything that defines the logits and the pair sets; ``cols=None`` says the matrix is symmetric.
+
+    Vectors are contiguous; the scale and the biases have the accumulation dtype. Without labels the points of each side
+    are numbered and of one view. In a symmetric problem the one bias serves rows and columns, and gradients of both
+    roles are summed.
+    """
+
+    rows: Tensor
+    cols: Tensor | None
+    row_ids: Tensor | None
+    row_views: Tensor | None
+    col_ids: Tensor | None
+    col_views: Tensor | None
+    logit_scale: Tensor
+    row_bias: Tensor | None
+    col_bias: Tensor | None
+    denominator: int
+    positives: int
+    offset: int | None
+    normalize: bool
+
+    @property
+    def n_cols(self) -> int:
+        return self.rows.shape[0] if self.cols is None else self.cols.shape[0]
+
+    @property
+    def leaves(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]:
+        """What has gradients, in the order of ``Gradients``."""
+        return self.rows, self.cols, self.logit_scale, self.row_bias, self.col_bias
+
+    def exchanged(self) -> Problem:
+        """The transposed matrix; only with columns of its own and one scale for all rows."""
+        p = self
+        assert p.cols is not None
+        return Problem(
+            *(p.cols, p.rows, p.col_ids, p.col_views, p.row_ids, p.row_views, p.logit_scale, p.col_bias, p.row_bias),
+            *(p.denominator, p.positives, None if p.offset is None else -p.offset, p.normalize),
+        )
+
+    def whole(self) -> Problem:
+        """Columns of its own for a symmetric problem: what is not reduced over both roles needs both triangles."""
+        if self.cols is not None:
+            return self
+        return self._replace(cols=self.rows, col_ids=self.row_ids, col_views=self.row_views, col_bias=self.row_bias)
+
+    def labelled(self) -> Labels:
+        """The labels of the rows and of the columns, made where there are none."""
+        if self.row_ids is None or self.row_views is None:
+            return Labels(*numbered(self.rows), *numbered(self.rows if self.cols is None else self.cols))
+        if self.col_ids is None or self.col_views is None:
+            return Labels(self.row_ids, self.row_views, self.row_ids, self.row_views)
+        return Labels(self.row_ids, self.row_views, self.col_ids, self.col_views)
+
+
+class Needs(NamedTuple):
+    """Which gradients a backward has to produce; the scale's comes with the rows'."""
+
+    rows: bool
+    cols: bool
+    bias: bool
+
+
+class Gradients(NamedTuple):
+    """One entry per differentiable input; what was not asked for is empty.
+
+    ``logit_scale`` has one entry per row; in a symmetric problem only their sum is defined.
+    """
+
+    rows: Tensor
+    cols: Tensor
+    logit_scale: Tensor
+    row_bias: Tensor
+    col_bias: Tensor
+
+
+class Transport(NamedTuple):
+    """A Sinkhorn problem on stored scores [B, K] of unit column stride; the marginals as logarithms.
+
+    ``sample_target`` is log(B a_b), None for uniform, and ``prototype_target`` log(B m_k), in the accumulation dtype.
+    """
+
+    scores: Tensor
+    epsilon: float
+    iterations: int
+    sample_target: Tensor | None
+    prototype_target: Tensor
+    dtype: torch.dtype  # of the codes: that of the scores, or float32
+    out: Tensor | None = None  # contiguous, where the codes go; maybe the scores themselves
+
+    def new_codes(self) -> Tensor:
+        """``out``, or memory for the codes."""
+        return self.scores.new_empty(self.scores.shape, dtype=self.dtype) if self.out is None else self.out
+
+
+# Rows of the statistics: lse, pos_lse, pos_sum, pos_count, then what the backend keeps for its own backward. The first
+# three have gradients, handed over as a list of three contiguous vectors or None.
+STATS, STATE = 4, 2
+
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 accumulates in itself, everything else in float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def empty_gradients(problem: Problem, needs: Needs) -> Gradients:
+    """Uninitialised gradients of the right shapes: what a backend fills and what tracing sees."""
+    rows, cols = problem.rows, problem.cols
+    (m, d), n = rows.shape, problem.n_cols
+    dtype = accumulation_dtype(rows.dtype)
+    return Gradients(
+        rows=rows.new_empty(m, d) if needs.rows else rows.new_empty(0),
+        cols=cols.new_empty(n, d) if needs.cols and cols is not None else rows.new_empty(0),
+        logit_scale=rows.new_empty(m if needs.rows else 0, dtype=dtype),
+        row_bias=rows.new_empty(m if needs.bias else 0, dtype=dtype),
+        col_bias=rows.new_empty(n if needs.bias and cols is not None else 0, dtype=dtype),
+    )
