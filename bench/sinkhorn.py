@@ -189,7 +189,7 @@ class FromFeatures(Work):
 
     value = "potentials"
     backward = False
-    what = "From features and prototypes, with scores never stored; potentials: forward, swav: forward and backward"
+    what = "From features and prototypes; potentials: forward, swav: forward and backward"
     rows_are = "samples"
     memory = "Peak memory of one step above its inputs, gradients included, in units of the scores of all crops"
     memory_unit = "scores"

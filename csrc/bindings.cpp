@@ -202,6 +202,13 @@ PYBIND11_MODULE(_C, m) {
       },
       unlocked);
   m.def(
+      "sinkhorn_samples",
+      [](const MatrixTuple& scores, double epsilon, Address potential, Address out, int threads) {
+        const Transport t{matrix(scores), epsilon, nullptr};
+        kernels_for(t.scores.dtype, 0).sinkhorn_samples(t, Call(threads), pointer(potential), pointer(out));
+      },
+      unlocked);
+  m.def(
       "sinkhorn_codes",
       [](const MatrixTuple& scores, double epsilon, Address sample_target, Address potential, int dtype, Address codes,
          Address u, int threads) {

@@ -196,6 +196,13 @@ def sinkhorn_columns(t: Transport, potential: Tensor | None) -> Tensor:
     return lse
 
 
+def sinkhorn_samples(t: Transport, potential: Tensor) -> Tensor:
+    lse = potential.new_empty(len(t.scores))
+    address = potential.data_ptr(), lse.data_ptr()
+    _C.sinkhorn_samples(_matrix(t.scores), t.epsilon, *address, torch.get_num_threads())
+    return lse
+
+
 def sinkhorn_codes(t: Transport, potential: Tensor) -> tuple[Tensor, Tensor]:
     codes = pages.empty(t.scores.shape, t.dtype) if t.out is None else t.out
     u = potential.new_empty(len(t.scores))

@@ -102,6 +102,8 @@ struct Kernels {
   void (*pair_weighted_sum)(const Problem&, const Host&, const Matrix& values, void* out);
   // log sum_b exp(L_bk + u_b) [K], u from the sample step with the prototypes' potential, 0 where that is null
   void (*sinkhorn_columns)(const Transport&, const Host&, const void* potential, void* out);
+  // log sum_k exp(L_bk + v_k) [B], with the prototypes' potential
+  void (*sinkhorn_samples)(const Transport&, const Host&, const void* potential, void* out);
   // contiguous codes [B, K] of a dtype, and the samples' potential [B]
   void (*sinkhorn_codes)(const Transport&, const Host&, const void* potential, DType, void* codes, void* u);
 };

@@ -220,6 +220,14 @@ struct Transporter {
     }
   }
 
+  // log sum_k exp(L_bk + v_k).
+  void samples(T* out) {
+    T* terms = allocate<T>(host, workers * width);
+    share([&](int w, int64_t first, int64_t end) {
+      for (int64_t b = first; b < end; ++b) out[b] = T(softmax(b, terms + w * width).lse() * kLn2);
+    });
+  }
+
   template <class Out>
   void codes(Out* out, T* u) {
     T* terms = allocate<T>(host, workers * width);
@@ -269,6 +277,14 @@ void sinkhorn_columns(const Transport& t, const Host& host, const void* v, void*
       transporter.columns_after_step(static_cast<const T*>(v), static_cast<T*>(out));
     else
       transporter.columns_at_start(static_cast<T*>(out));
+  });
+}
+
+template <class P>
+void sinkhorn_samples(const Transport& t, const Host& host, const void* v, void* out) {
+  using T = typename P::T;
+  with_storage<T>(t.scores.dtype, [&](auto scores) {
+    Transporter<T, typename decltype(scores)::Type>(t, host, v).samples(static_cast<T*>(out));
   });
 }
 

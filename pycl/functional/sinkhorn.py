@@ -4,17 +4,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from pycl import backends
 from pycl.distributed import Group, agree, together
-from pycl.engine import pair_stats
 from pycl.functional._common import check_features
+from pycl.functional._features import feature_logits
 from pycl.functional._transport import (
     check_epsilon,
     check_iterations,
@@ -23,7 +22,6 @@ from pycl.functional._transport import (
     check_scores,
     log_targets,
 )
-from pycl.pairs import Pairs, Points
 from pycl.problem import Transport
 from pycl.sinkhorn import check_finite, prototype_potential, solve, step
 
@@ -131,10 +129,11 @@ def sinkhorn_potentials(
     group: Group | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""Potentials of :func:`sinkhorn` from features and prototypes; the scores ``<z_b, c_k>`` are never stored.
+    r"""Potentials of :func:`sinkhorn` from features and prototypes, without the matrix of scores ``<z_b, c_k>``.
 
     ``exp(<z_b, c_k> / epsilon + u_b + v_k)`` is the code of sample b for prototype k: give ``u`` and ``v`` to the
-    engine as row and column bias. Costs ``2 iterations`` sweeps of ``B K d`` multiply-adds and memory for vectors.
+    engine as row and column bias. Costs ``2 iterations`` sweeps of ``B K d`` multiply-adds and memory for vectors. On a
+    CPU up to 64 MiB of scores, and no more, are computed once and kept until the end.
 
     A finite penalty makes a marginal soft (unbalanced transport): its Kullback-Leibler divergence costs ``penalty`` in
     units of the scores, and its step is multiplied by ``penalty / (penalty + epsilon)``; at 0 the marginal is free.
@@ -170,41 +169,10 @@ def sinkhorn_potentials(
     targets = log_targets(sample_marginal, prototype_marginal, n_samples, n_prototypes, z, ranks)
     sample_step = partial(step, target=targets[0], penalty=sample_penalty, epsilon=epsilon)
     prototype_step = partial(step, target=targets[1], penalty=prototype_penalty, epsilon=epsilon)
-    logits = FeatureLogits(z, prototypes, epsilon, normalize, backend)
-    v = prototype_potential(logits.columns(sample_step), prototype_step, iterations, ranks)
+    soft = sample_step if min(sample_penalty, prototype_penalty) < math.inf else None
+    logits = feature_logits(z, prototypes, epsilon, targets[0], soft, normalize=normalize, backend=backend)
+    v = prototype_potential(logits.prototype_lse, prototype_step, iterations, ranks)
     return sample_step(logits.sample_lse(v)), v
-
-
-class FeatureLogits(NamedTuple):
-    """Logits ``<z_b, c_k> / epsilon`` that are reduced and never stored."""
-
-    z: Tensor
-    prototypes: Tensor
-    epsilon: float
-    normalize: bool = False
-    backend: str | None = None
-
-    def sample_lse(self, v: Tensor) -> Tensor:
-        return self._lse(self.z, self.prototypes, v)
-
-    def prototype_lse(self, u: Tensor | None) -> Tensor:
-        return self._lse(self.prototypes, self.z, u)
-
-    def columns(self, sample_step: Callable[[Tensor], Tensor]) -> Callable[[Tensor | None], Tensor]:
-        """From the prototypes' potential to their log-sum-exps after a sample step, or before the first."""
-        return lambda v: self.prototype_lse(None if v is None else sample_step(self.sample_lse(v)))
-
-    def _lse(self, anchors: Tensor, candidates: Tensor, bias: Tensor | None) -> Tensor:
-        return pair_stats(
-            Points(anchors),
-            Points(candidates),
-            1 / self.epsilon,
-            denominator=Pairs.ALL,
-            col_bias=bias,
-            offset=None,
-            normalize=self.normalize,
-            backend=self.backend,
-        ).lse
 
 
 def dino_codes(

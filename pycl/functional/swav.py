@@ -14,8 +14,8 @@ from torch import Tensor
 from pycl.distributed import Group, agree, together
 from pycl.engine import pair_average, pair_stats
 from pycl.functional._common import Scalar, Views, check_features, to_logit_scale, unit
+from pycl.functional._features import feature_logits
 from pycl.functional._transport import check_epsilon, check_iterations, log_targets
-from pycl.functional.sinkhorn import FeatureLogits
 from pycl.pairs import Pairs, Points
 from pycl.reduction import check_reduction, reduce
 from pycl.sinkhorn import prototype_potential, step
@@ -127,9 +127,9 @@ def _code_means(
     z, keys = z.detach(), prototypes.detach()
     samples = z if earlier is None else torch.cat([earlier.detach().to(z.dtype), z])
     with torch.no_grad():
-        columns = FeatureLogits(samples, keys, epsilon, backend=backend).columns(step)
+        logits = feature_logits(samples, keys, epsilon, backend=backend)
         _, target = log_targets(None, None, len(samples), len(keys), samples, group)
-        v = prototype_potential(columns, partial(step, target=target), iterations, group)
+        v = prototype_potential(logits.prototype_lse, partial(step, target=target), iterations, group)
     return pair_average(
         Points(z), Points(keys), prototypes, 1 / epsilon, col_bias=v, offset=None, backend=backend
     )  # its softmax is the last sample step

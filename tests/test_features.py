@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores from features, few of them stored and many swept: the same potentials."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from torch.testing import assert_close
+
+from pycl.backends import why_not
+from pycl.functional import _features, sinkhorn_potentials, swav
+
+if reason := why_not("cpu", "cpu"):
+    pytest.skip(reason, allow_module_level=True)
+
+from pycl import cpu
+
+
+@pytest.fixture
+def stored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the scores that were read."""
+    sizes: list[int] = []
+    plain = cpu.sinkhorn_columns
+    monkeypatch.setattr(cpu, "sinkhorn_columns", lambda t, v: (sizes.append(t.scores.numel()), plain(t, v))[1])
+    return sizes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("epsilon", [0.05, 0.003])
+@pytest.mark.parametrize("given", ["plain", "marginals", "normalize"])
+def test_potentials(
+    given: str, epsilon: float, dtype: torch.dtype, stored: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    z, c = (normalize(torch.randn(n, 24), dim=1).to(dtype) for n in (131, 77))
+    options: dict[str, Any] = {"normalize": True} if given == "normalize" else {}
+    if given == "marginals":
+        a, m = torch.rand(131).double() + 0.1, torch.rand(77).double() + 0.1
+        options = {"sample_marginal": a / a.sum(), "prototype_marginal": m / m.sum()}
+    if given == "normalize":
+        z = z * 30
+    few = sinkhorn_potentials(z, c, epsilon=epsilon, backend="cpu", **options)
+    assert stored == [131 * 77] * 3
+    monkeypatch.setattr(_features, "WORKSPACE", 0)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    z, c = z.to(wide), c.to(wide)  # a sweep rounds normalised bfloat16 to bfloat16
+    swept = sinkhorn_potentials(z, c, epsilon=epsilon, backend="cpu", **options)
+    for one, other in zip(few, swept, strict=True):
+        assert one.dtype == other.dtype == wide
+        atol = 1e-12 if dtype == torch.float64 else 1e-6 / epsilon
+        assert_close(one, other, rtol=0, atol=atol)
+
+
+def test_swav_and_its_gradients(stored: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    crops = normalize(torch.randn(4, 19, 16), dim=-1).requires_grad_()
+    prototypes = normalize(torch.randn(33, 16), dim=-1).requires_grad_()
+    queue = normalize(torch.randn(2, 40, 16), dim=-1)
+
+    def run() -> list[Tensor]:
+        loss = swav(crops, prototypes, queue=queue, backend="cpu")
+        return [loss, *torch.autograd.grad(loss, [crops, prototypes])]
+
+    few = run()
+    assert stored == [(19 + 40) * 33] * 6
+    monkeypatch.setattr(_features, "WORKSPACE", 0)
+    assert_close(few, run(), rtol=1e-4, atol=1e-6)
+
+
+def test_under_autocast(stored: list[int]) -> None:
+    z, c = torch.randn(9, 5), torch.randn(7, 5)
+    right = sinkhorn_potentials(z, c, epsilon=1.0, backend="cpu")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_close(sinkhorn_potentials(z, c, epsilon=1.0, backend="cpu"), right, rtol=0, atol=0)
+    assert len(stored) == 6
+
+
+def test_what_is_swept(stored: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    z, c = torch.randn(9, 5), torch.randn(7, 5)
+    for penalty in ("sample_penalty", "prototype_penalty"):
+        sinkhorn_potentials(z, c, epsilon=1.0, backend="cpu", **{penalty: 2.0})
+    sinkhorn_potentials(z, c, epsilon=1.0, backend="reference")
+    monkeypatch.setattr(_features, "WORKSPACE", 9 * 7 * 4 - 1)
+    sinkhorn_potentials(z, c, epsilon=1.0, backend="cpu")
+    assert not stored
