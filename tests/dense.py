@@ -12,7 +12,7 @@ from oracle import assert_as_accurate
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pycl import Pairs, Points, pair_stats, pair_sum
+from pycl import Pairs, Points, pair_cross_entropy, pair_stats, pair_sum
 
 SELF, POS_SAME, POS_OTHER, NEG_SAME, NEG_OTHER = (1 << k for k in range(5))
 ALL = 31
@@ -85,17 +85,37 @@ def dense(case: Case, leaves: dict[str, Tensor]) -> tuple[list[Tensor], Tensor]:
     return found, logits
 
 
-def engine(case: Case, leaves: dict[str, Tensor], backend: str, group: Any = None) -> list[Tensor]:
+def arguments(case: Case, leaves: dict[str, Tensor]) -> tuple[tuple[Points, Points | None, Tensor], dict[str, Any]]:
+    """What every function of the engine takes, by position and by name; not the pair set of the denominator."""
     rows = Points(leaves["x"], case.row_ids, case.row_views)
     cols = Points(leaves["y"], case.col_ids, case.col_views) if "y" in leaves else None
     bias = leaves.get("row_bias"), leaves.get("row_bias" if case.tied else "col_bias")
-    options: dict[str, Any] = {"row_bias": bias[0], "col_bias": bias[1], "offset": case.offset, "backend": backend}
-    options["group"] = group
+    options: dict[str, Any] = {"row_bias": bias[0], "col_bias": bias[1], "offset": case.offset}
     options |= {"normalize": case.normalize, "positives": Pairs(case.positives)}
+    return (rows, cols, leaves["scale"]), options
+
+
+def engine(case: Case, leaves: dict[str, Tensor], backend: str, group: Any = None) -> list[Tensor]:
+    points, options = arguments(case, leaves)
+    options |= {"backend": backend, "group": group}
     den = Pairs(case.denominator)
-    stats = pair_stats(rows, cols, leaves["scale"], denominator=den, sides=case.sides, **options)
-    total = pair_sum(rows, cols, leaves["scale"], negatives=den, **options)
+    stats = pair_stats(*points, denominator=den, sides=case.sides, **options)
+    total = pair_sum(*points, negatives=den, **options)
     return [*(t for side in stats for t in side), total] if case.sides == "both" else [*stats, total]
+
+
+N_POSITIVES = 3
+
+
+def reduced(case: Case, leaves: dict[str, Tensor], of: str, reduction: str, backend: str) -> Tensor:
+    """``of`` "cross_entropy", of both sides where it can be, or "sum"."""
+    points, options = arguments(case, leaves)
+    options |= {"reduction": reduction, "backend": backend}
+    if of == "sum":
+        return pair_sum(*points, negatives=Pairs(case.denominator), **options)
+    square = "y" not in leaves or len(leaves["x"]) == len(leaves["y"])
+    options |= {"n_positives": N_POSITIVES, "sides": case.sides if square else "rows"}
+    return pair_cross_entropy(*points, denominator=Pairs(case.denominator), **options)
 
 
 def weighted(found: list[Tensor]) -> list[Tensor]:

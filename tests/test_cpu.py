@@ -10,12 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from dense import ALL, POS_OTHER, POS_SAME, SELF, assert_near, check, dense, make, outputs_of
+from dense import ALL, NEG_SAME, POS_OTHER, POS_SAME, SELF, Case, assert_near, check, dense, make, outputs_of, reduced
 from settings import deterministic, matmul_precision, threads
 from torch import Tensor
 from torch.testing import assert_close
@@ -40,8 +41,23 @@ CASES = {
     "scale_of_rows": lambda: make(70, 99, 64, scale="rows", sides="rows", positives=SELF),
     "wide": lambda: make(20, 33, 300),
     "large_tiles": lambda: make(400, 390, 9, offset=None, scale=20.0),
+    "blocks_without_a_pair": lambda: replace(
+        make(256, 256, 9, denominator=NEG_SAME, positives=POS_SAME, offset=None),
+        row_views=torch.arange(256) // 128,
+        col_views=torch.ones(256, dtype=torch.int64),
+    ),
     "large_tiles_itself": lambda: make(800, None, 9, bias=("row_bias",), tied=True, positives=POS_SAME | POS_OTHER),
 }
+
+
+def totals(case: Case, dtype: torch.dtype) -> list[Tensor]:
+    """Values that come with their gradients, and those."""
+    found = []
+    for of in ("cross_entropy", "sum"):
+        leaves = {k: x.to(dtype if k in "xy" else torch.float32).requires_grad_() for k, x in case.leaves.items()}
+        value = reduced(case, leaves, of, "mean", "cpu")
+        found += [value.detach(), *torch.autograd.grad(value, list(leaves.values()))]
+    return found
 
 
 def python(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -120,10 +136,11 @@ def test_more_threads_than_tiles(n_threads: int) -> None:
 
 def test_uninitialised_memory_is_not_read(isa: str) -> None:
     problems = [make_case() for make_case in CASES.values()]
-    clean = [outputs(p, dtype) for p in problems for dtype in (torch.float32, torch.bfloat16)]
+    everything = [(p, dtype) for p in problems for dtype in (torch.float32, torch.bfloat16)]
+    clean = [[*outputs(*args), *totals(*args)] for args in everything]
     with deterministic(True):
         assert torch.empty(3).isnan().all()
-        poisoned = [outputs(p, dtype) for p in problems for dtype in (torch.float32, torch.bfloat16)]
+        poisoned = [[*outputs(*args), *totals(*args)] for args in everything]
     for got, wanted in zip(poisoned, clean, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 
@@ -135,7 +152,7 @@ def digests() -> list[str]:
         torch.manual_seed(0)
         digest = hashlib.sha1(usedforsecurity=False)
         with instruction_set(name), threads(1):
-            for t in outputs(make_case(), dtype):
+            for t in [*outputs(make_case(), dtype), *totals(make_case(), dtype)]:
                 digest.update(t.reshape(-1).view(torch.uint8).numpy().tobytes())
         lines.append(f"{name} {case} {dtype} {digest.hexdigest()}")
     return lines

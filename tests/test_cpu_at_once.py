@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from dense import ALL, NEG_OTHER, POS_OTHER, SELF, Case, make
+from dense import ALL, NEG_OTHER, POS_OTHER, SELF, Case, make, reduced
 from oracle import FLOOR
 from torch import Tensor
 from torch.testing import assert_close
 
 import pycl.functional as F
-from pycl import Pairs, Points, pair_cross_entropy, pair_sum
+from pycl import Pairs
 from pycl.backends import why_not
 
 if reason := why_not("cpu", "cpu"):
@@ -35,15 +33,7 @@ APART = "pair_stats", "pair_stats_backward", "pair_sum", "pair_sum_backward"
 
 
 def total(case: Case, leaves: dict[str, Tensor], of: str, reduction: str = "mean") -> Tensor:
-    rows = Points(leaves["x"], case.row_ids, case.row_views)
-    cols = Points(leaves["y"], case.col_ids, case.col_views) if "y" in leaves else None
-    options: dict[str, Any] = {name: leaves.get(name) for name in ("row_bias", "col_bias")}
-    options |= {"offset": case.offset, "normalize": case.normalize, "positives": Pairs(case.positives)}
-    options |= {"reduction": reduction, "backend": "cpu"}
-    if of == "sum":
-        return pair_sum(rows, cols, leaves["scale"], negatives=Pairs(case.denominator), **options)
-    sets = {"denominator": Pairs(case.denominator), "n_positives": 3}
-    return pair_cross_entropy(rows, cols, leaves["scale"], sides=case.sides, **sets, **options)
+    return reduced(case, leaves, of, reduction, "cpu")
 
 
 def leaves_of(case: Case, dtype: torch.dtype, wanted: str | None = None) -> dict[str, Tensor]:

@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from dense import ALL, NEG_OTHER, POS_OTHER, SELF, Case, dense, make
+from dense import ALL, N_POSITIVES, NEG_OTHER, POS_OTHER, SELF, Case, dense, make, reduced
 from oracle import FLOOR
 from torch import Tensor
 from torch.testing import assert_close
 
 from pycl import Pairs, Points, pair_cross_entropy, pair_sum
 
-N_POSITIVES = 3
 CASES = {
     "square": lambda: make(37, 37, 11, offset=None),
     "rows": lambda: make(29, 41, 7, sides="rows", scale="rows"),
@@ -32,15 +31,6 @@ def right(case: Case, leaves: dict[str, Tensor]) -> Tensor:
     return sum(lses) / 2 - found[2] / N_POSITIVES
 
 
-def ours(case: Case, leaves: dict[str, Tensor], reduction: str, backend: str) -> Tensor:
-    rows = Points(leaves["x"], case.row_ids, case.row_views)
-    cols = Points(leaves["y"], case.col_ids, case.col_views) if "y" in leaves else None
-    options: dict[str, Any] = {"offset": case.offset, "normalize": case.normalize, "sides": case.sides}
-    options |= {name: leaves.get(name) for name in ("row_bias", "col_bias")} | {"n_positives": N_POSITIVES}
-    sets = {"denominator": Pairs(case.denominator), "positives": Pairs(case.positives)}
-    return pair_cross_entropy(rows, cols, leaves["scale"], **sets, **options, reduction=reduction, backend=backend)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("name", CASES)
@@ -49,7 +39,7 @@ def test_against_dense(name: str, reduction: str, dtype: torch.dtype, backend: s
     leaves = {k: x.to(dtype).requires_grad_() for k, x in case.leaves.items()}
     exact = {k: x.detach().double().requires_grad_() for k, x in leaves.items()}
     reduce = {"none": lambda t: t, "mean": Tensor.mean, "sum": Tensor.sum}[reduction]
-    values = ours(case, leaves, reduction, backend), reduce(right(case, exact))
+    values = reduced(case, leaves, "cross_entropy", reduction, backend), reduce(right(case, exact))
     weights = torch.linspace(1, 2, values[1].numel(), dtype=torch.float64).view(values[1].shape)
     gradients = (
         torch.autograd.grad((v.double() * weights).sum(), list(x.values()))

@@ -35,7 +35,7 @@ def feature_logits(
     Few scores are stored where the backend has the steps for it. Those keep sums in range by what a sample step makes
     of them: a soft marginal, whose step is given, takes the engine's sweeps.
     """
-    dtype = accumulation_dtype(z.dtype)
+    dtype = accumulation_dtype(torch.promote_types(z.dtype, prototypes.dtype))
     few = len(z) * len(prototypes) * dtype.itemsize <= WORKSPACE
     if few and soft_step is None and not torch.compiler.is_compiling():
         name = backends.choose(backend, z.device.type, z.dtype)
