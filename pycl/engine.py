@@ -158,11 +158,11 @@ def pair_cross_entropy(
     .. math:: \mathrm{term}_i = \log \sum_{j \in \mathrm{denominator}(i)} e^{l_{ij}}
               - \frac{1}{\mathrm{n\_positives}} \sum_{p \in \mathrm{positives}(i)} l_{ip}
 
-    The log-sum-exp of an empty denominator counts as 0. With ``sides="both"`` the first part is the mean of that of
-    anchor i and that of candidate i.
+    The log-sum-exp of an empty denominator, which only one without the positives can be, counts as 0. With
+    ``sides="both"`` the first part is the mean of that of anchor i and that of candidate i.
 
     Args:
-        n_positives: how many positives every anchor has.
+        n_positives: how many positives every anchor has, and every candidate where both sides count; at least 1.
         reduction: ``"none"``, or ``"mean"`` or ``"sum"`` over the anchors. On a CPU the gradients of a small float32 or
             float64 problem then come with the value, from one call, and the backward only scales them.
         rows: the other arguments, and the errors from them, are those of ``pair_stats``.
@@ -190,9 +190,10 @@ def pair_cross_entropy(
         weights = both, weight, -weight / n_positives
         return cast("Tensor", TotalFunction.apply(*args, "pair_cross_entropy", weights, name))
     of_rows, of_cols = _stats(args, sides, name, group)
-    lse = zero_if_empty(of_rows.lse)
-    if sides == "both":
-        lse = (lse + zero_if_empty(of_cols.lse)) / 2
+    lses = [of_rows.lse] if sides == "rows" else [of_rows.lse, of_cols.lse]
+    if positives & ~denominator:
+        lses = [zero_if_empty(lse) for lse in lses]
+    lse = lses[0] if sides == "rows" else (lses[0] + lses[1]) / 2
     return reduce(torch.sub(lse, of_rows.pos_sum, alpha=1 / n_positives), reduction, group)
 
 
