@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory for large results on a CPU: a result that is gone leaves its pages to the next.
 
-malloc gives what is this large back to the system, whose new pages are cleared first: 3 of 13 ms for 49 MB of codes,
-and ten times that where the host of a virtual machine has taken the free memory.
+malloc gives much memory back to the system, from 32 MiB on always and below that by a rule that depends on what came
+before. New pages are cleared first: 3 of 13 ms for 49 MB of codes, and ten times that where the host of a virtual
+machine has taken the free memory.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-KEPT_BY_MALLOC = 32 << 20  # glibc reuses what is smaller itself
+LEAST = 1 << 20  # malloc is quicker with what is smaller
 MOST = 256 << 20  # idle pages of all sizes together
 
 _idle: list[mmap.mmap] = []  # oldest first
@@ -24,7 +25,7 @@ _idle: list[mmap.mmap] = []  # oldest first
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """``torch.empty`` in pages that come back when the last tensor on them is gone."""
     size = math.prod(shape) * dtype.itemsize
-    if size <= KEPT_BY_MALLOC or not hasattr(mmap, "MAP_ANONYMOUS"):
+    if size <= LEAST or not hasattr(mmap, "MAP_ANONYMOUS"):
         return torch.empty(shape, dtype=dtype)
     pages = _taken(size) or _new(size)
     view = memoryview(pages)
