@@ -117,6 +117,7 @@ SINKHORN_ROWS = (
     Row("sinkhorn-64", "sinkhorn", 64, 512),
     Row("sinkhorn-k16384", "sinkhorn", 2048, 16384),
     Row("potentials", "potentials", 4096, 128),
+    Row("potentials-swept", "potentials", 8192, 128),  # more scores than a CPU keeps
     Row("swav", "swav", 1024, 128),
     Row("sinkhorn-memory", "sinkhorn", 4096, 3000, target=Target(1.2, "scores"), measure="memory"),
     Row("swav-memory", "swav", 1024, 128, measure="memory"),

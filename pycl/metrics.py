@@ -18,6 +18,7 @@ from pycl.functional import similarity_histogram, similarity_topk
 from pycl.functional._common import check_features, check_positive, widen
 from pycl.functional._transport import check_marginal
 from pycl.pairs import check_labels
+from pycl.validation import check_count
 
 __all__ = [
     "Assignments",
@@ -74,10 +75,7 @@ def knn_accuracy(
     _check(bank=bank, queries=queries)
     bank_labels = _labels("bank_labels", bank_labels, bank)
     query_labels = _labels("query_labels", query_labels, queries)
-    if not isinstance(k, int) or isinstance(k, bool):
-        raise TypeError(f"k must be an integer, got {type(k).__name__}")
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+    check_count("k", k)
     temperature = float(check_positive("temperature", temperature))
     cosine, neighbour = similarity_topk(queries, bank, min(k, len(bank)))
     classes, bank_class = bank_labels.unique(return_inverse=True)

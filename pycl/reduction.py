@@ -17,13 +17,13 @@ def check_reduction(reduction: str) -> None:
     check_choice("reduction", reduction, REDUCTIONS)
 
 
-def reduce(terms: Tensor, reduction: str, group: Group | None = None, n_views: int | None = None) -> Tensor:
-    """Mean, sum or the terms themselves, those of several views a row for each.
+def reduce(terms: Tensor, reduction: str, group: Group | None = None) -> Tensor:
+    """Mean, sum or the terms themselves.
 
     On the ranks of a group, what has the mean or the sum over all ranks' terms as its average over the ranks.
     """
     if reduction == "none":
-        return terms if n_views is None else by_view(terms, n_views)
+        return terms
     ranks = ranks_of(group)
     if reduction == "sum":
         return terms.sum() if ranks is None else terms.sum() * ranks.size

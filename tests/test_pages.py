@@ -7,6 +7,8 @@ import gc
 import mmap
 import os
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -41,10 +43,10 @@ def test_what_is_gone_is_used_again() -> None:
 
 @anonymous
 @pytest.mark.parametrize("alias", [lambda t: t[1:, ::2], lambda t: t.numpy(), lambda t: t.untyped_storage()])
-def test_what_is_referred_to_is_not(alias: object) -> None:
+def test_what_is_referred_to_is_not(alias: Callable[[Tensor], Any]) -> None:
     first = of(40)
     first.fill_(3)
-    at, other = first.data_ptr(), alias(first)  # type: ignore[operator]
+    at, other = first.data_ptr(), alias(first)
     del first
     second = of(40)
     second.zero_()

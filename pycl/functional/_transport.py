@@ -12,6 +12,7 @@ from torch import Tensor
 from pycl.distributed import total
 from pycl.functional._common import Scalar, as_scalar
 from pycl.problem import FLOATS, accumulation_dtype
+from pycl.validation import check_count
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -68,10 +69,7 @@ def check_penalty(name: str, value: Scalar) -> float:
 
 def check_iterations(value: int) -> int:
     """How many prototype steps there are: an integer from 1 on."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"iterations must be an integer, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"iterations must be at least 1, got {value}")
+    check_count("iterations", value)
     return value
 
 

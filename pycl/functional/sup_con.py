@@ -9,7 +9,7 @@ from pycl.distributed import Group, together
 from pycl.engine import pair_stats
 from pycl.functional._common import Scalar, Views, to_logit_scale
 from pycl.pairs import Pairs, stack_views
-from pycl.reduction import check_reduction, reduce
+from pycl.reduction import by_view, check_reduction, reduce
 from pycl.validation import check_choice
 
 FORMS = ("out", "in")
@@ -78,4 +78,4 @@ def sup_con(
     count = stats.pos_count
     mean_positive = stats.pos_sum / count.clamp_min(1) if form == "out" else stats.pos_lse - count.log()
     terms = (stats.lse - mean_positive).masked_fill(count == 0, 0.0)
-    return reduce(terms, reduction, group, n_views)
+    return by_view(reduce(terms, reduction, group), n_views)
