@@ -212,7 +212,7 @@ def test_signature_of_numbers() -> None:
 def test_recording_takes_launches_of_tensors_without_memory() -> None:
     z = torch.empty(64, 32, device="meta")
     with launch.recording(90) as launches:
-        assert sides.architecture(z.device) == 90
+        assert sides.device_of(z).architecture == 90
         launch.launch(prepare, (1,), z, *z.stride(), num_warps=4)
     assert [found.kernel for found in launches] == [prepare]
     assert launch.recorded_architecture() is None
