@@ -16,7 +16,7 @@ from .launch import INTERPRETED, launch
 from .sides import Side, Sides, architecture, multiprocessors, plan, portion, sides_of, split, tile_for
 from .tile import STATISTICS
 from .tiles import Tile
-from .weights import SMALLEST, TOP, Slopes, shrinkage
+from .weights import SMALLEST, TERMS, TOP, WHOLE, Slopes, tabulate
 
 PARTIAL_GRADIENTS = 64 << 20  # bytes of float32 gradients that wait for their cast,
 STRIP = 24 << 20  # of weights that wait for their product: with float32 sums for 32768 x 512 still below 100 MB
@@ -44,9 +44,11 @@ def gradients(problem: Problem, row_slopes: Slopes, col_slopes: Slopes, rule: An
     sides, symmetric = sides_of(problem), problem.cols is None
     out = empty_gradients(problem, needs)
     sets = problem.denominator, problem.positives
-    shrink = _shrink(sides, row_slopes, col_slopes)
-    sweep = _Sweep(sides, row_slopes, col_slopes, rule, sets, shrink, problem.normalize)
     operand = sides.x.operand
+    # of weights in float16: what they are multiplied by to have the best of its range
+    shrink = sides.x.reach.new_empty(1) if operand.dtype == torch.float16 else None
+    slopes = _tabulated(sides, row_slopes, col_slopes, shrink)
+    sweep = _Sweep(sides, *slopes, rule, sets, shrink, problem.normalize)
     biased = any(side.points.bias is not None or side.points.factor is not None for side in (sides.x, sides.y))
     kernel = "biased" if biased else "own"
     tile = tiles.pick(kernel, architecture(operand.device), operand.itemsize, operand.shape[1])
@@ -61,14 +63,28 @@ def gradients(problem: Problem, row_slopes: Slopes, col_slopes: Slopes, rule: An
     return out
 
 
-def _shrink(sides: Sides, row_slopes: Slopes, col_slopes: Slopes) -> Tensor | None:
-    """What weights are multiplied by to have the best of float16's range; ``None`` for dtypes that have no need."""
-    if sides.x.operand.dtype != torch.float16:
+def _tabulated(
+    sides: Sides, row_slopes: Slopes, col_slopes: Slopes, shrink: Tensor | None
+) -> tuple[Slopes, Slopes]:
+    """Both slopes with tables in place of their statistics; fills ``shrink``, too, if there is one."""
+    x, y = sides.x, sides.y
+    row_table, col_table = _table(row_slopes, x), None if col_slopes is row_slopes else _table(col_slopes, y)
+    launch(
+        tabulate,
+        (triton.cdiv(max(x.n, y.n), WHOLE.value),),
+        *(row_slopes, col_slopes, row_table, col_table, x.points.factor, shrink, x.n, y.n),
+        BLOCK=WHOLE,
+        CHUNK=4096,
+        num_warps=8,
+    )
+    rows = row_slopes._replace(stats=row_table)
+    return rows, rows if col_slopes is row_slopes else col_slopes._replace(stats=col_table)
+
+
+def _table(slopes: Slopes, side: Side) -> Tensor | None:
+    if slopes == NOTHING:
         return None
-    shrink = sides.x.reach.new_empty(1)
-    slopes = row_slopes, col_slopes
-    launch(shrinkage, (1,), *slopes, sides.x.points.factor, shrink, sides.x.n, sides.y.n, CHUNK=4096, num_warps=8)
-    return shrink
+    return side.reach.new_empty(TERMS.value, triton.cdiv(side.n, WHOLE.value) * WHOLE.value)
 
 
 def _of_rows(sweep: _Sweep, tile: Tile, d_z: Tensor, *d_vectors: Tensor) -> None:
@@ -188,9 +204,9 @@ def pair_weighted_sum(problem: Problem, values: Tensor) -> Tensor:
     """
     sides = sides_of(problem)
     out = sides.x.reach.new_empty(len(problem.rows), values.shape[1])
-    slopes = Slopes(None, out.new_ones(len(out)), None, None)
+    slopes = _tabulated(sides, Slopes(None, out.new_ones(len(out)), None, None), NOTHING, None)
     shrink = out.new_full((1,), 2.0**TOP.value) if sides.x.operand.dtype == torch.float16 else None
-    sweep = _Sweep(sides, slopes, NOTHING, STATISTICS, (problem.denominator, 0), shrink, False)
+    sweep = _Sweep(sides, *slopes, STATISTICS, (problem.denominator, 0), shrink, False)
     parts, unit = _parts_of(values, sides.x.values.dtype)
     for here, w, *_ in _strips(sweep):
         torch.sum(_product(w, parts).unflatten(1, (-1, values.shape[1])), 1, out=out[here])
