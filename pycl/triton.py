@@ -214,6 +214,7 @@ def _reduce_tiles(
         SYMMETRIC=symmetric,
         RESIDENT=tile.holds(features),
         STAGES=tile.stages,
+        FOLD=tile.fold,
         **tile.options(),
     )
     return row_parts, den_parts, pos_parts

@@ -35,7 +35,7 @@ def _sweep(
         c0 = piece * BN
         j = c0 + tl.arange(0, BN)
         col = load_slopes(col_slopes, j, n)
-        products, y_block = product(x, y, kept, r0, c0, d, BM, BN, BK, True)
+        products, y_block = product(x, y, kept, r0, c0, d, BM, BN, BK, True, False)
         l = to_logits(products, unit, rows, cols, i, j, m, n, LOG2E)
         w = weights(
             l, row_slopes, col_slopes, row, col, rows, cols, i, j, m, n, offset, negatives, positives,
@@ -127,7 +127,7 @@ def _store_piece(
     if EMPTY:
         w = tl.full((BM, BN), MINUS_INFINITY if RULE == LOGITS else 0.0, tl.float32)
     else:
-        products, _ = product(x, y, load_kept(x, r0, RESIDENT), r0, c0, d, BM, BN, BK, RESIDENT)
+        products, _ = product(x, y, load_kept(x, r0, RESIDENT), r0, c0, d, BM, BN, BK, RESIDENT, False)
         if RULE == LOGITS:
             w = to_logits(products, load_unit(logit_scale, 1.0), rows, cols, i, j, m, n, 1.0)
             if MIXED:

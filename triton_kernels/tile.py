@@ -32,18 +32,31 @@ def dot(a, b, c):
 
 
 @triton.jit
-def product(x, y, kept, r0, c0, d, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RESIDENT: tl.constexpr):
+def product(
+    x, y, kept, r0, c0, d, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RESIDENT: tl.constexpr,
+    TURNED: tl.constexpr,
+):  # fmt: skip
     """[BM, BN] inner products, and the block of columns where a block holds all features (RESIDENT).
 
-    ``kept`` is then the block of rows, which the caller loaded once.
+    ``kept`` is then the block of rows, which the caller loaded once. TURNED: the columns are the first operand. That
+    decides which pairs a thread holds: those of a few points of the first operand with many of the second. Sums over
+    the second's points stay inside a thread but for two shuffles, sums over the first's need three for each number.
     """
-    found = tl.zeros((BM, BN), tl.float32)
     if RESIDENT:
         block = y.load([c0, 0])
-        return dot(kept, block.T, found), block
+        if TURNED:
+            return dot(block, kept.T, tl.zeros((BN, BM), tl.float32)).T, block
+        else:
+            return dot(kept, block.T, tl.zeros((BM, BN), tl.float32)), block
     else:
+        found = tl.zeros((BN, BM) if TURNED else (BM, BN), tl.float32)
         for k in range(0, d, BK):
-            found = dot(x.load([r0, k]), y.load([c0, k]).T, found)
+            if TURNED:
+                found = dot(y.load([c0, k]), x.load([r0, k]).T, found)
+            else:
+                found = dot(x.load([r0, k]), y.load([c0, k]).T, found)
+        if TURNED:
+            found = found.T
         return found, kept
 
 
