@@ -63,9 +63,7 @@ def gradients(problem: Problem, row_slopes: Slopes, col_slopes: Slopes, rule: An
     return out
 
 
-def _tabulated(
-    sides: Sides, row_slopes: Slopes, col_slopes: Slopes, shrink: Tensor | None
-) -> tuple[Slopes, Slopes]:
+def _tabulated(sides: Sides, row_slopes: Slopes, col_slopes: Slopes, shrink: Tensor | None) -> tuple[Slopes, Slopes]:
     """Both slopes with tables in place of their statistics; fills ``shrink``, too, if there is one."""
     x, y = sides.x, sides.y
     row_table, col_table = _table(row_slopes, x), None if col_slopes is row_slopes else _table(col_slopes, y)

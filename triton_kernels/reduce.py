@@ -21,10 +21,12 @@ from .tile import (
     LOG2E,
     LOGISTIC,
     MINUS_INFINITY,
+    add_losses,
+    joined,
     load_kept,
     load_unit,
+    losses,
     product,
-    softplus,
     to_logits,
 )
 
@@ -85,9 +87,11 @@ def _sweep(
     STAGES: tl.constexpr, PIECES: tl.constexpr, FOLD: tl.constexpr,
 ):  # fmt: skip
     """The state of a block of rows with the visits [begin, end): straight code, as the compiler's pipeline wants it."""
-    APART: tl.constexpr = RULE != LOGISTIC and not MIXED  # each thread has sums of its own until the end
+    APART: tl.constexpr = RULE != LOGISTIC and not MIXED
     shift, total, pos_shift, pos_total, pos_sum, pos_count = state
-    if APART:
+    if RULE == LOGISTIC:  # sums of a thread's own until the end
+        parts = tl.zeros((BM, 4), tl.float32)
+    elif APART:
         parts = tl.zeros((BM, BN // (8 * FOLD), 8), tl.float32)
         shifts = parts + (0.0 if PROVEN else MINUS_INFINITY)
     r0 = row_block * BM
@@ -98,14 +102,15 @@ def _sweep(
         c0 = piece * BN
         j = c0 + tl.arange(0, BN)
         products, _ = product(x, y, kept, r0, c0, d, BM, BN, BK, RESIDENT, APART)
-        l = to_logits(products, unit, rows, cols, i, j, m, n, LOG2E)
+        l = to_logits(products, unit, rows, cols, i, j, m, n, LOG2E, not MIXED)
         if RULE == LOGISTIC:
-            losses = softplus(l)
+            straight, e = losses(l)
             if MIXED:
                 found = classes(rows, cols, i, j, m, n, offset)
-                losses = tl.where((found & negatives) != 0, losses, 0.0)
-                losses += tl.where((found & positives) != 0, softplus(-l), 0.0)
-            total += tl.sum(losses, 1)
+                small, large = (found & negatives) != 0, (found & positives) != 0
+                straight = tl.where(small, straight, 0.0) + tl.where(large, tl.maximum(-l, 0.0), 0.0)
+                e = joined(tl.where(small, e, 0.0), tl.where(large, e, 0.0))
+            parts = add_losses(parts, straight, e, BM, BN)
         else:
             out = tl.program_id(0).to(tl.int64) * n + j
             write = j < n
@@ -138,7 +143,9 @@ def _sweep(
                 tl.store(den_parts + part, of_shift, mask=write)
                 tl.store(den_parts + part + n, of_total, mask=write)
         piece = upcoming
-    if APART:
+    if RULE == LOGISTIC:
+        total += tl.sum(parts, 1)
+    elif APART:
         width: tl.constexpr = BN // FOLD
         shift, total = _add_parts(shift, total, tl.reshape(shifts, (BM, width)).T, tl.reshape(parts, (BM, width)).T)
     return shift, total, pos_shift, pos_total, pos_sum, pos_count

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .pairs import classes
-from .tile import LOGISTIC, MINUS_INFINITY
+from .tile import LOGISTIC, MINUS_INFINITY, exp2_of_minus, reciprocal
 
 TOP, SMALLEST = tl.constexpr(14.0), tl.constexpr(1e-30)
 TERMS = tl.constexpr(6)
@@ -117,14 +117,15 @@ def weights(
 ):  # fmt: skip
     """[BM, BN] d loss / d logit; ``row`` and ``col`` are what ``load_slopes`` gave."""
     if RULE == LOGISTIC:
-        e = tl.exp2(-tl.abs(l))
-        below, above = e / (1 + e), 1 / (1 + e)
         slope = _either(row_slopes.d_lse, col_slopes.d_lse, row[1], col[1])
-        found = slope * tl.where(l > 0, above, below)
+        e = exp2_of_minus(l)
+        share = reciprocal(1 + e)  # of l -> -inf it is 1 / inf
+        found = slope * share
         if MIXED:
             of = classes(rows, cols, i, j, m, n, offset)
             found = tl.where((of & negatives) != 0, found, 0.0)
-            found -= tl.where((of & positives) != 0, slope * tl.where(l > 0, below, above), 0.0)
+            other = tl.where(l > 0, e * share, 1 - share)  # 1 - share where no digits are lost
+            found -= tl.where((of & positives) != 0, slope * other, 0.0)
         return found
     else:
         if PROVEN:  # no logit and no log-sum-exp is large: one exponential serves the row and the column
