@@ -24,10 +24,10 @@ if reason := why_not():
     raise BackendUnavailable(f"backend='triton' is not available: {reason}")
 
 from .triton_kernels import backward, gradient, reduce, top
-from .triton_kernels.backward import NOTHING, pair_weighted_sum
+from .triton_kernels.backward import pair_weighted_sum
 from .triton_kernels.launch import INTERPRETED, launch
 from .triton_kernels.schedule import Plan, planned, portions, split
-from .triton_kernels.sides import Sides, cdiv, device_of, next_power_of_2, sides_of, tile_for
+from .triton_kernels.sides import NOTHING, Sides, cdiv, device_of, next_power_of_2, sides_of, tile_for
 from .triton_kernels.sinkhorn import sinkhorn_codes, sinkhorn_columns
 from .triton_kernels.tile import LOGISTIC, LOGITS, STATISTICS
 from .triton_kernels.tiles import Tile
@@ -211,6 +211,7 @@ def _reduce_tiles(
         SYMMETRIC=symmetric,
         RESIDENT=tile.holds(features),
         STAGES=tile.stages,
+        FOLD=tile.fold,
         **tile.options(),
     )
     return row_parts, den_parts, pos_parts

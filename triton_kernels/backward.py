@@ -13,16 +13,15 @@ from ..ops import Gradients, Needs, Problem, empty_gradients
 from . import gradient, operands, tiles
 from .launch import INTERPRETED, launch
 from .schedule import Plan, planned, plans, portions, proof, split
-from .sides import Side, Sides, cdiv, device_of, next_power_of_2, sides_of, tile_for
+from .sides import NOTHING, Side, Sides, cdiv, device_of, next_power_of_2, prepared, tile_for
 from .tile import STATISTICS
 from .tiles import Tile
-from .weights import SMALLEST, TOP, Slopes, shrinkage
+from .weights import SMALLEST, TOP, Slopes
 
 PARTIAL_GRADIENTS = 64 << 20  # bytes of float32 gradients that wait for their cast,
 STRIP = 24 << 20  # of weights that wait for their product; where there is more memory, one part in STRIPS of it:
 STRIPS = 512  # a strip costs two launches, and one more reading and writing of the other side's sums
 MOST_RUNS = 16  # programs that share the columns of one block of rows
-NOTHING = Slopes(None, None, None, None)
 
 
 class _Sweep(NamedTuple):
@@ -42,12 +41,11 @@ class _Sweep(NamedTuple):
 
 def gradients(problem: Problem, row_slopes: Slopes, col_slopes: Slopes, rule: Any, needs: Needs) -> Gradients:
     """All gradients that are needed; in a symmetric problem both slopes are the same."""
-    sides, symmetric = sides_of(problem), problem.cols is None
+    sides, row_slopes, col_slopes, shrink = prepared(problem, row_slopes, col_slopes)
+    symmetric, operand = problem.cols is None, sides.x.operand
     out = empty_gradients(problem, needs)
     sets = problem.denominator, problem.positives
-    shrink = _shrink(sides, row_slopes, col_slopes)
     sweep = _Sweep(sides, row_slopes, col_slopes, rule, sets, shrink, problem.normalize)
-    operand = sides.x.operand
     biased = any(side.points.bias is not None or side.points.factor is not None for side in (sides.x, sides.y))
     kernel = "biased" if biased else "own"
     tile = tiles.pick(kernel, device_of(operand).architecture, operand.itemsize, operand.shape[1])
@@ -63,16 +61,6 @@ def gradients(problem: Problem, row_slopes: Slopes, col_slopes: Slopes, rule: An
     if symmetric:
         out.logit_scale.mul_(0.5)  # both roles of a pair were counted, in both of its places
     return out
-
-
-def _shrink(sides: Sides, row_slopes: Slopes, col_slopes: Slopes) -> Tensor | None:
-    """What weights are multiplied by to have the best of float16's range; ``None`` for dtypes that have no need."""
-    if sides.x.operand.dtype != torch.float16:
-        return None
-    shrink = sides.x.reach.new_empty(1)
-    slopes = row_slopes, col_slopes
-    launch(shrinkage, (1,), *slopes, sides.x.points.factor, shrink, sides.x.n, sides.y.n, CHUNK=4096, num_warps=8)
-    return shrink
 
 
 def _of_rows(sweep: _Sweep, tile: Tile, known: Plan | None, d_z: Tensor, *d_vectors: Tensor) -> None:
@@ -197,11 +185,10 @@ def pair_weighted_sum(problem: Problem, values: Tensor) -> Tensor:
 
     Weights are the derivatives of sums of exponentials, rounded as a gradient's are; values keep their digits.
     """
-    sides = sides_of(problem)
-    out = sides.x.reach.new_empty(len(problem.rows), values.shape[1])
-    slopes = Slopes(None, out.new_ones(len(out)), None, None)
-    shrink = out.new_full((1,), 2.0**TOP.value) if sides.x.operand.dtype == torch.float16 else None
-    sweep = _Sweep(sides, slopes, NOTHING, STATISTICS, (problem.denominator, 0), shrink, False)
+    ones = torch.ones(len(problem.rows), device=problem.rows.device)
+    sides, row_slopes, col_slopes, shrink = prepared(problem, Slopes(None, ones, None, None), NOTHING)
+    out = sides.x.reach.new_empty(len(ones), values.shape[1])
+    sweep = _Sweep(sides, row_slopes, col_slopes, STATISTICS, (problem.denominator, 0), shrink, False)
     parts, unit = _parts_of(values, sides.x.values.dtype)
     for here, w, *_ in _strips(sweep):
         torch.sum(_product(w, parts).unflatten(1, (-1, values.shape[1])), 1, out=out[here])

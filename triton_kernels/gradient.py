@@ -14,7 +14,7 @@ import triton.language as tl
 
 from .operands import cast
 from .pairs import classes, is_plain, kind_of_tile, nth_piece, ranges_of_block, runs_of
-from .tile import LOG2E, LOGISTIC, LOGITS, MINUS_INFINITY, dot, load_kept, load_unit, product, to_logits
+from .tile import LOG2E, LOGISTIC, LOGITS, MINUS_INFINITY, dot, load_kept, load_unit, of_points, product, to_logits
 from .weights import load_slopes, weights
 
 
@@ -35,8 +35,8 @@ def _sweep(
         c0 = piece * BN
         j = c0 + tl.arange(0, BN)
         col = load_slopes(col_slopes, j, n)
-        products, y_block = product(x, y, kept, r0, c0, d, BM, BN, BK, True)
-        l = to_logits(products, unit, rows, cols, i, j, m, n, LOG2E)
+        products, y_block = product(x, y, kept, r0, c0, d, BM, BN, BK, True, False)
+        l = to_logits(products, unit, rows, cols, i, j, m, n, LOG2E, not MIXED)
         w = weights(
             l, row_slopes, col_slopes, row, col, rows, cols, i, j, m, n, offset, negatives, positives,
             RULE, PROVEN, MIXED,
@@ -46,7 +46,7 @@ def _sweep(
         if d_bias is not None:
             of_bias += tl.sum(w, 1)
         if cols.factor is not None:
-            w *= tl.load(cols.factor + j, mask=j < n, other=0.0)[None, :]
+            w *= of_points(cols.factor, j, n, not MIXED)[None, :]
         gradient = dot(cast(w * shrink, y_block.dtype), y_block, gradient)
         piece = upcoming
     return gradient, of_scale, of_bias
@@ -130,13 +130,13 @@ def _store_piece(
     if EMPTY:
         w = tl.full((BM, BN), MINUS_INFINITY if RULE == LOGITS else 0.0, tl.float32)
     else:
-        products, _ = product(x, y, load_kept(x, r0, RESIDENT), r0, c0, d, BM, BN, BK, RESIDENT)
+        products, _ = product(x, y, load_kept(x, r0, RESIDENT), r0, c0, d, BM, BN, BK, RESIDENT, False)
         if RULE == LOGITS:
-            w = to_logits(products, load_unit(logit_scale, 1.0), rows, cols, i, j, m, n, 1.0)
+            w = to_logits(products, load_unit(logit_scale, 1.0), rows, cols, i, j, m, n, 1.0, not MIXED)
             if MIXED:
                 w = tl.where((classes(rows, cols, i, j, m, n, offset) & negatives) != 0, w, MINUS_INFINITY)
         else:
-            l = to_logits(products, load_unit(logit_scale, LOG2E), rows, cols, i, j, m, n, LOG2E)
+            l = to_logits(products, load_unit(logit_scale, LOG2E), rows, cols, i, j, m, n, LOG2E, not MIXED)
             w = weights(
                 l, row_slopes, col_slopes, load_slopes(row_slopes, i, m), load_slopes(col_slopes, j, n),
                 rows, cols, i, j, m, n, offset, negatives, positives, RULE, PROVEN, MIXED,
@@ -147,7 +147,7 @@ def _store_piece(
         tl.store(d_col_bias + ((r0 - first_row) // BM).to(tl.int64) * n + j, tl.sum(w, 0), mask=j < n)
     if RULE != LOGITS:
         if rows.factor is not None:
-            w *= tl.load(rows.factor + i, mask=i < m, other=0.0)[:, None]
+            w *= of_points(rows.factor, i, m, not (MIXED or EMPTY))[:, None]
         if shrink is not None:
             w *= tl.load(shrink)
     at = out + local.to(tl.int64)[:, None] * out_stride + j[None, :]

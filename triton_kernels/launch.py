@@ -99,7 +99,7 @@ def _add_forms(key: list[Any], values: Iterable[Any]) -> None:
         if value is None:
             add(None)
         elif kind is int:
-            add((value % 16 == 0) + 2 * (value == 1) + 4 * (-(2**31) <= value < 2**31))
+            add(value if 0 <= value < 16 else value & 15 | (16 if -(2**31) <= value < 2**31 else 32))
         elif kind is TensorDescriptor:
             add(value.base.dtype)
             key += value.block_shape

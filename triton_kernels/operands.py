@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Embeddings as the tiles read them, and gradients as the caller wants them.
 
-``prepare`` reads every embedding once: it normalises, casts or splits it, and notes what decides about whole tiles
-(the range of the labels, how large a logit can get). ``finish`` is its transpose: it takes the gradient of what the
-tiles multiplied back to the gradient of what was given.
+``prepare_group`` reads every embedding once: it normalises, casts or splits it, and notes what decides about whole
+tiles (the range of the labels, how large a logit can get). ``finish`` is its transpose: it takes the gradient of what
+the tiles multiplied back to the gradient of what was given.
 """
 
 from __future__ import annotations
@@ -77,35 +77,18 @@ class Given(NamedTuple):
     reach: Any  # float32 [2, groups]
 
 
-@triton.jit(do_not_specialize=["operand_stride", "values_stride", "m", "n", "d"])
-def prepare(
-    rows, cols, operand_stride, values_stride, m, n, d,
-    NORMALIZE: tl.constexpr, PLANES: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """One group of points of the rows, or of the columns behind them where there are such.
-
-    ``operand`` gets the embedding in its own dtype; with PLANES = 3 it is [n, 3 d] and one long product of the rows'
-    (high, high, low) and the columns' (high, low, high) is the three-product form of a float32 product.
-    ``ranges`` gets the smallest and largest id and view, ``reach`` the largest norm times factor and the largest bias.
-    """
-    group, row_groups = tl.program_id(0), tl.cdiv(m, GROUP)
-    if cols.z is None:
-        _prepare(rows, group, row_groups, operand_stride, values_stride, m, d, NORMALIZE, PLANES, True, BLOCK)
-    else:
-        if group < row_groups:
-            _prepare(rows, group, row_groups, operand_stride, values_stride, m, d, NORMALIZE, PLANES, True, BLOCK)
-        else:
-            _prepare(
-                cols, group - row_groups, tl.cdiv(n, GROUP), operand_stride, values_stride, n, d,
-                NORMALIZE, PLANES, False, BLOCK,
-            )  # fmt: skip
-
-
 @triton.jit
-def _prepare(
-    side, group, groups, operand_stride, values_stride, n, d,
+def prepare_group(
+    side, group, operand_stride, values_stride, n, d,
     NORMALIZE: tl.constexpr, PLANES: tl.constexpr, LEFT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """``operand`` gets the embeddings in its own dtype, ``exact`` in float32.
+
+    With PLANES = 3 it is [n, 3 d] and one long product of the rows' (high, high, low) and the columns' (high, low,
+    high) is the three-product form of a float32 product. ``ranges`` gets the smallest and largest id and view,
+    ``reach`` the largest norm times factor and the largest bias.
+    """
+    groups = tl.cdiv(n, GROUP)
     i = group * GROUP + tl.arange(0, GROUP)
     inside = i < n
     peak, relative = norms(side.z, i, side.stride_n, side.stride_d, n, d, BLOCK)

@@ -11,12 +11,17 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..ops import Problem
-from . import operands, pairs, tiles
+from . import operands, pairs, tiles, weights
 from .launch import INTERPRETED, launch, recorded_architecture
 from .pairs import Points
+from .prepare import prepare
 from .tiles import Tile
+from .weights import Slopes, Tables
 
 GROUP: int = operands.GROUP.value
+WHOLE: int = weights.WHOLE.value
+TERMS: int = weights.TERMS.value
+NOTHING = Slopes(None, None, None, None)
 NO_SELF: int = pairs.NOWHERE.value
 
 
@@ -53,7 +58,15 @@ class Sides(NamedTuple):
 
 
 def sides_of(problem: Problem) -> Sides:
-    """Prepare both sides, in one launch; a symmetric problem's is one and the same where its operand is."""
+    """Both sides, prepared."""
+    return prepared(problem, NOTHING, NOTHING)[0]
+
+
+def prepared(problem: Problem, row_slopes: Slopes, col_slopes: Slopes) -> tuple[Sides, Slopes, Slopes, Tensor | None]:
+    """Both sides, both slopes with tables in place of their statistics, and what weights in float16 are shrunk by.
+
+    A symmetric problem's sides are one and the same where its operand is, and its slopes.
+    """
     p = problem
     scalar = p.logit_scale.dim() == 0
     form = Form(*_precision(p.rows.dtype, p.normalize), p.normalize)
@@ -63,9 +76,26 @@ def sides_of(problem: Problem) -> Sides:
         y = _new_side(p.cols, (p.col_ids, p.col_views), None, p.col_bias, form)
     else:
         y = x if form.planes == 1 else _new_side(p.rows, (p.row_ids, p.row_views), None, p.row_bias, form)
-    _prepare(x, None if y is x else y, form)
+    tables = _new_tables(row_slopes, col_slopes, x, y)
+    _prepare(x, None if y is x else y, form, row_slopes, col_slopes, tables)
     meets_nothing = p.offset is None or abs(p.offset) >= NO_SELF
-    return Sides(x, y, p.logit_scale if scalar else None, NO_SELF if meets_nothing or p.offset is None else p.offset)
+    offset = NO_SELF if meets_nothing or p.offset is None else p.offset
+    rows = row_slopes._replace(stats=tables.rows)
+    cols = rows if col_slopes is row_slopes else col_slopes._replace(stats=tables.cols)
+    return Sides(x, y, p.logit_scale if scalar else None, offset), rows, cols, tables.shrink
+
+
+def _new_tables(row_slopes: Slopes, col_slopes: Slopes, x: Side, y: Side) -> Tables:
+    """Memory for them; ``shrink`` where weights are float16, to give them the best of its range."""
+
+    def table(slopes: Slopes, side: Side) -> Tensor | None:
+        if slopes == NOTHING:
+            return None
+        return side.reach.new_empty(TERMS, cdiv(side.n, WHOLE) * WHOLE)
+
+    cols = None if col_slopes is row_slopes else table(col_slopes, y)
+    shrunk = row_slopes != NOTHING and x.operand.dtype == torch.float16
+    return Tables(table(row_slopes, x), cols, x.reach.new_empty(1) if shrunk else None)
 
 
 class Form(NamedTuple):
@@ -105,17 +135,18 @@ def _new_side(
     return Side(z, operand, values, Points(*labels, ranges, factor, bias), reach)
 
 
-def _prepare(x: Side, y: Side | None, form: Form) -> None:
+def _prepare(x: Side, y: Side | None, form: Form, row_slopes: Slopes, col_slopes: Slopes, tables: Tables) -> None:
     given = [_given(x), operands.Given(*[None] * 11) if y is None else _given(y)]
     strides = [next((t.stride(0) for t in made if t is not None), 0) for made in zip(*map(_made, (x, y)), strict=True)]
-    d = x.z.shape[1]
+    groups = cdiv(x.n, GROUP) + (0 if y is None else cdiv(y.n, GROUP))
+    blocks = max((t.shape[1] // WHOLE for t in tables[:2] if t is not None), default=0)
     launch(
-        operands.prepare,
-        (cdiv(x.n, GROUP) + (0 if y is None else cdiv(y.n, GROUP)),),
-        *(*given, *strides, x.n, 0 if y is None else y.n, d),
+        prepare,
+        (groups + blocks,),
+        *(*given, row_slopes, col_slopes, tables, *strides, x.n, 0 if y is None else y.n, x.z.shape[1]),
         NORMALIZE=form.normalize,
         PLANES=form.planes,
-        BLOCK=min(next_power_of_2(d), 256),
+        BLOCK=min(next_power_of_2(x.z.shape[1]), 256),
         num_warps=4,
     )
 

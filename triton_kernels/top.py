@@ -78,8 +78,8 @@ def _sweep(
     for t in range(begin * PIECES, end * PIECES):
         c0 = nth_piece(at, t, end, PIECES, MIXED) * BN
         j = c0 + tl.arange(0, BN)
-        products, _ = product(x, y, kept, r0, c0, d, BM, BN, BK, RESIDENT)
-        l = to_logits(products, unit, rows, cols, i, j, m, n, 1.0)
+        products, _ = product(x, y, kept, r0, c0, d, BM, BN, BK, RESIDENT, False)
+        l = to_logits(products, unit, rows, cols, i, j, m, n, 1.0, not MIXED)
         if MIXED:
             l = tl.where((classes(rows, cols, i, j, m, n, offset) & pairs) != 0, l, MINUS_INFINITY)
         best = _improve(best, l, j, below)
