@@ -180,7 +180,7 @@ def test_tuning_takes_the_fastest_and_remembers_it(
 
 def test_a_broken_file_of_tiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PYCL_TILES", str(tmp_path / "tiles.json"))
-    for text in ("{", '[["own", 90]]', '[["own", 90, 2, 128, [1, 2, 3, 4, 5, 6, 7, 8]]]'):
+    for text in ("{", '[["own", 90]]', '[["own", 90, 2, 128, [1, 2, 3, 4, 5, 6, 7, 8, 9]]]'):
         tiles.cache_file().write_text(text)
         with pytest.raises(BackendUnavailable, match=r"tiles.json holds no tiles .* delete it"):
             tiles.load()
