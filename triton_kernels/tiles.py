@@ -77,7 +77,7 @@ _AMPERE = {
     ("reduce", 2, _UNBOUNDED): Tile(128, 64, 32, 8, 3),
     ("reduce", 4, _UNBOUNDED): Tile(64, 32, 16, 8, 3),
     ("own", 2, 64): Tile(64, 64, 64, 4, 3, 2),
-    ("own", 2, 128): Tile(128, 64, 128, 8, 2),
+    ("own", 2, 128): Tile(128, 32, 128, 8, 3),
     ("store", 2, _UNBOUNDED): Tile(128, 128, 32, 8, 3),
     ("store", 4, _UNBOUNDED): Tile(32, 32, 16, 4, 3, 3),
 }
