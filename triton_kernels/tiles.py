@@ -81,8 +81,7 @@ _AMPERE = {
     ("store", 2, _UNBOUNDED): Tile(128, 128, 32, 8, 3),
     ("store", 4, _UNBOUNDED): Tile(32, 32, 16, 4, 3, 3),
 }
-# 99 KB, which Ampere's tiles fit in; the statistics of logits with scales of their own and biases still spill 20 to 208
-# bytes here, whatever the tile
+# 99 KB, which Ampere's tiles fit in, but for one
 _CONSUMER_BLACKWELL = _AMPERE | {("reduce", 2, 128): Tile(128, 64, 32, 8, 3)}
 _INTERPRETER = {  # large: its time is that of the number of operations, not of their size
     ("reduce", 2, 32): Tile(128, 128, 32, 4, 1, piece=128),
