@@ -52,10 +52,12 @@ def _sweep(
     return gradient, of_scale, of_bias
 
 
-@triton.jit(do_not_specialize=["m", "n", "d", "first_row", "rows_here", "run", "offset", "negatives", "positives"])
+@triton.jit(
+    do_not_specialize=["m", "n", "d", "planned", "first_row", "rows_here", "run", "offset", "negatives", "positives"]
+)  # fmt: skip
 def own_gradient(
     x, y, y_piece, rows, cols, logit_scale, row_slopes, col_slopes, visits, counts, proven, shrink,
-    out, d_scale, d_bias, m, n, d, first_row, rows_here, run, offset, negatives, positives,
+    out, d_scale, d_bias, m, n, d, planned, first_row, rows_here, run, offset, negatives, positives,
     RULE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -65,24 +67,25 @@ def own_gradient(
     ``d_scale`` and ``d_bias`` [runs, rows_here], or None: the sums of w_ij <x_i, y_j> and of w_ij.
     """
     r0 = first_row + tl.program_id(0) * BM
-    plain, mixed, begin, middle, end = runs_of(visits, counts, n, run, BN)
+    plain, mixed, begin, middle, end = runs_of(visits, counts, planned, r0 // BM, n, run, False, BM, BN)
     unit = load_unit(logit_scale, LOG2E)
     kept = load_kept(x, r0, True)
     row = load_slopes(row_slopes, r0 + tl.arange(0, BM), m)
     factor = 1.0 if shrink is None else tl.load(shrink)
     zero = tl.zeros((BM,), tl.float32)
     state = tl.zeros((BM, BK), tl.float32), zero, zero
-    is_proven = True if RULE == LOGISTIC else tl.load(proven) != 0
-    if is_proven:
-        state = _sweep(
-            state, x, y, kept, rows, cols, unit, row_slopes, col_slopes, row, factor, plain, begin, middle, r0,
-            d_scale, d_bias, m, n, d, offset, negatives, positives, RULE, True, False, BM, BN, BK, STAGES, 1,
-        )  # fmt: skip
-    else:
-        state = _sweep(
-            state, x, y, kept, rows, cols, unit, row_slopes, col_slopes, row, factor, plain, begin, middle, r0,
-            d_scale, d_bias, m, n, d, offset, negatives, positives, RULE, False, False, BM, BN, BK, STAGES, 1,
-        )  # fmt: skip
+    is_proven = True if RULE == LOGISTIC else False if proven is None else tl.load(proven) != 0
+    if plain.dtype.is_ptr():  # there is a plan
+        if is_proven:
+            state = _sweep(
+                state, x, y, kept, rows, cols, unit, row_slopes, col_slopes, row, factor, plain, begin, middle, r0,
+                d_scale, d_bias, m, n, d, offset, negatives, positives, RULE, True, False, BM, BN, BK, STAGES, 1,
+            )  # fmt: skip
+        else:
+            state = _sweep(
+                state, x, y, kept, rows, cols, unit, row_slopes, col_slopes, row, factor, plain, begin, middle, r0,
+                d_scale, d_bias, m, n, d, offset, negatives, positives, RULE, False, False, BM, BN, BK, STAGES, 1,
+            )  # fmt: skip
     # one loop for both: two of them cost registers beside the gradient, a second exponential little beside the labels
     state = _sweep(
         state, x, y_piece, kept, rows, cols, unit, row_slopes, col_slopes, row, factor, mixed, middle, end, r0,
@@ -173,7 +176,7 @@ def store_tiles(
                 m, n, d, r0, c0 + piece * BP, first_row, rows_here, offset, negatives, positives,
                 RULE, False, True, False, BM, BP, BK, RESIDENT,
             )  # fmt: skip
-    elif True if RULE == LOGITS else tl.load(proven) != 0:
+    elif True if RULE == LOGITS else False if proven is None else tl.load(proven) != 0:
         sums = _store_piece(
             x, y, rows, cols, logit_scale, row_slopes, col_slopes, shrink, out, out_stride, d_col_bias, sums,
             m, n, d, r0, c0, first_row, rows_here, offset, negatives, positives,

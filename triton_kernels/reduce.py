@@ -160,10 +160,12 @@ def _visit(
     STAGES: tl.constexpr, FOLD: tl.constexpr,
 ):  # fmt: skip
     plain, mixed, begin, middle, end = run
-    state = _sweep(
-        state, x, y, kept, rows, cols, unit, plain, begin, middle, row_block, den_parts, pos_parts,
-        m, n, d, offset, negatives, positives, RULE, SYMMETRIC, PROVEN, False, BM, BN, BK, RESIDENT, STAGES, 1, FOLD,
-    )  # fmt: skip
+    if plain.dtype.is_ptr():  # there is a plan
+        state = _sweep(
+            state, x, y, kept, rows, cols, unit, plain, begin, middle, row_block, den_parts, pos_parts,
+            m, n, d, offset, negatives, positives,
+            RULE, SYMMETRIC, PROVEN, False, BM, BN, BK, RESIDENT, STAGES, 1, FOLD,
+        )  # fmt: skip
     return _sweep(
         state, x, y_piece, kept, rows, cols, unit, mixed, middle, end, row_block, den_parts, pos_parts,
         m, n, d, offset, negatives, positives, RULE, SYMMETRIC, PROVEN, True, BM, BP, BK, RESIDENT, STAGES,
@@ -171,10 +173,12 @@ def _visit(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["m", "n", "d", "first_row", "rows_here", "run", "offset", "negatives", "positives"])
+@triton.jit(
+    do_not_specialize=["m", "n", "d", "planned", "first_row", "rows_here", "run", "offset", "negatives", "positives"]
+)  # fmt: skip
 def reduce_tiles(
     x, y, y_piece, rows, cols, logit_scale, visits, counts, proven, row_parts, den_parts, pos_parts,
-    m, n, d, first_row, rows_here, run, offset, negatives, positives,
+    m, n, d, planned, first_row, rows_here, run, offset, negatives, positives,
     RULE: tl.constexpr, SYMMETRIC: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr, RESIDENT: tl.constexpr,
     STAGES: tl.constexpr, FOLD: tl.constexpr,
@@ -188,12 +192,12 @@ def reduce_tiles(
     """
     r0 = first_row + tl.program_id(0) * BM
     row_block = r0 // BM
-    run_here = runs_of(visits, counts, n, run, BN)
+    run_here = runs_of(visits, counts, planned, row_block, n, run, SYMMETRIC, BM, BN)
     unit = load_unit(logit_scale, LOG2E)
     kept = load_kept(x, r0, RESIDENT)
     zero, none = tl.zeros((BM,), tl.float32), tl.full((BM,), MINUS_INFINITY, tl.float32)
 
-    is_proven = True if RULE == LOGISTIC else tl.load(proven) != 0
+    is_proven = True if RULE == LOGISTIC else False if proven is None else tl.load(proven) != 0
     if is_proven:
         state = _visit(
             (zero, zero, zero, zero, zero, zero), x, y, y_piece, kept, rows, cols, unit, run_here, row_block,
@@ -218,25 +222,52 @@ def reduce_tiles(
             tl.store(at + field * rows_here, state[field], mask=inside)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "m", "n", "start", "fresh", "final", "first_row", "rows_here", "runs", "offset", "negatives", "positives"
-    ]
-)  # fmt: skip
+@triton.jit(do_not_specialize=["m", "n", "first_row", "rows_here", "runs", "offset", "negatives", "positives"])
 def merge(
-    stats, rows, cols, row_parts, den_parts, pos_parts,
-    m, n, start, fresh, final, first_row, rows_here, runs, offset, negatives, positives,
-    SYMMETRIC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PARTS: tl.constexpr,
+    row_stats, col_stats, rows, cols, row_parts, den_parts, pos_parts,
+    m, n, first_row, rows_here, runs, offset, negatives, positives,
+    SYMMETRIC: tl.constexpr, PLANNED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Add the parts of a sweep over the rows [first_row, first_row + rows_here) to ``stats`` [STATE, n] from ``start``.
+    """Add the parts of a sweep over the rows [first_row, first_row + rows_here), BN points a program.
 
-    One block of BN points a program. ``fresh``: nothing was added yet. Points before ``final`` have got everything:
-    their state becomes (lse, pos_lse, pos_sum, pos_count) in nats, then both log-sum-exps in units of log 2.
-    ``row_parts`` are of the points themselves; ``den_parts`` and ``pos_parts`` of the points as columns.
+    To ``row_stats`` [STATE, m], and in the programs behind the rows' to ``col_stats`` [STATE, n] or None; if SYMMETRIC
+    points are both, those before the rows have had everything.
     """
-    block = start // BN + tl.program_id(0)
+    program, first_block, end = tl.program_id(0), first_row // BN, first_row + rows_here
+    if SYMMETRIC:
+        _merge(
+            row_stats, rows, cols, row_parts, den_parts, pos_parts, first_block + program, first_row > 0, end,
+            m, n, first_row, rows_here, runs, offset, negatives, positives, SYMMETRIC, PLANNED, BM, BN, PARTS,
+        )  # fmt: skip
+    else:
+        row_blocks = tl.cdiv(rows_here, BN)
+        if program < row_blocks:
+            _merge(
+                row_stats, rows, cols, row_parts, None, None, first_block + program, False, end,
+                m, m, first_row, rows_here, runs, offset, negatives, positives, SYMMETRIC, PLANNED, BM, BN, PARTS,
+            )  # fmt: skip
+        elif col_stats is not None:
+            _merge(
+                col_stats, rows, cols, None, den_parts, pos_parts, program - row_blocks, first_row > 0,
+                tl.where(end == m, n, 0),
+                m, n, first_row, rows_here, runs, offset, negatives, positives, SYMMETRIC, PLANNED, BM, BN, PARTS,
+            )  # fmt: skip
+
+
+@triton.jit
+def _merge(
+    stats, rows, cols, row_parts, den_parts, pos_parts, block, begun, final,
+    m, n, first_row, rows_here, runs, offset, negatives, positives,
+    SYMMETRIC: tl.constexpr, PLANNED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Add up what there is for the points of a block: into ``stats`` [STATE, n], which hold something if ``begun``.
+
+    Points before ``final`` have got everything: their state becomes (lse, pos_lse, pos_sum, pos_count) in nats, then
+    both log-sum-exps in units of log 2. ``row_parts`` are of the points themselves; ``den_parts`` and ``pos_parts`` of
+    the points as columns.
+    """
     j = block * BN + tl.arange(0, BN)
-    known = j < tl.where(fresh != 0, 0, n)
+    known = j < tl.where(begun, n, 0)
     at = stats + j
     shift = tl.load(at, mask=known, other=MINUS_INFINITY)
     total = tl.load(at + n, mask=known, other=0.0)
@@ -267,13 +298,17 @@ def merge(
             group = row_block[:, None] * (BM // GROUP) + tl.arange(0, BM // GROUP)[None, :]
             row_range = ranges_of(rows, group, tl.cdiv(m, GROUP))
             kind = kind_of_tile(row_range, col_range, row_block * BM, block * BN, offset, BM, BN)
-            visited = ((kind & (negatives | positives)) != 0) & (p < n_parts)
+            visited = p < n_parts
+            if PLANNED:
+                visited &= (kind & (negatives | positives)) != 0
             if SYMMETRIC:
                 visited &= row_block * BM + BM <= block * BN
             here = visited[:, None] & (j < n)[None, :]
             shifts, totals = _load_pair(den_parts + p.to(tl.int64)[:, None] * 2 * n + j[None, :], n, here)
             shift, total = _add_parts(shift, total, shifts, totals)
-            mixed = visited & (is_plain(kind, row_block * BM, block * BN, m, n, negatives, positives, BM, BN) == 0)
+            mixed = visited
+            if PLANNED:
+                mixed &= is_plain(kind, row_block * BM, block * BN, m, n, negatives, positives, BM, BN) == 0
             if tl.max(mixed.to(tl.int32), 0) != 0:
                 here = mixed[:, None] & (j < n)[None, :]
                 of = pos_parts + p.to(tl.int64)[:, None] * 4 * n + j[None, :]

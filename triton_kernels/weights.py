@@ -23,44 +23,50 @@ WHOLE = tl.constexpr(256)  # points; every side of a tile divides it
 class Slopes(NamedTuple):
     """What one side's statistics add to a weight: pointers, or None for those the loss does not depend on."""
 
-    stats: Any  # float32 [6, n]; log-sum-exps in units of log 2 are its last two rows. For a sweep, see ``tabulate``
+    stats: Any  # float32 [6, n]; log-sum-exps in units of log 2 are its last two rows. For a sweep, see ``Tables``
     d_lse: Any  # float32 [n]; of a logistic sum, its derivative
     d_pos_lse: Any
     d_pos_sum: Any
 
 
-@triton.jit(do_not_specialize=["m", "n"])
-def tabulate(
-    row_slopes, col_slopes, row_table, col_table, factor, shrink, m, n, BLOCK: tl.constexpr, CHUNK: tl.constexpr
-):
-    """The slopes as a sweep reads them, in place of ``stats``: tables [TERMS, points up to a WHOLE number], or None.
+class Tables(NamedTuple):
+    """The slopes as a sweep reads them, in place of ``stats``: [TERMS, points up to a WHOLE number], or None.
 
     A row each: lse, d lse, d lse 2^-lse, pos_lse, d pos_lse, d pos_sum; those that the loss does not depend on are left
     out. Beyond the last point they are zero, so that the sweeps' loops compute nothing of a column and compare no index
     to load it. ``shrink`` [1] or None: the power of two that takes the largest weight there can be to the top of
     float16's range.
     """
-    _tabulate(row_slopes, row_table, m, BLOCK)
-    _tabulate(col_slopes, col_table, n, BLOCK)
-    if shrink is not None:
-        if tl.program_id(0) == 0:
+
+    rows: Any
+    cols: Any
+    shrink: Any
+
+
+@triton.jit
+def tabulate(row_slopes, col_slopes, tables, block, factor, m, n, CHUNK: tl.constexpr):
+    """A WHOLE number of points of both sides, and in the first block ``shrink``."""
+    _tabulate(row_slopes, tables.rows, block, m)
+    _tabulate(col_slopes, tables.cols, block, n)
+    if tables.shrink is not None:
+        if block == 0:
             bound = _largest(row_slopes.d_lse, m, CHUNK) + _largest(row_slopes.d_pos_lse, m, CHUNK)
             bound += _largest(row_slopes.d_pos_sum, m, CHUNK) + _largest(col_slopes.d_lse, n, CHUNK)
             bound += _largest(col_slopes.d_pos_lse, n, CHUNK) + _largest(col_slopes.d_pos_sum, n, CHUNK)
             if factor is not None:
                 bound *= tl.maximum(_largest(factor, m, CHUNK), 1.0)
             exponent = (-tl.log2(tl.maximum(bound, SMALLEST)) + TOP).to(tl.int32)
-            tl.store(shrink, tl.exp2(exponent.to(tl.float32)))
+            tl.store(tables.shrink, tl.exp2(exponent.to(tl.float32)))
 
 
 @triton.jit
-def _tabulate(slopes, table, n, BLOCK: tl.constexpr):
+def _tabulate(slopes, table, block, n):
     if table is not None:
-        i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        i = block * WHOLE + tl.arange(0, WHOLE)
         step = tl.cdiv(n, WHOLE) * WHOLE
         inside, written = i < n, i < step
         if slopes.d_lse is not None:
-            d_lse, lse = tl.load(slopes.d_lse + i, mask=inside, other=0.0), tl.zeros((BLOCK,), tl.float32)
+            d_lse, lse = tl.load(slopes.d_lse + i, mask=inside, other=0.0), tl.zeros((WHOLE,), tl.float32)
             if slopes.stats is not None:
                 lse = _finite(tl.load(slopes.stats + 4 * n + i, mask=inside, other=0.0))
             tl.store(table + i, lse, mask=written)
@@ -88,7 +94,7 @@ def _largest(values, n, CHUNK: tl.constexpr):
 
 @triton.jit
 def load_slopes(slopes, i, n):
-    """(lse, d lse, d lse 2^-lse, pos_lse, d pos_lse, d pos_sum) of a block of points, from what ``tabulate`` wrote."""
+    """(lse, d lse, d lse 2^-lse, pos_lse, d pos_lse, d pos_sum) of a block of points, from their ``Tables``."""
     nothing = tl.zeros(i.shape, tl.float32)
     lse, d_lse, share, pos_lse, d_pos_lse, d_pos_sum = nothing, nothing, nothing, nothing, nothing, nothing
     step = tl.cdiv(n, WHOLE) * WHOLE
