@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -25,6 +26,7 @@ from dense import (
     outputs_of,
     weighted,
 )
+from oracle import between_logits
 from settings import matmul_precision
 from torch.testing import assert_close
 
@@ -126,15 +128,23 @@ def test_reduced_precision(case: str) -> None:
     assert 0 < errors["high"] < errors["medium"] / 20
 
 
-def test_a_saturated_softmax_is_exact() -> None:
-    for dtype in HALF_AND_SINGLE:
-        z = torch.nn.functional.normalize(torch.randn(150, 64), dim=1).to(dtype).requires_grad_()
-        for function, *arguments in ((F.info_nce, z, z), (F.nt_xent, [z, z]), (F.clip, z, z, 400.0)):
-            options = {} if function is F.clip else {"temperature": 0.0025}
-            value = function(*arguments, **options, backend="triton")
-            (gradient,) = torch.autograd.grad(value, z)
-            assert value == 0
-            assert (gradient == 0).all(), f"{function.__name__}: {gradient.abs().max():.3g}"
+@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
+@pytest.mark.parametrize("exact", [True, False], ids=["exact_products", "rounded_products"])
+def test_a_saturated_softmax(exact: bool, dtype: torch.dtype) -> None:
+    """A pair that is all of its sum weighs 1 - 1: nothing comes of it but what two products of one pair are apart."""
+    points, scale = torch.randn(150, 64), torch.tensor(400.0, requires_grad=True)
+    points = points.sign() / 8 if exact else torch.nn.functional.normalize(points)  # sums of 1/64 have no rounding
+    z = points.to(dtype).requires_grad_()
+    size = 400 * z.detach().float().square().sum(1).max().item()
+    of_one, of_two = (0.0 if exact else math.expm1(between_logits(size, d)) for d in (0, 64))
+    for function, *arguments in ((F.info_nce, z, z), (F.nt_xent, [z, z]), (F.clip, z, z)):
+        options = {"logit_scale": scale} if function is F.clip else {"temperature": 1 / scale}
+        value = function(*arguments, **options, normalize=False, backend="triton")
+        d_z, d_scale = torch.autograd.grad(value, [z, scale])
+        assert value.abs() <= of_one
+        # pairs weigh 1/150 together in each of two roles; a sum over a pair's 64 features is its logit without the scale
+        assert d_scale.abs() <= of_two * size / 400
+        assert (d_z.abs() <= of_two * 400 * 2 / 150 * z.abs()).all(), f"{function.__name__}: {d_z.abs().max():.3g}"
 
 
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf], ids=str)
