@@ -142,8 +142,8 @@ def test_a_saturated_softmax(exact: bool, dtype: torch.dtype) -> None:
         value = function(*arguments, **options, normalize=False, backend="triton")
         d_z, d_scale = torch.autograd.grad(value, [z, scale])
         assert value.abs() <= of_one
-        # pairs weigh 1/150 together in each of two roles; a sum over a pair's 64 features is its logit without the scale
-        assert d_scale.abs() <= of_two * size / 400
+        assert d_scale.abs() <= of_two * size / 400  # all weights together, each times its product
+        # a point is in two pairs, or twice in one, of 1/150 of the weight
         assert (d_z.abs() <= of_two * 400 * 2 / 150 * z.abs()).all(), f"{function.__name__}: {d_z.abs().max():.3g}"
 
 
