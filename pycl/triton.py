@@ -23,12 +23,11 @@ from .triton_kernels.support import why_not
 if reason := why_not():
     raise BackendUnavailable(f"backend='triton' is not available: {reason}")
 
-import triton
-
 from .triton_kernels import backward, gradient, reduce, top
-from .triton_kernels.backward import NOTHING, pair_weighted_sum
+from .triton_kernels.backward import pair_weighted_sum
 from .triton_kernels.launch import INTERPRETED, launch
-from .triton_kernels.sides import Sides, multiprocessors, plan, portion, sides_of, split, tile_for
+from .triton_kernels.schedule import Plan, planned, portions, split
+from .triton_kernels.sides import NOTHING, Sides, cdiv, device_of, next_power_of_2, sides_of, tile_for
 from .triton_kernels.sinkhorn import sinkhorn_codes, sinkhorn_columns
 from .triton_kernels.tile import LOGISTIC, LOGITS, STATISTICS
 from .triton_kernels.tiles import Tile
@@ -56,9 +55,8 @@ DEVICES = ("cpu",) if INTERPRETED else ("cuda",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 FIELDS = STATS + STATE
-LONGEST_RUN = 16  # column blocks a program of the forward visits
-COLUMN_PARTS = 32 << 20  # bytes of sums over columns that wait for their merge
-VISITS = 16 << 20  # bytes of lists of visits
+WAVES = 4  # of programs, where these take different times
+COLUMN_PARTS = 64 << 20  # bytes of sums over columns that wait for their merge
 SHORTEST_RUN = 4  # column blocks a program of the search visits
 TOP_AT_ONCE = 64  # of the largest logits of a row: what a program has registers for
 
@@ -68,35 +66,26 @@ def pair_stats(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor]:
     x, y, _, offset = sides
     tile = tile_for("reduce", sides)
     sets, points = (problem.denominator, problem.positives), (x.points, y.points)
-    columns_too = symmetric or both_sides
-    new = x.reach.new_empty
-    row_stats, col_stats = new(FIELDS, x.n), new(FIELDS, y.n if both_sides and not symmetric else 0)
-
-    def merge(stats: Tensor, start: int, end: int, fresh: bool, final: int, *parts: Tensor | None) -> None:
-        block = tile.rows if parts[1] is None else tile.cols
-        launch(
-            reduce.merge,
-            (triton.cdiv(end - start, block),),
-            *(stats, *points, *parts, x.n, stats.shape[1], start, int(fresh), final, first, here, runs, offset, *sets),
-            SYMMETRIC=symmetric,
-            BM=tile.rows,
-            BN=block,
-            PARTS=4,
-            num_warps=4,
-        )
-
-    rows = portion(COLUMN_PARTS, 4 * FIELDS * y.n, tile, least=8) if columns_too else _rows_of_plan(sides, tile)
-    for first in range(0, x.n, rows):
-        here = min(rows, x.n - first)
-        last = first + here == x.n
-        row_parts, *col_parts = _reduce_tiles(sides, tile, sets, first, here, STATISTICS, symmetric, columns_too)
-        runs = len(row_parts)
-        if symmetric:
-            merge(row_stats, first, x.n, first == 0, first + here, row_parts, *col_parts)
-        else:
-            merge(row_stats, first, first + here, True, first + here, row_parts, None, None)
-            if both_sides:
-                merge(col_stats, 0, y.n, first == 0, y.n if last else 0, None, *col_parts)
+    columns_too, of_cols = symmetric or both_sides, both_sides and not symmetric
+    row_stats, col_stats = (x.reach.new_empty(FIELDS, n) for n in (x.n, y.n if of_cols else 0))
+    for plan, start, rows in planned(sides, tile, sets, symmetric):
+        budget = COLUMN_PARTS if columns_too else 4 * FIELDS * y.n * rows
+        for after, here in portions(rows, budget, 4 * FIELDS * y.n, tile.rows, least=8):
+            first = start + after
+            parts = _reduce_tiles(sides, tile, sets, plan, first, here, STATISTICS, symmetric, columns_too)
+            n_points = x.n - first if symmetric else here
+            launch(
+                reduce.merge,
+                (cdiv(n_points, tile.cols) + (cdiv(y.n, tile.cols) if of_cols else 0),),
+                *(row_stats, col_stats if of_cols else None, *points, *parts),
+                *(x.n, y.n, first, here, len(parts[0]), offset, *sets),
+                SYMMETRIC=symmetric,
+                PLANNED=plan.visits is not None,
+                BM=tile.rows,
+                BN=tile.cols,
+                PARTS=4,
+                num_warps=4,
+            )
     return row_stats, col_stats
 
 
@@ -118,12 +107,10 @@ def pair_stats_backward(
 
 def pair_sum(problem: Problem) -> Tensor:
     sides = sides_of(problem)
-    tile, n = tile_for("reduce", sides), sides.x.n
-    out: Tensor = sides.x.reach.new_empty(n)
-    rows = _rows_of_plan(sides, tile)
-    for first in range(0, n, rows):
-        here = min(rows, n - first)
-        parts, *_ = _reduce_tiles(sides, tile, (problem.denominator, problem.positives), first, here, LOGISTIC)
+    tile, sets = tile_for("reduce", sides), (problem.denominator, problem.positives)
+    out: Tensor = sides.x.reach.new_empty(sides.x.n)
+    for plan, first, here in planned(sides, tile, sets):
+        parts, *_ = _reduce_tiles(sides, tile, sets, plan, first, here, LOGISTIC)
         torch.sum(parts, 0, out=out[first : first + here])
     return out
 
@@ -141,11 +128,11 @@ def pair_logits(problem: Problem) -> Tensor:
     out = torch.empty(x.n, y.n, dtype=x.z.dtype, device=x.z.device)
     launch(
         gradient.store_tiles,
-        (triton.cdiv(x.n, tile.rows) * triton.cdiv(y.n, tile.cols),),
+        (cdiv(x.n, tile.rows) * cdiv(y.n, tile.cols),),
         *(*sides.descriptors(tile), x.points, y.points, logit_scale, NOTHING, NOTHING),
         *(None, None, out, out.stride(0), None, None, None),
         *(x.n, y.n, features, 0, x.n, offset, *sets),
-        RULE=LOGITS,
+        RULE=LOGITS.value,
         RESIDENT=tile.holds(features),
         TALL=8,
         **tile.options(),
@@ -159,15 +146,12 @@ def pair_top(problem: Problem, k: int) -> tuple[Tensor, Tensor]:
     features = x.operand.shape[1]
     tile = top.tile_from(tile_for("reduce", sides), features)
     keys = torch.empty(x.n, k, dtype=torch.int64, device=x.z.device)
-    at_once = triton.cdiv(k, triton.cdiv(k, TOP_AT_ONCE))
-    n_blocks = triton.cdiv(y.n, tile.cols)
-    rows = _rows_of_plan(sides, tile)
-    for first in range(0, x.n, rows):
-        here = min(rows, x.n - first)
-        blocks = triton.cdiv(here, tile.rows)
+    at_once = cdiv(k, cdiv(k, TOP_AT_ONCE))
+    pairs, n_blocks = problem.denominator, cdiv(y.n, tile.cols)
+    for plan, first, here in planned(sides, tile, (pairs, 0)):
+        blocks = cdiv(here, tile.rows)
         # every run begins with nothing to compare with: as few as keep the device busy
-        runs = split(blocks, tile.resident * multiprocessors(x.z.device), triton.cdiv(n_blocks, SHORTEST_RUN))
-        visits, counts, _ = plan(sides, tile, (problem.denominator, 0), first, here)
+        runs = split(blocks, tile.resident * device_of(x.z).multiprocessors, cdiv(n_blocks, SHORTEST_RUN))
         below = None
         for start in range(0, k, at_once):
             wanted = min(at_once, k - start)
@@ -175,9 +159,20 @@ def pair_top(problem: Problem, k: int) -> tuple[Tensor, Tensor]:
             launch(
                 top.top_of_tiles,
                 (blocks, runs),
-                *(*sides.descriptors(tile), x.points, y.points, logit_scale, visits, counts, below, parts),
-                *(x.n, y.n, features, first, here, triton.cdiv(n_blocks, runs), wanted, offset, problem.denominator),
-                K=triton.next_power_of_2(at_once),
+                *(*sides.descriptors(tile), x.points, y.points, logit_scale, *plan[:2], below, parts),
+                *(
+                    x.n,
+                    y.n,
+                    features,
+                    plan.first,
+                    first,
+                    here,
+                    cdiv(n_blocks, runs),
+                    wanted,
+                    offset,
+                    problem.denominator,
+                ),
+                K=next_power_of_2(at_once),
                 RESIDENT=tile.holds(features),
                 **tile.options(),
             )
@@ -191,6 +186,7 @@ def _reduce_tiles(
     sides: Sides,
     tile: Tile,
     sets: tuple[int, int],
+    plan: Plan,
     first: int,
     here: int,
     rule: Any,
@@ -199,8 +195,9 @@ def _reduce_tiles(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Parts of the sums over ``here`` rows from ``first`` on: the rows', the columns' in both sets."""
     x, y, logit_scale, offset = sides
-    features, blocks = x.operand.shape[1], triton.cdiv(here, tile.rows)
-    runs, run = _runs(sides, tile, blocks)
+    features, blocks, n_blocks = x.operand.shape[1], cdiv(here, tile.rows), cdiv(y.n, tile.cols)
+    run = _run(sides, tile, first, blocks, symmetric)
+    runs = cdiv(n_blocks, run)
     new = x.reach.new_empty
     row_parts = new(runs, here) if rule is LOGISTIC else new(runs, FIELDS, here)
     den_parts, pos_parts = (new(blocks, k, y.n) if columns_too else None for k in (2, 4))
@@ -208,24 +205,23 @@ def _reduce_tiles(
         reduce.reduce_tiles,
         (blocks, runs),
         *(*sides.descriptors(tile), x.points, y.points, logit_scale),
-        *(*plan(sides, tile, sets, first, here, symmetric), row_parts, den_parts, pos_parts),
-        *(x.n, y.n, features, first, here, run, offset, *sets),
-        RULE=rule,
+        *(*plan[:3], row_parts, den_parts, pos_parts),
+        *(x.n, y.n, features, plan.first, first, here, run, offset, *sets),
+        RULE=rule.value,
         SYMMETRIC=symmetric,
         RESIDENT=tile.holds(features),
         STAGES=tile.stages,
+        FOLD=tile.fold,
         **tile.options(),
     )
     return row_parts, den_parts, pos_parts
 
 
-def _rows_of_plan(sides: Sides, tile: Tile) -> int:
-    return int(portion(VISITS, 4 * triton.cdiv(sides.y.n, tile.cols), tile))
-
-
-def _runs(sides: Sides, tile: Tile, blocks: int) -> tuple[int, int]:
-    """How many programs share the columns of a block of rows, and how many column blocks each of them visits."""
-    n_blocks = triton.cdiv(sides.y.n, tile.cols)
-    busy = 4 * tile.resident * multiprocessors(sides.x.z.device)
-    run = max(1, min(LONGEST_RUN, blocks * n_blocks // busy))
-    return triton.cdiv(n_blocks, run), run
+def _run(sides: Sides, tile: Tile, first: int, blocks: int, symmetric: bool) -> int:
+    """How many column blocks a program visits, so that no multiprocessor is without one before the end."""
+    n_blocks, slots = cdiv(sides.y.n, tile.cols), tile.resident * device_of(sides.x.z).multiprocessors
+    if not symmetric:
+        return cdiv(n_blocks, split(blocks, slots, n_blocks))
+    # a block visits fewer the later it comes: together they fill some waves, but for half a run for each block
+    visits = blocks * n_blocks - (first * blocks + tile.rows * blocks * (blocks - 1) // 2) // tile.cols
+    return cdiv(visits, max(1, WAVES * slots - blocks // 2))

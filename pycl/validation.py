@@ -26,8 +26,8 @@ def problem_of(
 ) -> Problem:
     """Validate everything once and bring it into the form the operators take.
 
-    Points without ids are numbered; those of a ``group`` get numbers that no two ranks have in common. On a CPU,
-    outside a group, a problem where no side has labels has none; a GPU's kernels read them: they are made once, here.
+    Points without ids are numbered; those of a ``group`` get numbers that no two ranks have in common. Outside a
+    group, a problem where no side has labels has none: kernels count by themselves.
     """
     for name, pairs in sets.items():
         if not isinstance(pairs, Pairs):
@@ -35,7 +35,7 @@ def problem_of(
     den, pos = map(int, sets.values())
     z = _embeddings("rows", rows.z)
     unlabelled = all(p is None or (p.ids is None and p.views is None) for p in (rows, cols))
-    bare = unlabelled and group is None and z.device.type == "cpu"
+    bare = unlabelled and group is None
     row_ids, row_views = (None, None) if bare else _integers("rows", rows, group)
     if cols is None:
         if offset != 0:

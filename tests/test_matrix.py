@@ -238,10 +238,12 @@ def test_top_of_ties(k: int, n: int | None, offset: int, dtype: torch.dtype, bac
 def many_tiles(backend: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several tiles to a program, one program or three to a row, portions of rows and of the k."""
     if backend == "triton":
-        module, tiles = backends.load("triton"), importlib.import_module("pycl.triton_kernels.tiles")
+        module = backends.load("triton")
+        schedule, tiles = (importlib.import_module(f"pycl.triton_kernels.{name}") for name in ("schedule", "tiles"))
         tile = tiles.Tile(32, 32, 32, 4, 1)
         monkeypatch.setitem(tiles.TABLES, 0, {("reduce", size, 1 << 30): tile for size in (2, 4)})
-        for name, value in {"VISITS": 0, "TOP_AT_ONCE": 32, "split": lambda *_: request.param}.items():
+        monkeypatch.setattr(schedule, "VISITS", 0)
+        for name, value in {"TOP_AT_ONCE": 32, "split": lambda *_: request.param}.items():
             monkeypatch.setattr(module, name, value)
 
 

@@ -38,7 +38,7 @@ from pycl.backends import why_not
 if reason := why_not("triton", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
-from pycl.triton_kernels import backward, tiles
+from pycl.triton_kernels import backward, schedule, tiles
 from pycl.triton_kernels.tiles import Tile
 
 from pycl import triton as backend
@@ -59,7 +59,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many tiles, several to a program, several portions of rows for every sweep."""
     monkeypatch.setitem(tiles.TABLES, 0, table(64, 32, 32))
     monkeypatch.setattr(backend, "COLUMN_PARTS", 0)  # eight blocks of rows
-    monkeypatch.setattr(backend, "VISITS", 0)  # one
+    monkeypatch.setattr(schedule, "VISITS", 0)  # one
+    monkeypatch.setattr(schedule, "SMALL", 0)  # with a plan
     monkeypatch.setattr(backward, "PARTIAL_GRADIENTS", 0)
     monkeypatch.setattr(backward, "STRIP", 0)
 

@@ -7,21 +7,21 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from ..ops import Gradients, Needs, Problem, empty_gradients
 from . import gradient, operands, tiles
 from .launch import INTERPRETED, launch
-from .sides import Side, Sides, architecture, multiprocessors, plan, portion, sides_of, split, tile_for
+from .schedule import Plan, planned, plans, portions, proof, split
+from .sides import NOTHING, Side, Sides, cdiv, device_of, next_power_of_2, prepared, tile_for
 from .tile import STATISTICS
 from .tiles import Tile
-from .weights import SMALLEST, TOP, Slopes, shrinkage
+from .weights import SMALLEST, TOP, Slopes
 
 PARTIAL_GRADIENTS = 64 << 20  # bytes of float32 gradients that wait for their cast,
-STRIP = 24 << 20  # of weights that wait for their product: with float32 sums for 32768 x 512 still below 100 MB
+STRIP = 24 << 20  # of weights that wait for their product; where there is more memory, one part in STRIPS of it:
+STRIPS = 512  # a strip costs two launches, and one more reading and writing of the other side's sums
 MOST_RUNS = 16  # programs that share the columns of one block of rows
-NOTHING = Slopes(None, None, None, None)
 
 
 class _Sweep(NamedTuple):
@@ -41,66 +41,64 @@ class _Sweep(NamedTuple):
 
 def gradients(problem: Problem, row_slopes: Slopes, col_slopes: Slopes, rule: Any, needs: Needs) -> Gradients:
     """All gradients that are needed; in a symmetric problem both slopes are the same."""
-    sides, symmetric = sides_of(problem), problem.cols is None
+    sides, row_slopes, col_slopes, shrink = prepared(problem, row_slopes, col_slopes)
+    symmetric, operand = problem.cols is None, sides.x.operand
     out = empty_gradients(problem, needs)
     sets = problem.denominator, problem.positives
-    shrink = _shrink(sides, row_slopes, col_slopes)
     sweep = _Sweep(sides, row_slopes, col_slopes, rule, sets, shrink, problem.normalize)
-    operand = sides.x.operand
     biased = any(side.points.bias is not None or side.points.factor is not None for side in (sides.x, sides.y))
     kernel = "biased" if biased else "own"
-    tile = tiles.pick(kernel, architecture(operand.device), operand.itemsize, operand.shape[1])
+    tile = tiles.pick(kernel, device_of(operand).architecture, operand.itemsize, operand.shape[1])
     if tile is None or sides.x.values is not operand:
         _by_strips(sweep, symmetric, needs, out)
     else:
-        _of_rows(sweep, tile, out.rows, out.logit_scale, out.row_bias)
+        of_cols = () if symmetric else (out.cols, out.col_bias)
+        both = any(t.numel() for t in of_cols) and (out.rows.numel() > 0 or out.row_bias.numel() > 0)
+        row_plan, col_plan = plans(sides, tile, sets) if both else (None, None)
+        _of_rows(sweep, tile, row_plan, out.rows, out.logit_scale, out.row_bias)
         if not symmetric:
-            _of_rows(sweep.exchanged(), tile, out.cols, out.cols.new_empty(0), out.col_bias)
+            _of_rows(sweep.exchanged(), tile, col_plan, out.cols, out.cols.new_empty(0), out.col_bias)
     if symmetric:
         out.logit_scale.mul_(0.5)  # both roles of a pair were counted, in both of its places
     return out
 
 
-def _shrink(sides: Sides, row_slopes: Slopes, col_slopes: Slopes) -> Tensor | None:
-    """What weights are multiplied by to have the best of float16's range; ``None`` for dtypes that have no need."""
-    if sides.x.operand.dtype != torch.float16:
-        return None
-    shrink = sides.x.reach.new_empty(1)
-    slopes = row_slopes, col_slopes
-    launch(shrinkage, (1,), *slopes, sides.x.points.factor, shrink, sides.x.n, sides.y.n, CHUNK=4096, num_warps=8)
-    return shrink
-
-
-def _of_rows(sweep: _Sweep, tile: Tile, d_z: Tensor, *d_vectors: Tensor) -> None:
+def _of_rows(sweep: _Sweep, tile: Tile, known: Plan | None, d_z: Tensor, *d_vectors: Tensor) -> None:
     """Gradients of the rows, their scales and their biases; those that are empty were not asked for."""
     if not any(t.numel() for t in (d_z, *d_vectors)):
         return
+    d = sweep.sides.x.z.shape[1]
+    for plan, start, rows in planned(sweep.sides, tile, sweep.sets, known=known):
+        for after, here in portions(rows, PARTIAL_GRADIENTS, 4 * d * tile.rows, tile.rows):
+            _own_gradient(sweep, tile, plan, start + after, here, d_z, *d_vectors)
+
+
+def _own_gradient(
+    sweep: _Sweep, tile: Tile, plan: Plan, first: int, here: int, d_z: Tensor, *d_vectors: Tensor
+) -> None:
     x, y, logit_scale, offset = sweep.sides
-    d, n_blocks = x.z.shape[1], triton.cdiv(y.n, tile.cols)
-    rows = min(portion(PARTIAL_GRADIENTS, 4 * d * tile.rows, tile), x.n)
-    slots = tile.resident * multiprocessors(x.z.device)
-    run = triton.cdiv(n_blocks, min(split(triton.cdiv(rows, tile.rows), slots, MOST_RUNS), n_blocks))
-    runs = triton.cdiv(n_blocks, run)
-    for first in range(0, x.n, rows):
-        here = min(rows, x.n - first)
-        parts = x.reach.new_empty(runs, here, d)
-        vector_parts = [x.reach.new_empty(runs, here) if v.numel() else None for v in d_vectors]
-        launch(
-            gradient.own_gradient,
-            (triton.cdiv(here, tile.rows), runs),
-            *sweep.sides.descriptors(tile),
-            *(x.points, y.points, logit_scale, sweep.row_slopes, sweep.col_slopes),
-            *(*plan(sweep.sides, tile, sweep.sets, first, here), sweep.shrink, parts, *vector_parts),
-            *(x.n, y.n, d, first, here, run, offset, *sweep.sets),
-            RULE=sweep.rule,
-            STAGES=tile.stages,
-            **tile.options(),
-        )
-        if d_z.numel():
-            _finish(parts, x, logit_scale, x.points.factor, sweep, d_z, first)
-        for vector, of_vector in zip(d_vectors, vector_parts, strict=True):
-            if of_vector is not None:
-                torch.sum(of_vector, 0, out=vector[first : first + here])
+    d, n_blocks, blocks = x.z.shape[1], cdiv(y.n, tile.cols), cdiv(here, tile.rows)
+    slots = tile.resident * device_of(x.z).multiprocessors
+    run = cdiv(n_blocks, min(split(blocks, slots, MOST_RUNS), n_blocks))
+    runs = cdiv(n_blocks, run)
+    parts = x.reach.new_empty(runs, here, d)
+    vector_parts = [x.reach.new_empty(runs, here) if v.numel() else None for v in d_vectors]
+    launch(
+        gradient.own_gradient,
+        (blocks, runs),
+        *sweep.sides.descriptors(tile),
+        *(x.points, y.points, logit_scale, sweep.row_slopes, sweep.col_slopes),
+        *(*plan[:3], sweep.shrink, parts, *vector_parts),
+        *(x.n, y.n, d, plan.first, first, here, run, offset, *sweep.sets),
+        RULE=sweep.rule.value,
+        STAGES=tile.stages,
+        **tile.options(),
+    )
+    if d_z.numel():
+        _finish(parts, x, logit_scale, x.points.factor, sweep, d_z, first)
+    for vector, of_vector in zip(d_vectors, vector_parts, strict=True):
+        if of_vector is not None:
+            torch.sum(of_vector, 0, out=vector[first : first + here])
 
 
 def _finish(
@@ -108,14 +106,15 @@ def _finish(
 ) -> None:
     """Sums of weighted embeddings [parts, rows, d] into the gradient of ``side.z`` from row ``first`` on."""
     n_parts, here, d = parts.shape
+    z = (side.z, *side.z.stride()) if sweep.normalize else (None, 0, 0)
     launch(
         operands.finish,
-        (triton.cdiv(here, 16),),
-        *(parts, parts.stride(0), n_parts, side.z, *side.z.stride(), logit_scale, factor, sweep.shrink),
+        (cdiv(here, 16),),
+        *(parts, parts.stride(0), n_parts, *z, logit_scale, factor, sweep.shrink),
         *(out, first, here, side.n, d),
         NORMALIZE=sweep.normalize,
         ROWS=16,
-        BLOCK=min(triton.next_power_of_2(d), 256),
+        BLOCK=min(next_power_of_2(d), 256),
         num_warps=8,
     )
 
@@ -134,14 +133,14 @@ def _strips(sweep: _Sweep, of_scale: bool = False, of_rows: bool = False, of_col
     """All weights, a strip at a time, and what sums of them are asked for."""
     x, y, logit_scale, offset = sweep.sides
     tile = tile_for("store", sweep.sides)
-    proven = plan(sweep.sides, tile, sweep.sets, rows=tile.rows).proven
-    dtype, width = x.values.dtype, triton.cdiv(y.n, 8) * 8
-    rows = min(portion(STRIP, width * dtype.itemsize * tile.rows, tile), x.n)
-    weights = torch.empty(rows, width, dtype=dtype, device=x.z.device)[:, : y.n]
-    new, n_blocks = x.reach.new_empty, triton.cdiv(y.n, tile.cols)
-    for first in range(0, x.n, rows):
-        here = min(rows, x.n - first)
-        blocks = triton.cdiv(here, tile.rows)
+    proven = proof(sweep.sides, tile, sweep.sets)
+    dtype, width = x.values.dtype, cdiv(y.n, 8) * 8
+    budget = max(STRIP, device_of(x.z).memory // STRIPS)
+    strips = portions(x.n, budget, width * dtype.itemsize * tile.rows, tile.rows)
+    weights = torch.empty(strips[0][1], width, dtype=dtype, device=x.z.device)[:, : y.n]
+    new, n_blocks = x.reach.new_empty, cdiv(y.n, tile.cols)
+    for first, here in strips:
+        blocks = cdiv(here, tile.rows)
         d_scale = new(n_blocks, here) if of_scale else None
         d_row_bias = new(n_blocks, here) if of_rows else None
         d_col_bias = new(blocks, y.n) if of_cols else None
@@ -152,7 +151,7 @@ def _strips(sweep: _Sweep, of_scale: bool = False, of_rows: bool = False, of_col
             *(x.points, y.points, logit_scale, sweep.row_slopes, sweep.col_slopes, proven, sweep.shrink),
             *(weights, weights.stride(0), d_scale, d_row_bias, d_col_bias),
             *(x.n, y.n, x.operand.shape[1], first, here, offset, *sweep.sets),
-            RULE=sweep.rule,
+            RULE=sweep.rule.value,
             RESIDENT=tile.holds(x.operand.shape[1]),
             TALL=8,
             **tile.options(),
@@ -186,11 +185,10 @@ def pair_weighted_sum(problem: Problem, values: Tensor) -> Tensor:
 
     Weights are the derivatives of sums of exponentials, rounded as a gradient's are; values keep their digits.
     """
-    sides = sides_of(problem)
-    out = sides.x.reach.new_empty(len(problem.rows), values.shape[1])
-    slopes = Slopes(None, out.new_ones(len(out)), None, None)
-    shrink = out.new_full((1,), 2.0**TOP.value) if sides.x.operand.dtype == torch.float16 else None
-    sweep = _Sweep(sides, slopes, NOTHING, STATISTICS, (problem.denominator, 0), shrink, False)
+    ones = torch.ones(len(problem.rows), device=problem.rows.device)
+    sides, row_slopes, col_slopes, shrink = prepared(problem, Slopes(None, ones, None, None), NOTHING)
+    out = sides.x.reach.new_empty(len(ones), values.shape[1])
+    sweep = _Sweep(sides, row_slopes, col_slopes, STATISTICS, (problem.denominator, 0), shrink, False)
     parts, unit = _parts_of(values, sides.x.values.dtype)
     for here, w, *_ in _strips(sweep):
         torch.sum(_product(w, parts).unflatten(1, (-1, values.shape[1])), 1, out=out[here])

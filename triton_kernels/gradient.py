@@ -14,7 +14,7 @@ import triton.language as tl
 
 from .operands import cast
 from .pairs import classes, is_plain, kind_of_tile, nth_piece, ranges_of_block, runs_of
-from .tile import LOG2E, LOGISTIC, LOGITS, MINUS_INFINITY, dot, load_kept, load_unit, product, to_logits
+from .tile import LOG2E, LOGISTIC, LOGITS, MINUS_INFINITY, dot, load_kept, load_unit, of_points, product, to_logits
 from .weights import load_slopes, weights
 
 
@@ -35,8 +35,8 @@ def _sweep(
         c0 = piece * BN
         j = c0 + tl.arange(0, BN)
         col = load_slopes(col_slopes, j, n)
-        products, y_block = product(x, y, kept, r0, c0, d, BM, BN, BK, True)
-        l = to_logits(products, unit, rows, cols, i, j, m, n, LOG2E)
+        products, y_block = product(x, y, kept, r0, c0, d, BM, BN, BK, True, False)
+        l = to_logits(products, unit, rows, cols, i, j, m, n, LOG2E, not MIXED)
         w = weights(
             l, row_slopes, col_slopes, row, col, rows, cols, i, j, m, n, offset, negatives, positives,
             RULE, PROVEN, MIXED,
@@ -46,7 +46,7 @@ def _sweep(
         if d_bias is not None:
             of_bias += tl.sum(w, 1)
         if cols.factor is not None:
-            w *= tl.load(cols.factor + j, mask=j < n, other=0.0)[None, :]
+            w *= of_points(cols.factor, j, n, not MIXED)[None, :]
         gradient = dot(cast(w * shrink, y_block.dtype), y_block, gradient)
         piece = upcoming
     return gradient, of_scale, of_bias
@@ -60,20 +60,23 @@ def _visit(
     STAGES: tl.constexpr,
 ):  # fmt: skip
     plain, mixed, begin, middle, end = run
-    state = _sweep(
-        state, x, y, kept, rows, cols, unit, row_slopes, col_slopes, row, shrink, plain, begin, middle, r0,
-        d_scale, d_bias, m, n, d, offset, negatives, positives, RULE, PROVEN, False, BM, BN, BK, STAGES, 1,
-    )  # fmt: skip
+    if plain.dtype.is_ptr():  # there is a plan
+        state = _sweep(
+            state, x, y, kept, rows, cols, unit, row_slopes, col_slopes, row, shrink, plain, begin, middle, r0,
+            d_scale, d_bias, m, n, d, offset, negatives, positives, RULE, PROVEN, False, BM, BN, BK, STAGES, 1,
+        )  # fmt: skip
     return _sweep(
         state, x, y_piece, kept, rows, cols, unit, row_slopes, col_slopes, row, shrink, mixed, middle, end, r0,
         d_scale, d_bias, m, n, d, offset, negatives, positives, RULE, PROVEN, True, BM, BP, BK, STAGES, BN // BP,
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["m", "n", "d", "first_row", "rows_here", "run", "offset", "negatives", "positives"])
+@triton.jit(
+    do_not_specialize=["m", "n", "d", "planned", "first_row", "rows_here", "run", "offset", "negatives", "positives"]
+)  # fmt: skip
 def own_gradient(
     x, y, y_piece, rows, cols, logit_scale, row_slopes, col_slopes, visits, counts, proven, shrink,
-    out, d_scale, d_bias, m, n, d, first_row, rows_here, run, offset, negatives, positives,
+    out, d_scale, d_bias, m, n, d, planned, first_row, rows_here, run, offset, negatives, positives,
     RULE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -83,14 +86,14 @@ def own_gradient(
     ``d_scale`` and ``d_bias`` [runs, rows_here], or None: the sums of w_ij <x_i, y_j> and of w_ij.
     """
     r0 = first_row + tl.program_id(0) * BM
-    run_here = runs_of(visits, counts, n, run, BN)
+    run_here = runs_of(visits, counts, planned, r0 // BM, n, run, False, BM, BN)
     unit = load_unit(logit_scale, LOG2E)
     kept = load_kept(x, r0, True)
     row = load_slopes(row_slopes, r0 + tl.arange(0, BM), m)
     factor = 1.0 if shrink is None else tl.load(shrink)
     zero = tl.zeros((BM,), tl.float32)
     state = tl.zeros((BM, BK), tl.float32), zero, zero
-    is_proven = True if RULE == LOGISTIC else tl.load(proven) != 0
+    is_proven = True if RULE == LOGISTIC else False if proven is None else tl.load(proven) != 0
     if is_proven:
         state = _visit(
             state, x, y, y_piece, kept, rows, cols, unit, row_slopes, col_slopes, row, factor, run_here, r0,
@@ -127,13 +130,13 @@ def _store_piece(
     if EMPTY:
         w = tl.full((BM, BN), MINUS_INFINITY if RULE == LOGITS else 0.0, tl.float32)
     else:
-        products, _ = product(x, y, load_kept(x, r0, RESIDENT), r0, c0, d, BM, BN, BK, RESIDENT)
+        products, _ = product(x, y, load_kept(x, r0, RESIDENT), r0, c0, d, BM, BN, BK, RESIDENT, False)
         if RULE == LOGITS:
-            w = to_logits(products, load_unit(logit_scale, 1.0), rows, cols, i, j, m, n, 1.0)
+            w = to_logits(products, load_unit(logit_scale, 1.0), rows, cols, i, j, m, n, 1.0, not MIXED)
             if MIXED:
                 w = tl.where((classes(rows, cols, i, j, m, n, offset) & negatives) != 0, w, MINUS_INFINITY)
         else:
-            l = to_logits(products, load_unit(logit_scale, LOG2E), rows, cols, i, j, m, n, LOG2E)
+            l = to_logits(products, load_unit(logit_scale, LOG2E), rows, cols, i, j, m, n, LOG2E, not MIXED)
             w = weights(
                 l, row_slopes, col_slopes, load_slopes(row_slopes, i, m), load_slopes(col_slopes, j, n),
                 rows, cols, i, j, m, n, offset, negatives, positives, RULE, PROVEN, MIXED,
@@ -144,7 +147,7 @@ def _store_piece(
         tl.store(d_col_bias + ((r0 - first_row) // BM).to(tl.int64) * n + j, tl.sum(w, 0), mask=j < n)
     if RULE != LOGITS:
         if rows.factor is not None:
-            w *= tl.load(rows.factor + i, mask=i < m, other=0.0)[:, None]
+            w *= of_points(rows.factor, i, m, not (MIXED or EMPTY))[:, None]
         if shrink is not None:
             w *= tl.load(shrink)
     at = out + local.to(tl.int64)[:, None] * out_stride + j[None, :]
@@ -186,7 +189,7 @@ def store_tiles(
                 m, n, d, r0, c0 + piece * BP, first_row, rows_here, offset, negatives, positives,
                 RULE, False, True, False, BM, BP, BK, RESIDENT,
             )  # fmt: skip
-    elif True if RULE == LOGITS else tl.load(proven) != 0:
+    elif True if RULE == LOGITS else False if proven is None else tl.load(proven) != 0:
         sums = _store_piece(
             x, y, rows, cols, logit_scale, row_slopes, col_slopes, shrink, out, out_stride, d_col_bias, sums,
             m, n, d, r0, c0, first_row, rows_here, offset, negatives, positives,

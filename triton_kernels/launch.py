@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 log = logging.getLogger("pycl")
 
@@ -31,7 +33,8 @@ class Recording(NamedTuple):
 
 
 _recording: Recording | None = None
-_seen: set[tuple[Any, ...]] = set()
+# What launches of one form were compiled to, with the constexprs that follow their arguments.
+_compiled: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
 
 
 @contextmanager
@@ -50,20 +53,59 @@ def recorded_architecture() -> int | None:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """Start ``kernel`` on the current stream; a compilation that the caller had to wait for is logged, once."""
-    options = {name: getattr(value, "value", value) for name, value in options.items()}  # of a constexpr, its value
-    options["enable_fp_fusion"] = True  # Triton's default until 3.9; a logit is one multiplication and addition
+    """Start ``kernel`` on the current stream; a compilation that the caller had to wait for is logged, once.
+
+    Triton binds, specialises and hashes the arguments of every call, and compares the globals that the kernel uses:
+    some 20 us. A launch of a form that was seen before goes to what that was compiled to.
+    """
     if _recording is not None:
-        _recording.launches.append(Launch(kernel, arguments, options))
+        _recording.launches.append(Launch(kernel, arguments, _for_triton(options)))
         return
     if INTERPRETED:
-        options = {name: value for name, value in options.items() if name in kernel.arg_names}
-    key = (kernel, *sorted(options.items()))
-    if key in _seen:
-        kernel[grid](*arguments, **options)
+        known = {name: value for name, value in _for_triton(options).items() if name in kernel.arg_names}
+        kernel[grid](*arguments, **known)
         return
+    form: list[Any] = [kernel, triton.runtime.driver.active.get_current_device(), *options.items()]
+    _add_forms(form, arguments)
+    key = tuple(form)
+    found = _compiled.get(key)
+    if found is None:
+        _compiled[key] = _first(kernel, grid, arguments, _for_triton(options))
+    else:
+        compiled, constants = found
+        compiled[(*grid, 1, 1)[:3]](*arguments, *constants)
+
+
+def _for_triton(options: dict[str, Any]) -> dict[str, Any]:
+    return options | {"enable_fp_fusion": True}  # the default until 3.9; a logit is one multiplication and addition
+
+
+def _first(
+    kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[Any, tuple[Any, ...]]:
+    """Launch through Triton, which compiles where it has to; what later launches of the same form need."""
     start = time.perf_counter()
-    kernel[grid](*arguments, **options)
-    _seen.add(key)
-    if (took := time.perf_counter() - start) > SLOW and not INTERPRETED:
+    compiled = kernel[grid](*arguments, **options)
+    if (took := time.perf_counter() - start) > SLOW:
         log.info("pycl compiled %s %s in %.1f s; Triton keeps it on disk", kernel.__name__, options, took)
+    return compiled, tuple(options[name] for name in kernel.arg_names[len(arguments) :])
+
+
+def _add_forms(key: list[Any], values: Iterable[Any]) -> None:
+    """All that Triton may specialise a kernel for: never less, or a launch would run what another was compiled to."""
+    add = key.append
+    for value in values:
+        kind = type(value)
+        if value is None:
+            add(None)
+        elif kind is int:
+            add(value if 0 <= value < 16 else value & 15 | (16 if -(2**31) <= value < 2**31 else 32))
+        elif kind is TensorDescriptor:
+            add(value.base.dtype)
+            key += value.block_shape
+        elif isinstance(value, Tensor):
+            add(value.dtype)
+            add(value.data_ptr() % 16 == 0)
+        else:  # a NamedTuple of pointers and numbers
+            add(kind)
+            _add_forms(key, value)

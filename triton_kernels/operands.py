@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Embeddings as the tiles read them, and gradients as the caller wants them.
 
-``prepare`` reads every embedding once: it normalises, casts or splits it, and notes what decides about whole tiles
-(the range of the labels, how large a logit can get). ``finish`` is its transpose: it takes the gradient of what the
-tiles multiplied back to the gradient of what was given.
+``prepare_group`` reads every embedding once: it normalises, casts or splits it, and notes what decides about whole
+tiles (the range of the labels, how large a logit can get). ``finish`` is its transpose: it takes the gradient of what
+the tiles multiplied back to the gradient of what was given.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
 from .launch import EMULATED
 
+ALIGNED = tl.constexpr(4)  # entries: rows of what is made here start at multiples of 16 bytes, float32's included
 GROUP = tl.constexpr(32)  # points whose labels share one range; every tile is a multiple of it
 NORM_EPS = tl.constexpr(1e-12)  # as torch.nn.functional.normalize
 TINY = tl.constexpr(1.1754943508222875e-38)
@@ -58,58 +61,90 @@ def is_short(peak, relative):
     return relative * peak < NORM_EPS
 
 
-@triton.jit(do_not_specialize=["n", "d", "groups"])
-def prepare(
-    z, stride_n, stride_d, ids, views, factor, bias,
-    operand, operand_stride, values, values_stride, ranges, reach,
-    n, d, groups,
+class Given(NamedTuple):
+    """One side as the caller gave it, and where what the tiles need of it goes: pointers, or None."""
+
+    z: Any
+    stride_n: int
+    stride_d: int
+    ids: Any  # int64 [n]; None where the points are numbered
+    views: Any  # int64 [n]; None where all are of one view
+    factor: Any  # float32 [n]
+    bias: Any  # float32 [n]
+    operand: Any  # [n, d] or [n, 3 d]
+    exact: Any  # float32 [n, d]; not "values", which a tuple of Triton has
+    ranges: Any  # int64 [4, groups]
+    reach: Any  # float32 [2, groups]
+
+
+@triton.jit
+def prepare_group(
+    side, group, operand_stride, values_stride, n, d,
     NORMALIZE: tl.constexpr, PLANES: tl.constexpr, LEFT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One group of points.
+    """``operand`` gets the embeddings in its own dtype, ``exact`` in float32.
 
-    ``operand`` [n, d] gets the embedding in its own dtype; with PLANES = 3 it is [n, 3 d] and one long product of a
-    left (high, high, low) and a right (high, low, high) operand is the three-product form of a float32 product.
-    ``ranges`` [4, groups] gets the smallest and largest id and view, ``reach`` [2, groups] the largest
-    norm times factor and the largest bias.
+    With PLANES = 3 it is [n, 3 d] and one long product of the rows' (high, high, low) and the columns' (high, low,
+    high) is the three-product form of a float32 product. ``ranges`` gets the smallest and largest id and view,
+    ``reach`` the largest norm times factor and the largest bias.
     """
-    group = tl.program_id(0)
+    groups = tl.cdiv(n, GROUP)
     i = group * GROUP + tl.arange(0, GROUP)
     inside = i < n
-    peak, relative = norms(z, i, stride_n, stride_d, n, d, BLOCK)
+    peak, relative = norms(side.z, i, side.stride_n, side.stride_d, n, d, BLOCK)
     to_unit = tl.where(is_short(peak, relative), peak / NORM_EPS, 1 / relative)
-    if operand is not None or values is not None:
+    if side.operand is not None or side.exact is not None:
         for k0 in range(0, d, BLOCK):
             k = k0 + tl.arange(0, BLOCK)
-            x = load_rows(z, i, k, stride_n, stride_d, n, d)
+            x = load_rows(side.z, i, k, side.stride_n, side.stride_d, n, d)
             if NORMALIZE:
                 x = x / peak[:, None] * to_unit[:, None]
             here = inside[:, None] & (k < d)[None, :]
-            if values is not None:
-                tl.store(values + i.to(tl.int64)[:, None] * values_stride + k[None, :], x, mask=here)
-            if operand is not None:
-                at = operand + i.to(tl.int64)[:, None] * operand_stride + k[None, :]
-                high = cast(x, operand.dtype.element_ty)
+            if side.exact is not None:
+                start = i.to(tl.int64)[:, None] * tl.multiple_of(values_stride, ALIGNED)
+                tl.store(side.exact + start + k[None, :], x, mask=here)
+            if side.operand is not None:
+                start = i.to(tl.int64)[:, None] * tl.multiple_of(operand_stride, ALIGNED)
+                at = side.operand + start + k[None, :]
+                high = cast(x, side.operand.dtype.element_ty)
                 tl.store(at, high, mask=here)
                 if PLANES == 3:
-                    low = cast(x - high.to(tl.float32), operand.dtype.element_ty)
+                    low = cast(x - high.to(tl.float32), side.operand.dtype.element_ty)
                     tl.store(at + d, high if LEFT else low, mask=here)
                     tl.store(at + 2 * d, low if LEFT else high, mask=here)
 
     length = relative * (to_unit * 1.02 if NORMALIZE else peak)  # the cast may lengthen a unit vector
-    if factor is not None:
-        length *= tl.abs(tl.load(factor + i, mask=inside, other=0.0))
+    if side.factor is not None:
+        length *= tl.abs(tl.load(side.factor + i, mask=inside, other=0.0))
     shift = tl.zeros(i.shape, tl.float32)
-    if bias is not None:
-        shift = tl.abs(tl.load(bias + i, mask=inside, other=0.0))
+    if side.bias is not None:
+        shift = tl.abs(tl.load(side.bias + i, mask=inside, other=0.0))
     # a maximum passes over NaN, a bound must not
-    tl.store(reach + group, tl.max(tl.where(length == length, length, INFINITY), 0))
-    tl.store(reach + groups + group, tl.max(tl.where(shift == shift, shift, INFINITY), 0))
-    ids = tl.load(ids + i, mask=inside, other=0)
-    views = tl.load(views + i, mask=inside, other=0)
-    tl.store(ranges + group, tl.min(tl.where(inside, ids, HIGHEST), 0))
-    tl.store(ranges + groups + group, tl.max(tl.where(inside, ids, LOWEST), 0))
-    tl.store(ranges + 2 * groups + group, tl.min(tl.where(inside, views, HIGHEST), 0))
-    tl.store(ranges + 3 * groups + group, tl.max(tl.where(inside, views, LOWEST), 0))
+    tl.store(side.reach + group, tl.max(tl.where(length == length, length, INFINITY), 0))
+    tl.store(side.reach + groups + group, tl.max(tl.where(shift == shift, shift, INFINITY), 0))
+    ids, views = load_ids(side.ids, i, n), load_views(side.views, i, n)
+    tl.store(side.ranges + group, tl.min(tl.where(inside, ids, HIGHEST), 0))
+    tl.store(side.ranges + groups + group, tl.max(tl.where(inside, ids, LOWEST), 0))
+    tl.store(side.ranges + 2 * groups + group, tl.min(tl.where(inside, views, HIGHEST), 0))
+    tl.store(side.ranges + 3 * groups + group, tl.max(tl.where(inside, views, LOWEST), 0))
+
+
+@triton.jit
+def load_ids(ids, i, n):
+    """Points without ids are numbered."""
+    if ids is None:
+        return i.to(tl.int64)
+    else:
+        return tl.load(ids + i, mask=i < n, other=0)
+
+
+@triton.jit
+def load_views(views, i, n):
+    """Points without views are of one view."""
+    if views is None:
+        return tl.zeros(i.shape, tl.int64)
+    else:
+        return tl.load(views + i, mask=i < n, other=0)
 
 
 @triton.jit(do_not_specialize=["part_stride", "first", "count", "n", "d", "n_parts"])

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .operands import GROUP, HIGHEST, LOWEST
+from .operands import GROUP, HIGHEST, LOWEST, load_ids, load_views
 
 PROVEN = tl.constexpr(35.0)  # nats: sums of exp(l) with |l| below it neither overflow nor lose digits in float32
 NOWHERE = tl.constexpr(2**31 - 1)  # an index beyond all; as an offset: no point meets itself
@@ -21,8 +21,8 @@ NOWHERE = tl.constexpr(2**31 - 1)  # an index beyond all; as an offset: no point
 class Points(NamedTuple):
     """One side as the tiles see it: pointers, or None for a factor of 1 and a bias of 0."""
 
-    ids: Any  # int64 [n]
-    views: Any  # int64 [n]
+    ids: Any  # int64 [n]; None: numbered
+    views: Any  # int64 [n]; None: all of one view
     ranges: Any  # int64 [4, groups]
     factor: Any  # float32 [n], a scale of each point's own
     bias: Any  # float32 [n], nats
@@ -67,16 +67,11 @@ def meets_itself(r0, c0, offset, BM: tl.constexpr, BN: tl.constexpr):
 @triton.jit
 def classes(rows, cols, i, j, m, n, offset):
     """The class bit of every pair of a tile; 0 where there is no point."""
-    same_id = _load(rows.ids, i, m)[:, None] == _load(cols.ids, j, n)[None, :]
-    same_view = _load(rows.views, i, m)[:, None] == _load(cols.views, j, n)[None, :]
+    same_id = load_ids(rows.ids, i, m)[:, None] == load_ids(cols.ids, j, n)[None, :]
+    same_view = load_views(rows.views, i, m)[:, None] == load_views(cols.views, j, n)[None, :]
     found = tl.where(same_id, tl.where(same_view, 2, 4), tl.where(same_view, 8, 16))
     found = tl.where((i.to(tl.int64) + offset)[:, None] == j[None, :], 1, found)
     return tl.where((i < m)[:, None] & (j < n)[None, :], found, 0)
-
-
-@triton.jit
-def _load(labels, i, n):
-    return tl.load(labels + i, mask=i < n, other=0)
 
 
 @triton.jit
@@ -91,21 +86,59 @@ def is_plain(kind, r0, c0, m, n, negatives, positives, BM: tl.constexpr, BN: tl.
     return (c0 + BN <= end) & ((kind & (31 ^ negatives)) == 0) & ((kind & positives) == 0)
 
 
-@triton.jit(do_not_specialize=["m", "n", "first_row", "offset", "negatives", "positives"])
+@triton.jit(do_not_specialize=["m", "n", "first_row", "rows_here", "offset", "negatives", "positives"])
 def plan(
-    rows, cols, row_reach, col_reach, logit_scale, visits, counts, proven,
-    m, n, first_row, offset, negatives, positives,
+    rows, cols, row_reach, col_reach, logit_scale, visits, counts, col_visits, col_counts, proven,
+    m, n, first_row, rows_here, offset, negatives, positives,
     SYMMETRIC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """The column blocks that a row block visits: those with pairs that count, from its own on if SYMMETRIC.
+    """The column blocks that each block of the rows [first_row, first_row + rows_here) visits.
 
     ``visits`` [row blocks, column blocks] holds the plain ones from the left and the mixed ones from the right,
-    ``counts`` [row blocks, 2] how many of either. ``proven`` gets 1 where no logit can exceed PROVEN.
+    ``counts`` [row blocks, 2] how many of either; ``col_visits`` and ``col_counts``, or None, the same of all columns
+    with the sides exchanged, which the programs behind the rows' find. ``proven`` gets 1 where no logit can exceed
+    PROVEN.
     """
-    r0 = first_row + tl.program_id(0) * BM
+    block, row_blocks = tl.program_id(0), tl.cdiv(rows_here, BM)
+    if col_visits is None:
+        _plan_block(
+            rows, cols, visits, counts, block, first_row + block * BM, m, n, offset, negatives, positives,
+            SYMMETRIC, BM, BN, CHUNK,
+        )  # fmt: skip
+    else:
+        if block < row_blocks:
+            _plan_block(
+                rows, cols, visits, counts, block, first_row + block * BM, m, n, offset, negatives, positives,
+                False, BM, BN, CHUNK,
+            )  # fmt: skip
+        else:
+            _plan_block(
+                cols, rows, col_visits, col_counts, block - row_blocks, (block - row_blocks) * BM, n, m,
+                exchanged(offset), negatives, positives, False, BM, BN, CHUNK,
+            )  # fmt: skip
+    if block == 0:
+        bound = _largest(row_reach, m, CHUNK) * _largest(col_reach, n, CHUNK)
+        if logit_scale is not None:
+            bound *= tl.abs(tl.load(logit_scale))
+        bound += _largest(row_reach + tl.cdiv(m, GROUP), m, CHUNK) + _largest(col_reach + tl.cdiv(n, GROUP), n, CHUNK)
+        tl.store(proven, tl.where(bound <= PROVEN, 1, 0))  # NaN is not
+
+
+@triton.jit
+def exchanged(offset):
+    """The offset of the transposed matrix."""
+    return tl.where(offset == NOWHERE, offset, -offset)
+
+
+@triton.jit
+def _plan_block(
+    rows, cols, visits, counts, block, r0, m, n, offset, negatives, positives,
+    SYMMETRIC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Row ``block`` of the lists: what the rows from r0 on visit, from their own block on if SYMMETRIC."""
     row_range = ranges_of_block(rows, r0 // BM, m, BM)
     n_blocks = tl.cdiv(n, BN)
-    at = visits + tl.program_id(0).to(tl.int64) * n_blocks
+    at = visits + block.to(tl.int64) * n_blocks
     n_plain, n_mixed = 0, 0
     for start in range(0, n_blocks, CHUNK):
         blocks = start + tl.arange(0, CHUNK)
@@ -122,14 +155,8 @@ def plan(
         tl.store(at + n_blocks - n_mixed - before[1], blocks, mask=mixed)
         n_plain += tl.sum(plain.to(tl.int32), 0)
         n_mixed += tl.sum(mixed.to(tl.int32), 0)
-    tl.store(counts + 2 * tl.program_id(0), n_plain)
-    tl.store(counts + 2 * tl.program_id(0) + 1, n_mixed)
-    if tl.program_id(0) == 0:
-        bound = _largest(row_reach, m, CHUNK) * _largest(col_reach, n, CHUNK)
-        if logit_scale is not None:
-            bound *= tl.abs(tl.load(logit_scale))
-        bound += _largest(row_reach + tl.cdiv(m, GROUP), m, CHUNK) + _largest(col_reach + tl.cdiv(n, GROUP), n, CHUNK)
-        tl.store(proven, tl.where(bound <= PROVEN, 1, 0))  # NaN is not
+    tl.store(counts + 2 * block, n_plain)
+    tl.store(counts + 2 * block + 1, n_mixed)
 
 
 @triton.jit
@@ -142,23 +169,34 @@ def _largest(reach, n, CHUNK: tl.constexpr):
 
 
 @triton.jit
-def runs_of(visits, counts, n, run, BN: tl.constexpr):
-    """Of a program's row block (axis 0), what its run (axis 1) visits: [begin, middle) plain, [middle, end) mixed.
+def runs_of(visits, counts, planned, row_block, n, run, SYMMETRIC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """Of a row block, what a program's run (axis 1) visits: [begin, middle) plain, [middle, end) mixed.
 
-    Visit t is the column block at ``visits + t`` where it is plain and at ``mixed - t`` where it is not: see nth_piece.
+    ``planned`` is the row block that the plan begins with. Visit t is the column block at ``visits + t`` where it is
+    plain and at ``mixed - t`` where it is not: see nth_piece. Without a plan every column block is visited as a mixed
+    one, from ``mixed`` on; there are no plain ones.
     """
     n_blocks = tl.cdiv(n, BN)
-    at = visits + tl.program_id(0).to(tl.int64) * n_blocks
-    n_plain = tl.load(counts + 2 * tl.program_id(0))
-    n_all = n_plain + tl.load(counts + 2 * tl.program_id(0) + 1)
-    begin = tl.minimum(tl.program_id(1) * run, n_all)
-    end = tl.minimum(begin + run, n_all)
-    return at, at + n_blocks - 1 + n_plain, begin, tl.maximum(tl.minimum(n_plain, end), begin), end
+    if visits is None:
+        first = row_block * (BM // BN) if SYMMETRIC else row_block * 0
+        begin = tl.minimum(tl.program_id(1) * run, n_blocks - first)
+        return first, first, begin, begin, tl.minimum(begin + run, n_blocks - first)
+    else:
+        block = row_block - planned
+        at = visits + block.to(tl.int64) * n_blocks
+        n_plain = tl.load(counts + 2 * block)
+        n_all = n_plain + tl.load(counts + 2 * block + 1)
+        begin = tl.minimum(tl.program_id(1) * run, n_all)
+        end = tl.minimum(begin + run, n_all)
+        return at, at + n_blocks - 1 + n_plain, begin, tl.maximum(tl.minimum(n_plain, end), begin), end
 
 
 @triton.jit
 def nth_piece(at, t, end, PIECES: tl.constexpr, MIXED: tl.constexpr):
-    """Which of all pieces comes t-th where column blocks are visited in PIECES. One past the end is 0."""
+    """Which of all pieces comes t-th where column blocks are visited in PIECES; one past the end is never used."""
     visit = t // PIECES
-    block = tl.load(at - visit if MIXED else at + visit, mask=visit < end, other=0)
+    if at.dtype.is_ptr():
+        block = tl.load(at - visit if MIXED else at + visit, mask=visit < end, other=0)
+    else:
+        block = at + visit
     return block * PIECES + (t - visit * PIECES)

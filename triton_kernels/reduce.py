@@ -3,6 +3,10 @@
 
 A program owns one block of rows and a run of column blocks. Sums over rows stay in registers; sums over columns go
 out, one for each block of rows, and ``merge`` adds them up in a fixed order: one writer for each number, no atomics.
+
+Where no pair has to be looked at, the streaming columns are the first operand of the product. Then a thread holds
+pairs of few columns and many rows: it adds up a column by itself and with three other threads, and what it has of a
+row it adds to a number of its own, which no other thread sees before the last tile.
 """
 
 from __future__ import annotations
@@ -17,10 +21,12 @@ from .tile import (
     LOG2E,
     LOGISTIC,
     MINUS_INFINITY,
+    add_losses,
+    joined,
     load_kept,
     load_unit,
+    losses,
     product,
-    softplus,
     to_logits,
 )
 
@@ -35,21 +41,32 @@ def _finite(shift):
 
 
 @triton.jit
-def _add_tile(shift, total, l, PROVEN: tl.constexpr):
+def _add_tile(shift, total, l, FOLD: tl.constexpr, PROVEN: tl.constexpr):
     """The rows' (shift, total) with a tile of logits, and (shift, total) of its columns.
 
     PROVEN to be small, logits need no shift and one exponential serves the row and the column.
     """
+    AXIS: tl.constexpr = 2 if FOLD else 1
     if PROVEN:
         e = tl.exp2(l)
         of_cols = tl.sum(e, 0)
-        return shift, total + tl.sum(e, 1), tl.zeros_like(of_cols), of_cols
+        return shift, total + tl.sum(_folded(e, FOLD), AXIS), tl.zeros_like(of_cols), of_cols
     else:
-        new = tl.maximum(shift, tl.max(l, 1))
+        folded = _folded(l, FOLD)
+        new = tl.maximum(shift, tl.max(folded, AXIS))
         kept = _finite(new)
-        total = total * tl.exp2(shift - kept) + tl.sum(tl.exp2(l - kept[:, None]), 1)
+        total = total * tl.exp2(shift - kept) + tl.sum(tl.exp2(folded - tl.expand_dims(kept, AXIS)), AXIS)
         col_shift = tl.max(l, 0)
         return new, total, col_shift, tl.sum(tl.exp2(l - _finite(col_shift)[None, :]), 0)
+
+
+@triton.jit
+def _folded(l, FOLD: tl.constexpr):
+    """[BM, BN] as [BM, BN / 8 FOLD, FOLD, 8]: along the third axis are columns that one thread has of a row."""
+    if FOLD:
+        return tl.reshape(l, (l.shape[0], l.shape[1] // (8 * FOLD), FOLD, 8))
+    else:
+        return l
 
 
 @triton.jit
@@ -67,10 +84,16 @@ def _sweep(
     m, n, d, offset, negatives, positives,
     RULE: tl.constexpr, SYMMETRIC: tl.constexpr, PROVEN: tl.constexpr, MIXED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RESIDENT: tl.constexpr,
-    STAGES: tl.constexpr, PIECES: tl.constexpr,
+    STAGES: tl.constexpr, PIECES: tl.constexpr, FOLD: tl.constexpr,
 ):  # fmt: skip
     """The state of a block of rows with the visits [begin, end): straight code, as the compiler's pipeline wants it."""
+    APART: tl.constexpr = RULE != LOGISTIC and not MIXED
     shift, total, pos_shift, pos_total, pos_sum, pos_count = state
+    if RULE == LOGISTIC:  # sums of a thread's own until the end
+        parts = tl.zeros((BM, 4), tl.float32)
+    elif APART:
+        parts = tl.zeros((BM, BN // (8 * FOLD), 8), tl.float32)
+        shifts = parts + (0.0 if PROVEN else MINUS_INFINITY)
     r0 = row_block * BM
     i = r0 + tl.arange(0, BM)
     piece = nth_piece(at, begin * PIECES, end, PIECES, MIXED)
@@ -78,15 +101,16 @@ def _sweep(
         upcoming = nth_piece(at, t + 1, end, PIECES, MIXED)  # a step ahead: the copy of a block waits for its number
         c0 = piece * BN
         j = c0 + tl.arange(0, BN)
-        products, _ = product(x, y, kept, r0, c0, d, BM, BN, BK, RESIDENT)
-        l = to_logits(products, unit, rows, cols, i, j, m, n, LOG2E)
+        products, _ = product(x, y, kept, r0, c0, d, BM, BN, BK, RESIDENT, APART)
+        l = to_logits(products, unit, rows, cols, i, j, m, n, LOG2E, not MIXED)
         if RULE == LOGISTIC:
-            losses = softplus(l)
+            straight, e = losses(l)
             if MIXED:
                 found = classes(rows, cols, i, j, m, n, offset)
-                losses = tl.where((found & negatives) != 0, losses, 0.0)
-                losses += tl.where((found & positives) != 0, softplus(-l), 0.0)
-            total += tl.sum(losses, 1)
+                small, large = (found & negatives) != 0, (found & positives) != 0
+                straight = tl.where(small, straight, 0.0) + tl.where(large, tl.maximum(-l, 0.0), 0.0)
+                e = joined(tl.where(small, e, 0.0), tl.where(large, e, 0.0))
+            parts = add_losses(parts, straight, e, BM, BN)
         else:
             out = tl.program_id(0).to(tl.int64) * n + j
             write = j < n
@@ -96,24 +120,34 @@ def _sweep(
                 found = classes(rows, cols, i, j, m, n, offset)
                 chosen = (found & positives) != 0
                 pos_shift, pos_total, of_shift, of_total = _add_tile(
-                    pos_shift, pos_total, tl.where(chosen, l, MINUS_INFINITY), PROVEN
+                    pos_shift, pos_total, tl.where(chosen, l, MINUS_INFINITY), 0, PROVEN
                 )
                 p = tl.where(chosen, l, 0.0)
+                # ones made of the logits lie where these do; of others the compiler would look at every label again
+                count = tl.where(chosen, (l.to(tl.int32, bitcast=True) | 1) & 1, 0).to(tl.float32)
                 pos_sum += tl.sum(p, 1)
-                pos_count += tl.sum(chosen.to(tl.float32), 1)
+                pos_count += tl.sum(count, 1)
                 if pos_parts is not None:
                     part = tl.program_id(0).to(tl.int64) * 3 * n + out
                     tl.store(pos_parts + part, of_shift, mask=write)
                     tl.store(pos_parts + part + n, of_total, mask=write)
                     tl.store(pos_parts + part + 2 * n, tl.sum(p, 0), mask=write)
-                    tl.store(pos_parts + part + 3 * n, tl.sum(chosen.to(tl.float32), 0), mask=write)
+                    tl.store(pos_parts + part + 3 * n, tl.sum(count, 0), mask=write)
                 l = tl.where((found & negatives) != 0, l, MINUS_INFINITY)
-            shift, total, of_shift, of_total = _add_tile(shift, total, l, PROVEN)
+            if APART:
+                shifts, parts, of_shift, of_total = _add_tile(shifts, parts, l, FOLD, PROVEN)
+            else:
+                shift, total, of_shift, of_total = _add_tile(shift, total, l, 0, PROVEN)
             if den_parts is not None:
                 part = tl.program_id(0).to(tl.int64) * n + out
                 tl.store(den_parts + part, of_shift, mask=write)
                 tl.store(den_parts + part + n, of_total, mask=write)
         piece = upcoming
+    if RULE == LOGISTIC:
+        total += tl.sum(parts, 1)
+    elif APART:
+        width: tl.constexpr = BN // FOLD
+        shift, total = _add_parts(shift, total, tl.reshape(shifts, (BM, width)).T, tl.reshape(parts, (BM, width)).T)
     return shift, total, pos_shift, pos_total, pos_sum, pos_count
 
 
@@ -123,53 +157,58 @@ def _visit(
     m, n, d, offset, negatives, positives,
     RULE: tl.constexpr, SYMMETRIC: tl.constexpr, PROVEN: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr, RESIDENT: tl.constexpr,
-    STAGES: tl.constexpr,
+    STAGES: tl.constexpr, FOLD: tl.constexpr,
 ):  # fmt: skip
     plain, mixed, begin, middle, end = run
-    state = _sweep(
-        state, x, y, kept, rows, cols, unit, plain, begin, middle, row_block, den_parts, pos_parts,
-        m, n, d, offset, negatives, positives, RULE, SYMMETRIC, PROVEN, False, BM, BN, BK, RESIDENT, STAGES, 1,
-    )  # fmt: skip
+    if plain.dtype.is_ptr():  # there is a plan
+        state = _sweep(
+            state, x, y, kept, rows, cols, unit, plain, begin, middle, row_block, den_parts, pos_parts,
+            m, n, d, offset, negatives, positives,
+            RULE, SYMMETRIC, PROVEN, False, BM, BN, BK, RESIDENT, STAGES, 1, FOLD,
+        )  # fmt: skip
     return _sweep(
         state, x, y_piece, kept, rows, cols, unit, mixed, middle, end, row_block, den_parts, pos_parts,
         m, n, d, offset, negatives, positives, RULE, SYMMETRIC, PROVEN, True, BM, BP, BK, RESIDENT, STAGES,
-        BN // BP,
+        BN // BP, FOLD,
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["m", "n", "d", "first_row", "rows_here", "run", "offset", "negatives", "positives"])
+@triton.jit(
+    do_not_specialize=["m", "n", "d", "planned", "first_row", "rows_here", "run", "offset", "negatives", "positives"]
+)  # fmt: skip
 def reduce_tiles(
     x, y, y_piece, rows, cols, logit_scale, visits, counts, proven, row_parts, den_parts, pos_parts,
-    m, n, d, first_row, rows_here, run, offset, negatives, positives,
+    m, n, d, planned, first_row, rows_here, run, offset, negatives, positives,
     RULE: tl.constexpr, SYMMETRIC: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr, RESIDENT: tl.constexpr,
-    STAGES: tl.constexpr,
+    STAGES: tl.constexpr, FOLD: tl.constexpr,
 ):  # fmt: skip
     """Row blocks from ``first_row`` on (axis 0) against runs of ``run`` of the column blocks they visit (axis 1).
 
     ``row_parts`` [runs, STATE, rows_here], with LOGISTIC [runs, rows_here]. ``den_parts`` [row blocks, 2, n] and
     ``pos_parts`` [row blocks, 4, n] get those of the tiles visited and of the mixed ones; None where columns have no
-    statistics. The logits of ``negatives`` are those of the denominator, or those that should be small.
+    statistics. The logits of ``negatives`` are those of the denominator, or those that should be small. FOLD: how many
+    columns a thread has of every eighth, where they are the first operand.
     """
     r0 = first_row + tl.program_id(0) * BM
     row_block = r0 // BM
-    run_here = runs_of(visits, counts, n, run, BN)
+    run_here = runs_of(visits, counts, planned, row_block, n, run, SYMMETRIC, BM, BN)
     unit = load_unit(logit_scale, LOG2E)
     kept = load_kept(x, r0, RESIDENT)
     zero, none = tl.zeros((BM,), tl.float32), tl.full((BM,), MINUS_INFINITY, tl.float32)
 
-    is_proven = True if RULE == LOGISTIC else tl.load(proven) != 0
+    is_proven = True if RULE == LOGISTIC else False if proven is None else tl.load(proven) != 0
     if is_proven:
         state = _visit(
             (zero, zero, zero, zero, zero, zero), x, y, y_piece, kept, rows, cols, unit, run_here, row_block,
             den_parts, pos_parts, m, n, d, offset, negatives, positives,
-            RULE, SYMMETRIC, True, BM, BN, BP, BK, RESIDENT, STAGES,
+            RULE, SYMMETRIC, True, BM, BN, BP, BK, RESIDENT, STAGES, FOLD,
         )  # fmt: skip
     else:
         state = _visit(
             (none, zero, none, zero, zero, zero), x, y, y_piece, kept, rows, cols, unit, run_here, row_block,
             den_parts, pos_parts, m, n, d, offset, negatives, positives,
-            RULE, SYMMETRIC, False, BM, BN, BP, BK, RESIDENT, STAGES,
+            RULE, SYMMETRIC, False, BM, BN, BP, BK, RESIDENT, STAGES, FOLD,
         )  # fmt: skip
 
     local = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -183,25 +222,52 @@ def reduce_tiles(
             tl.store(at + field * rows_here, state[field], mask=inside)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "m", "n", "start", "fresh", "final", "first_row", "rows_here", "runs", "offset", "negatives", "positives"
-    ]
-)  # fmt: skip
+@triton.jit(do_not_specialize=["m", "n", "first_row", "rows_here", "runs", "offset", "negatives", "positives"])
 def merge(
-    stats, rows, cols, row_parts, den_parts, pos_parts,
-    m, n, start, fresh, final, first_row, rows_here, runs, offset, negatives, positives,
-    SYMMETRIC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PARTS: tl.constexpr,
+    row_stats, col_stats, rows, cols, row_parts, den_parts, pos_parts,
+    m, n, first_row, rows_here, runs, offset, negatives, positives,
+    SYMMETRIC: tl.constexpr, PLANNED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Add the parts of a sweep over the rows [first_row, first_row + rows_here) to ``stats`` [STATE, n] from ``start``.
+    """Add the parts of a sweep over the rows [first_row, first_row + rows_here), BN points a program.
 
-    One block of BN points a program. ``fresh``: nothing was added yet. Points before ``final`` have got everything:
-    their state becomes (lse, pos_lse, pos_sum, pos_count) in nats, then both log-sum-exps in units of log 2.
-    ``row_parts`` are of the points themselves; ``den_parts`` and ``pos_parts`` of the points as columns.
+    To ``row_stats`` [STATE, m], and in the programs behind the rows' to ``col_stats`` [STATE, n] or None; if SYMMETRIC
+    points are both, those before the rows have had everything.
     """
-    block = start // BN + tl.program_id(0)
+    program, first_block, end = tl.program_id(0), first_row // BN, first_row + rows_here
+    if SYMMETRIC:
+        _merge(
+            row_stats, rows, cols, row_parts, den_parts, pos_parts, first_block + program, first_row > 0, end,
+            m, n, first_row, rows_here, runs, offset, negatives, positives, SYMMETRIC, PLANNED, BM, BN, PARTS,
+        )  # fmt: skip
+    else:
+        row_blocks = tl.cdiv(rows_here, BN)
+        if program < row_blocks:
+            _merge(
+                row_stats, rows, cols, row_parts, None, None, first_block + program, False, end,
+                m, m, first_row, rows_here, runs, offset, negatives, positives, SYMMETRIC, PLANNED, BM, BN, PARTS,
+            )  # fmt: skip
+        elif col_stats is not None:
+            _merge(
+                col_stats, rows, cols, None, den_parts, pos_parts, program - row_blocks, first_row > 0,
+                tl.where(end == m, n, 0),
+                m, n, first_row, rows_here, runs, offset, negatives, positives, SYMMETRIC, PLANNED, BM, BN, PARTS,
+            )  # fmt: skip
+
+
+@triton.jit
+def _merge(
+    stats, rows, cols, row_parts, den_parts, pos_parts, block, begun, final,
+    m, n, first_row, rows_here, runs, offset, negatives, positives,
+    SYMMETRIC: tl.constexpr, PLANNED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Add up what there is for the points of a block: into ``stats`` [STATE, n], which hold something if ``begun``.
+
+    Points before ``final`` have got everything: their state becomes (lse, pos_lse, pos_sum, pos_count) in nats, then
+    both log-sum-exps in units of log 2. ``row_parts`` are of the points themselves; ``den_parts`` and ``pos_parts`` of
+    the points as columns.
+    """
     j = block * BN + tl.arange(0, BN)
-    known = j < tl.where(fresh != 0, 0, n)
+    known = j < tl.where(begun, n, 0)
     at = stats + j
     shift = tl.load(at, mask=known, other=MINUS_INFINITY)
     total = tl.load(at + n, mask=known, other=0.0)
@@ -232,13 +298,17 @@ def merge(
             group = row_block[:, None] * (BM // GROUP) + tl.arange(0, BM // GROUP)[None, :]
             row_range = ranges_of(rows, group, tl.cdiv(m, GROUP))
             kind = kind_of_tile(row_range, col_range, row_block * BM, block * BN, offset, BM, BN)
-            visited = ((kind & (negatives | positives)) != 0) & (p < n_parts)
+            visited = p < n_parts
+            if PLANNED:
+                visited &= (kind & (negatives | positives)) != 0
             if SYMMETRIC:
                 visited &= row_block * BM + BM <= block * BN
             here = visited[:, None] & (j < n)[None, :]
             shifts, totals = _load_pair(den_parts + p.to(tl.int64)[:, None] * 2 * n + j[None, :], n, here)
             shift, total = _add_parts(shift, total, shifts, totals)
-            mixed = visited & (is_plain(kind, row_block * BM, block * BN, m, n, negatives, positives, BM, BN) == 0)
+            mixed = visited
+            if PLANNED:
+                mixed &= is_plain(kind, row_block * BM, block * BN, m, n, negatives, positives, BM, BN) == 0
             if tl.max(mixed.to(tl.int32), 0) != 0:
                 here = mixed[:, None] & (j < n)[None, :]
                 of = pos_parts + p.to(tl.int64)[:, None] * 4 * n + j[None, :]

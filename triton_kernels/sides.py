@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A problem as the kernels take it: both sides prepared, descriptors of their operands, the plan of a sweep."""
+"""A problem as the kernels take it: both sides prepared, descriptors of their operands, the device they are for."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ import functools
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..ops import Problem
-from . import operands, pairs, tiles
+from . import operands, pairs, tiles, weights
 from .launch import INTERPRETED, launch, recorded_architecture
 from .pairs import Points
+from .prepare import prepare
 from .tiles import Tile
+from .weights import Slopes, Tables
 
 GROUP: int = operands.GROUP.value
+WHOLE: int = weights.WHOLE.value
+TERMS: int = weights.TERMS.value
+NOTHING = Slopes(None, None, None, None)
 NO_SELF: int = pairs.NOWHERE.value
 
 
@@ -54,24 +58,55 @@ class Sides(NamedTuple):
 
 
 def sides_of(problem: Problem) -> Sides:
-    """Prepare both sides; a symmetric problem's is one and the same where its operand is."""
+    """Both sides, prepared."""
+    return prepared(problem, NOTHING, NOTHING)[0]
+
+
+def prepared(problem: Problem, row_slopes: Slopes, col_slopes: Slopes) -> tuple[Sides, Slopes, Slopes, Tensor | None]:
+    """Both sides, both slopes with tables in place of their statistics, and what weights in float16 are shrunk by.
+
+    A symmetric problem's sides are one and the same where its operand is, and its slopes.
+    """
     p = problem
     scalar = p.logit_scale.dim() == 0
-    dtype, planes = _form(p.rows.dtype, p.normalize)
+    form = Form(*_precision(p.rows.dtype, p.normalize), p.normalize)
     factor = None if scalar else p.logit_scale
-    row_ids, row_views, col_ids, col_views = p.labelled()
-    x = _prepare(p.rows, row_ids, row_views, factor, p.row_bias, p.normalize, dtype, planes, left=True)
+    x = _new_side(p.rows, (p.row_ids, p.row_views), factor, p.row_bias, form)
     if p.cols is not None:
-        y = _prepare(p.cols, col_ids, col_views, None, p.col_bias, p.normalize, dtype, planes, left=False)
-    elif planes == 1:
-        y = x
+        y = _new_side(p.cols, (p.col_ids, p.col_views), None, p.col_bias, form)
     else:
-        y = _prepare(p.rows, row_ids, row_views, None, p.row_bias, p.normalize, dtype, planes, left=False)
+        y = x if form.planes == 1 else _new_side(p.rows, (p.row_ids, p.row_views), None, p.row_bias, form)
+    tables = _new_tables(row_slopes, col_slopes, x, y)
+    _prepare(x, None if y is x else y, form, row_slopes, col_slopes, tables)
     meets_nothing = p.offset is None or abs(p.offset) >= NO_SELF
-    return Sides(x, y, p.logit_scale if scalar else None, NO_SELF if meets_nothing or p.offset is None else p.offset)
+    offset = NO_SELF if meets_nothing or p.offset is None else p.offset
+    rows = row_slopes._replace(stats=tables.rows)
+    cols = rows if col_slopes is row_slopes else col_slopes._replace(stats=tables.cols)
+    return Sides(x, y, p.logit_scale if scalar else None, offset), rows, cols, tables.shrink
 
 
-def _form(dtype: torch.dtype, normalize: bool) -> tuple[torch.dtype, int]:
+def _new_tables(row_slopes: Slopes, col_slopes: Slopes, x: Side, y: Side) -> Tables:
+    """Memory for them; ``shrink`` where weights are float16, to give them the best of its range."""
+
+    def table(slopes: Slopes, side: Side) -> Tensor | None:
+        if slopes == NOTHING:
+            return None
+        return side.reach.new_empty(TERMS, cdiv(side.n, WHOLE) * WHOLE)
+
+    cols = None if col_slopes is row_slopes else table(col_slopes, y)
+    shrunk = row_slopes != NOTHING and x.operand.dtype == torch.float16
+    return Tables(table(row_slopes, x), cols, x.reach.new_empty(1) if shrunk else None)
+
+
+class Form(NamedTuple):
+    """Of operands: their dtype, and how many products of it make one of the embeddings'."""
+
+    dtype: torch.dtype
+    planes: int
+    normalize: bool
+
+
+def _precision(dtype: torch.dtype, normalize: bool) -> tuple[torch.dtype, int]:
     """The dtype of the operands and the number of products that make one: for float32 what torch is set to.
 
     "high" is three products of bfloat16 parts, not tf32: 16 bits instead of 10, and the tensor cores cannot read tf32
@@ -85,45 +120,54 @@ def _form(dtype: torch.dtype, normalize: bool) -> tuple[torch.dtype, int]:
     return torch.float16 if normalize else torch.bfloat16 if dtype == torch.float32 else dtype, 1
 
 
-def _prepare(
-    z: Tensor,
-    ids: Tensor,
-    views: Tensor,
-    factor: Tensor | None,
-    bias: Tensor | None,
-    normalize: bool,
-    dtype: torch.dtype,
-    planes: int,
-    left: bool,
+def _new_side(
+    z: Tensor, labels: tuple[Tensor | None, Tensor | None], factor: Tensor | None, bias: Tensor | None, form: Form
 ) -> Side:
+    """With memory for what ``prepare`` makes of it; operand and values are the embeddings where these are fit to be."""
     n, d = z.shape
-    groups = triton.cdiv(n, GROUP)
+    groups = cdiv(n, GROUP)
     ranges = torch.empty(4, groups, dtype=torch.int64, device=z.device)
     reach = torch.empty(2, groups, dtype=torch.float32, device=z.device)
-    as_given = not normalize and planes == 1 and dtype == z.dtype and _describable(z)
-    operand = z if as_given else _aligned(n, planes * d, dtype, z.device)
+    as_given = not form.normalize and form.planes == 1 and form.dtype == z.dtype and _describable(z)
+    operand = z if as_given else _aligned(n, form.planes * d, form.dtype, z.device)
     # gradients are sums of the embeddings in the weights' dtype: of all their digits where these are split
-    values = operand if planes == 1 else _aligned(n, d, torch.float32, z.device) if normalize else z
+    values = operand if form.planes == 1 else _aligned(n, d, torch.float32, z.device) if form.normalize else z
+    return Side(z, operand, values, Points(*labels, ranges, factor, bias), reach)
+
+
+def _prepare(x: Side, y: Side | None, form: Form, row_slopes: Slopes, col_slopes: Slopes, tables: Tables) -> None:
+    given = [_given(x), operands.Given(*[None] * 11) if y is None else _given(y)]
+    strides = [next((t.stride(0) for t in made if t is not None), 0) for made in zip(*map(_made, (x, y)), strict=True)]
+    groups = cdiv(x.n, GROUP) + (0 if y is None else cdiv(y.n, GROUP))
+    blocks = max((t.shape[1] // WHOLE for t in tables[:2] if t is not None), default=0)
     launch(
-        operands.prepare,
-        (groups,),
-        *(z, *z.stride(), ids, views, factor, bias),
-        *(None if as_given else operand, operand.stride(0)),
-        *((values, values.stride(0)) if planes > 1 and normalize else (None, 0)),
-        *(ranges, reach, n, d, groups),
-        NORMALIZE=normalize,
-        PLANES=planes,
-        LEFT=left,
-        BLOCK=min(triton.next_power_of_2(d), 256),
+        prepare,
+        (groups + blocks,),
+        *(*given, row_slopes, col_slopes, tables, *strides, x.n, 0 if y is None else y.n, x.z.shape[1]),
+        NORMALIZE=form.normalize,
+        PLANES=form.planes,
+        BLOCK=min(next_power_of_2(x.z.shape[1]), 256),
         num_warps=4,
     )
-    return Side(z, operand, values, Points(ids, views, ranges, factor, bias), reach)
+
+
+def _made(side: Side | None) -> tuple[Tensor | None, Tensor | None]:
+    """The operand and the values where they are not the embeddings themselves, and values that are not the operand."""
+    if side is None:
+        return None, None
+    operand, values = side.operand, side.values
+    return None if operand is side.z else operand, None if values is side.z or values is operand else values
+
+
+def _given(side: Side) -> operands.Given:
+    ids, views, ranges, factor, bias = side.points
+    return operands.Given(side.z, *side.z.stride(), ids, views, factor, bias, *_made(side), ranges, side.reach)
 
 
 def _aligned(n: int, d: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Uninitialised [n, d] whose rows start at multiples of 16 bytes."""
     step = 16 // dtype.itemsize
-    return torch.empty(n, triton.cdiv(d, step) * step, dtype=dtype, device=device)[:, :d]
+    return torch.empty(n, cdiv(d, step) * step, dtype=dtype, device=device)[:, :d]
 
 
 def _describable(z: Tensor) -> bool:
@@ -133,73 +177,38 @@ def _describable(z: Tensor) -> bool:
     return unit == 1 and step >= z.shape[1] and aligned
 
 
-class Plan(NamedTuple):
-    visits: Tensor  # int32 [row blocks, column blocks]
-    counts: Tensor  # int32 [row blocks, 2]
-    proven: Tensor  # int32 [1]
+def cdiv(a: int, b: int) -> int:
+    """Triton's own takes two microseconds on the host."""
+    return -(-a // b)
 
 
-def plan(
-    sides: Sides, tile: Tile, sets: tuple[int, int], first: int = 0, rows: int | None = None, symmetric: bool = False
-) -> Plan:
-    """Which column blocks the row blocks of ``rows`` rows visit, and whether no logit can be large.
-
-    It is made and stays on the device.
-    """
-    x, y = sides.x, sides.y
-    n_blocks = triton.cdiv(x.n if rows is None else rows, tile.rows)
-    new = functools.partial(torch.empty, dtype=torch.int32, device=x.z.device)
-    found = Plan(new(n_blocks, triton.cdiv(y.n, tile.cols)), new(n_blocks, 2), new(1))
-    launch(
-        pairs.plan,
-        (n_blocks,),
-        *(x.points, y.points, x.reach, y.reach, sides.logit_scale, *found),
-        *(x.n, y.n, first, sides.offset, *sets),
-        SYMMETRIC=symmetric,
-        BM=tile.rows,
-        BN=tile.cols,
-        CHUNK=256,
-        num_warps=4,
-    )
-    return found
+def next_power_of_2(n: int) -> int:
+    return 1 << (n - 1).bit_length()
 
 
-def architecture(device: torch.device) -> int:
-    """90 for compute capability 9.0; 0 in the interpreter."""
+class Device(NamedTuple):
+    """What of a GPU decides about tiles, launches and memory."""
+
+    architecture: int  # 90 for compute capability 9.0; 0 in the interpreter
+    multiprocessors: int
+    memory: int  # bytes
+
+
+def device_of(z: Tensor) -> Device:
     if (recorded := recorded_architecture()) is not None:
-        return recorded
-    if INTERPRETED:
-        return 0
+        return Device(recorded, 132, 80 << 30)
+    return Device(0, 1, 0) if INTERPRETED else _gpu(z.device)
+
+
+@functools.cache
+def _gpu(device: torch.device) -> Device:
+    found = torch.cuda.get_device_properties(device)
     major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
-def multiprocessors(device: torch.device) -> int:
-    if recorded_architecture() is not None:
-        return 132
-    return 1 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
+    return Device(10 * major + minor, found.multi_processor_count, found.total_memory)
 
 
 def tile_for(kernel: str, sides: Sides) -> Tile:
     operand = sides.x.operand
-    found = tiles.pick(kernel, architecture(operand.device), operand.itemsize, operand.shape[1])
+    found = tiles.pick(kernel, device_of(operand).architecture, operand.itemsize, operand.shape[1])
     assert found is not None, f"every table has a tile for {kernel}"
     return found
-
-
-def portion(budget: int, bytes_a_block: int, tile: Tile, least: int = 1) -> int:
-    """How many rows to take at once where each block of them needs so many bytes."""
-    return max(least, budget // bytes_a_block) * tile.rows
-
-
-def split(blocks: int, slots: int, most: int) -> int:
-    """Into how many runs to cut the work of every block so that all slots of the device are busy to the end."""
-
-    def use(runs: int) -> float:
-        return blocks * runs / (triton.cdiv(blocks * runs, slots) * slots)
-
-    best = 1
-    for runs in range(1, max(1, min(most, triton.cdiv(4 * slots, blocks))) + 1):
-        if use(runs) > use(best) + 0.02:
-            best = runs
-    return best

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..ops import Transport
 from .launch import launch
 from .operands import cast
-from .sides import architecture, multiprocessors
+from .sides import cdiv, device_of, next_power_of_2
 from .tile import LN2, LOG2E, MINUS_INFINITY
 
 LOWEST = tl.constexpr(-3e38)  # a shift before the first logit: finite, so that -inf less it is no NaN
@@ -51,7 +51,7 @@ class Rows(NamedTuple):
 
 def rows_for(scores: Tensor) -> Rows | None:
     """None where no cluster holds a row, or the GPU has none."""
-    arch, n, ctas = architecture(scores.device), _power(scores.shape[1]), 1
+    arch, n, ctas = device_of(scores).architecture, _power(scores.shape[1]), 1
     if n > 2 * TILE:
         ctas = min(n // TILE, MOST_CTAS)
         if not (CLUSTERS and 90 <= arch < 120) or n // ctas > 2 * TILE:
@@ -61,7 +61,7 @@ def rows_for(scores: Tensor) -> Rows | None:
 
 
 def _power(n: int) -> int:
-    return max(32, triton.next_power_of_2(n))
+    return max(32, next_power_of_2(n))
 
 
 @triton.jit
@@ -227,7 +227,7 @@ def sinkhorn_columns(t: Transport, potential: Tensor | None) -> Tensor:
         parts = lse.new_empty(_programs(t.scores, held), n)
         _sample_step(t, held, potential, parts, None, None)
     of_parts = None if held is None else potential
-    launch(merge_columns, (triton.cdiv(n, 32),), parts, of_parts, lse, len(parts), n, BN=32, PARTS=64, num_warps=4)
+    launch(merge_columns, (cdiv(n, 32),), parts, of_parts, lse, len(parts), n, BN=32, PARTS=64, num_warps=4)
     return lse
 
 
@@ -258,22 +258,22 @@ def _sample_step(
 
 
 def _programs(scores: Tensor, held: Rows) -> int:
-    slots = multiprocessors(scores.device) // held.ctas * held.resident
-    return min(triton.cdiv(len(scores), held.rows), max(1, slots))
+    slots = device_of(scores).multiprocessors // held.ctas * held.resident
+    return min(cdiv(len(scores), held.rows), max(1, slots))
 
 
 def _sample_stream(t: Transport, potential: Tensor, codes: Tensor | None) -> Tensor:
     u, rows, cols = potential.new_empty(len(t.scores)), 4, min(COLUMNS, _power(t.scores.shape[1]))
     arguments = potential, t.sample_target, codes, u
-    _launch(sample_stream, (triton.cdiv(len(u), rows),), t, arguments, BM=rows, BN=cols, STAGES=3, num_warps=4)
+    _launch(sample_stream, (cdiv(len(u), rows),), t, arguments, BM=rows, BN=cols, STAGES=3, num_warps=4)
     return u
 
 
 def _column_parts(t: Transport, u: Tensor | None) -> Tensor:
     n_samples, n = t.scores.shape
     rows, cols = 8, min(COLUMNS, _power(n))
-    blocks, slots = triton.cdiv(n, cols), 4 * multiprocessors(t.scores.device)
-    programs = min(triton.cdiv(n_samples, rows), max(1, slots // blocks))
+    blocks, slots = cdiv(n, cols), 4 * device_of(t.scores).multiprocessors
+    programs = min(cdiv(n_samples, rows), max(1, slots // blocks))
     parts = torch.empty(programs, 2, n, device=t.scores.device)
     _launch(column_lse, (blocks, programs), t, (u, parts), BM=rows, BN=cols, STAGES=3, num_warps=4)
     return parts

@@ -23,6 +23,7 @@ class Tile(NamedTuple):
     stages: int
     resident: int = 1  # programs that fit on a multiprocessor together
     piece: int = 32  # columns at once where single pairs are looked at: the labels of more do not fit in registers
+    fold: int = 2  # columns 8 apart that a thread holds where they are a product's first operand: 1 from tensor memory
 
     def holds(self, d: int) -> bool:
         """Whether one block has all features."""

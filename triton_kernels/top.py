@@ -78,18 +78,20 @@ def _sweep(
     for t in range(begin * PIECES, end * PIECES):
         c0 = nth_piece(at, t, end, PIECES, MIXED) * BN
         j = c0 + tl.arange(0, BN)
-        products, _ = product(x, y, kept, r0, c0, d, BM, BN, BK, RESIDENT)
-        l = to_logits(products, unit, rows, cols, i, j, m, n, 1.0)
+        products, _ = product(x, y, kept, r0, c0, d, BM, BN, BK, RESIDENT, False)
+        l = to_logits(products, unit, rows, cols, i, j, m, n, 1.0, not MIXED)
         if MIXED:
             l = tl.where((classes(rows, cols, i, j, m, n, offset) & pairs) != 0, l, MINUS_INFINITY)
         best = _improve(best, l, j, below)
     return best
 
 
-@triton.jit(do_not_specialize=["m", "n", "d", "first_row", "rows_here", "run", "k", "offset", "pairs"])
+@triton.jit(
+    do_not_specialize=["m", "n", "d", "planned", "first_row", "rows_here", "run", "k", "offset", "pairs"]
+)  # fmt: skip
 def top_of_tiles(
     x, y, y_piece, rows, cols, logit_scale, visits, counts, below, out,
-    m, n, d, first_row, rows_here, run, k, offset, pairs,
+    m, n, d, planned, first_row, rows_here, run, k, offset, pairs,
     K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr, RESIDENT: tl.constexpr,
 ):  # fmt: skip
     """Row blocks from ``first_row`` on (axis 0) against runs of ``run`` of the column blocks they visit (axis 1).
@@ -99,15 +101,16 @@ def top_of_tiles(
     """
     r0 = first_row + tl.program_id(0) * BM
     local = tl.program_id(0) * BM + tl.arange(0, BM)
-    plain, mixed, begin, middle, end = runs_of(visits, counts, n, run, BN)
+    plain, mixed, begin, middle, end = runs_of(visits, counts, planned, r0 // BM, n, run, False, BM, BN)
     unit = load_unit(logit_scale, 1.0)
     kept = load_kept(x, r0, RESIDENT)
     limit = None if below is None else tl.load(below + local, mask=local < rows_here, other=0)
     best = _nothing(BM, K, k)
-    best = _sweep(
-        best, limit, x, y, kept, rows, cols, unit, plain, begin, middle, r0, m, n, d, offset, pairs,
-        False, BM, BN, BK, RESIDENT, 1,
-    )  # fmt: skip
+    if plain.dtype.is_ptr():  # there is a plan
+        best = _sweep(
+            best, limit, x, y, kept, rows, cols, unit, plain, begin, middle, r0, m, n, d, offset, pairs,
+            False, BM, BN, BK, RESIDENT, 1,
+        )  # fmt: skip
     best = _sweep(
         best, limit, x, y_piece, kept, rows, cols, unit, mixed, middle, end, r0, m, n, d, offset, pairs,
         True, BM, BP, BK, RESIDENT, BN // BP,

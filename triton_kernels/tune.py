@@ -18,7 +18,7 @@ from ..ops import Needs, Problem
 from ..pairs import Pairs, Points
 from ..validation import problem_of
 from . import aot, tiles
-from .sides import architecture
+from .sides import device_of
 from .tiles import Tile
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -55,7 +55,7 @@ def fastest(
 ) -> tuple[Tile, float]:
     """The candidate that takes least by ``time_of``, and what it takes; raises RuntimeError where none runs."""
     d, itemsize = problem.rows.shape[1], problem.rows.itemsize
-    key = tiles.key_of(kernel, architecture(problem.rows.device), itemsize, d)
+    key = tiles.key_of(kernel, device_of(problem.rows).architecture, itemsize, d)
     found: list[tuple[float, Tile]] = []
     run = sweep_of(kernel, problem)
     before = tiles.TUNED.pop(key, None)
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for kernel in ("reduce", "own" if itemsize == 2 and d <= 256 else "store"):
             choices = list(candidates(kernel, itemsize, d))
             tile, took = fastest(kernel, problem, choices, lambda run: float(do_bench(run, return_mode="median")))
-            tiles.remember(kernel, architecture(problem.rows.device), itemsize, d, tile)
+            tiles.remember(kernel, device_of(problem.rows).architecture, itemsize, d, tile)
             print(f"{kernel} d={d} {options.dtype}: {tile} {took:.3f} ms")
     print(f"written to {tiles.cache_file()}")
     return 0
