@@ -203,3 +203,19 @@ def assert_near(found: list[Tensor], wanted: list[Tensor], digits: float) -> Non
         assert torch.equal(got == -torch.inf, empty)
         got, want = got.masked_fill(empty, 0), want.masked_fill(empty, 0)
         torch.testing.assert_close(got, want, rtol=0, atol=digits * max(1.0, want.abs().max().item()))
+
+
+def assert_near_products(found: list[Tensor], wanted: list[Tensor], case: Case, digits: float) -> None:
+    """What ``outputs_of`` gives where products are off by no more than ``digits`` of those of the absolute values.
+
+    A logit of size s is then off by s digits, a weight of a softmax by as much of itself, and a gradient by both of a
+    sum that does not cancel: its weights' digits and its own product's, (1 + s) <= 6 max(1, s / 5) of them together.
+    """
+    size, total, of_gradients = magnitudes(case, case.leaves)
+    n = len(found) - len(of_gradients)
+    most = [total if k % 4 == 2 or k == n - 1 else max(1.0, size) for k in range(n)]
+    most += [6 * t for t in of_gradients.values()]
+    for k, (got, want, magnitude) in enumerate(zip(found, wanted, most, strict=True)):
+        assert torch.equal(got == -torch.inf, want == -torch.inf)
+        error = (got - want).masked_fill(want == -torch.inf, 0).abs().max().item()
+        assert error <= digits * magnitude, f"output {k}: error {error:.3g} > {digits:.3g} of {magnitude:.3g}"

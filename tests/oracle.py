@@ -42,6 +42,16 @@ def assert_as_accurate(
     assert error <= budget, f"error {error:.3g} > budget {budget:.3g} (plain torch {granted:.3g}, floor {floor:.3g})"
 
 
+def between_logits(size: float, d: int) -> float:
+    """How far apart two float32 computations of one logit ``scale <x, y>`` are at most; size: ``scale |x| |y|``.
+
+    A sum of d products is off by ``d 2^-24 |x| |y|`` at most in whatever order it is taken, and orders differ: between
+    tiles of two shapes, between a tile and its transpose, between CPUs. Both computations may then round the logit, and
+    the log-sum-exp on its way from units of log 2 to nats and back. With one product for both, d is 0.
+    """
+    return size * (2 * d + 4) * 2.0**-24
+
+
 def _largest(t: Tensor) -> float:
     return t.abs().nan_to_num(nan=torch.inf).max().item() if t.numel() else 0.0
 

@@ -60,9 +60,10 @@ def check(
             chosen = slice(None) if keep is None else keep
             mine, plain, true, x = (t[..., chosen, :] for t in (mine, plain, true, floating[i]))
             magnitude = steepness * conditioning / (x.norm(dim=-1).min().item() if loss.cosine else 1.0)
-        else:  # summed over all terms and, where a term joins several anchors, over these
+        else:  # summed over all terms and, where a term joins several anchors, over these: the weights of an anchor
+            # share the rounding of its log-sum-exp, so that no sum over its logits cancels it
             anchors = floating[0].numel() / floating[0].shape[-1] / cotangent.numel()
-            magnitude = steepness**2 * cotangent.norm().item() * max(1.0, anchors**0.5)
+            magnitude = steepness**2 * conditioning * cotangent.norm().item() * max(1.0, anchors**0.5)
         assert_as_accurate(mine, plain, true, dtype, magnitude=magnitude)
 
 

@@ -72,7 +72,8 @@ def test_threads(n_threads: int) -> None:
             codes = sinkhorn(scores, backend="cpu")
             assert torch.equal(sinkhorn(scores, backend="cpu"), codes)
         truth = published(scores.double())
-        assert_as_accurate(codes, published(scores), truth, torch.float32, magnitude=truth.max().item())
+        lost = max(1.0, shape[1] ** 0.5 / 67)  # a row's sum in few lanes has lost sqrt(n) roundings, the floor is 67
+        assert_as_accurate(codes, published(scores), truth, torch.float32, magnitude=lost * truth.max().item())
 
 
 def test_uninitialised_memory_is_not_read(isa: str) -> None:
