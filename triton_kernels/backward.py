@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..ops import Gradients, Needs, Problem, empty_gradients
 from . import gradient, operands, tiles
-from .launch import INTERPRETED, launch
+from .launch import INTERPRETED, launch, recorded_architecture
 from .sides import Side, Sides, architecture, multiprocessors, plan, portion, sides_of, split, tile_for
 from .tile import STATISTICS
 from .tiles import Tile
@@ -219,6 +219,8 @@ def _parts_of(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None
 def _product(a: Tensor, b: Tensor, into: Tensor | None = None, add: bool = False) -> Tensor:
     """a b in float32, or added to what ``into`` holds."""
     into = torch.empty(a.shape[0], b.shape[1], device=a.device) if into is None else into
+    if recorded_architecture() is not None:  # tensors without data; out_dtype is unknown to those of torch 2.11
+        return into
     with torch.autocast("cpu" if INTERPRETED else "cuda", enabled=False):  # dtypes were chosen where inputs were made
         if a.dtype == torch.float32 or INTERPRETED:  # no product of halves with a float32 result on the CPU
             return torch.addmm(into, a.float(), b.float(), beta=int(add), out=into)
