@@ -171,7 +171,7 @@ def _assemblers() -> dict[str, Any]:
 
 def _warnings(assemblers: dict[str, dict[str, str]]) -> list[str]:
     """What runs and may be wrong nevertheless."""
-    found = []
+    found: list[str | None] = []
     for architecture, values in assemblers.items():
         tool = assembler.Assembler(**values)
         named = os.environ.get(tool.variable)

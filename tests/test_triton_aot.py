@@ -23,7 +23,7 @@ from pycl.triton_kernels.support import why_not
 if "triton" not in os.environ.get("PYCL_TEST_REQUIRE", "").split(","):
     pytest.importorskip("triton", reason=why_not() or "Triton cannot be imported")
 
-from pycl.triton_kernels import aot, tables, tiles
+from pycl.triton_kernels import aot, report, tables, tiles
 
 import pycl
 
@@ -35,20 +35,15 @@ FETCHED = Path(os.environ.get("PYCL_TRITON_VERSIONS") or Path(__file__).parent.p
 Row = dict[str, Any]
 
 
-def run(version: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The report with this Triton."""
+def record(file: Path, version: str, *arguments: str) -> dict[str, Any]:
+    """Of the report with this Triton."""
     folders = [str(Path(pycl.__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     if version != INSTALLED:
         folders.insert(0, str(FETCHED / f"triton-{version}"))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders), "PYCL_TILES": os.devnull + "/none"}
-    if "TRITON_INTERPRET" not in arguments:
-        environment.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, "-m", "pycl.triton_kernels.report", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-
-def record(file: Path, version: str, *arguments: str) -> dict[str, Any]:
-    done = run(version, *arguments, "--json", str(file))
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": os.pathsep.join(folders), "PYCL_TILES": str(file.with_name("none.json"))}
+    command = [sys.executable, "-m", "pycl.triton_kernels.report", *arguments, "--json", str(file)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stderr[-4000:]
     found: dict[str, Any] = json.loads(file.read_text())
     assert found["triton"] == version
@@ -117,24 +112,26 @@ def test_every_kernel(version: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "variables", "said"),
+    ("arguments", "interpreted", "said"),
     [
-        ((), {"TRITON_INTERPRET": "1"}, "TRITON_INTERPRET is set"),
-        (("--arch", "80", "--predict"), {}, "need all calls of 90"),
-        (("--headline", "--predict"), {}, "without --headline"),
+        ([], True, "TRITON_INTERPRET is set"),
+        (["--arch", "80", "--predict"], False, "need all calls of 90"),
+        (["--headline", "--predict"], False, "without --headline"),
     ],
-    ids=["interpreter", "architecture", "headline"],
 )
 def test_what_the_report_refuses(
-    arguments: tuple[str, ...], variables: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    arguments: list[str],
+    interpreted: bool,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    done = run(INSTALLED, *arguments, "--json", str(tmp_path / "none.json"))
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(report, "INTERPRETED", interpreted)
+    monkeypatch.setattr(report, "compile_all", lambda *jobs: pytest.fail("something was compiled"))
+    with pytest.raises(SystemExit) as refusal:
+        report.main(arguments)
+    assert refusal.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 def row(tile: str, registers: str, fault: str = "") -> dict[str, str]:

@@ -129,9 +129,10 @@ def test_the_loop_is_not_a_part_between_two_labels() -> None:
     body = ["4 x HGMMA.64x128x16.F32.BF16 R24, gdesc[UR8]", "8 x MUFU.EX2 R3, R3", "@P2 BRA `(.L_x_2)", "STS [R5], R3"]
     body += [".L_x_2:", "9 x FADD R3, R3, R4", "2 x SHFL.BFLY PT, R3, R3, 0x1, 0x1f", "LDL R7, [R1+0x4]"]
     proven = [".L_x_1:", *body, "@P0 BRA `(.L_x_1)"]
-    checked = [".L_x_3:", "16 x MUFU.EX2 R3, R3", "STL [R1], R3", "@!P1 BRA `(.L_x_3)"]
+    checked = [".L_x_3:", "16 x MUFU.EX2 R3, R3", "8 x FADD R3, R3, R4", "STL [R1], R3", "@!P1 BRA `(.L_x_3)"]
+    pieces = [".L_x_4:", "8 x MUFU.EX2 R3, R3", "40 x ISETP.EQ.U32.AND P3, PT, R3, R4, PT", "@!P1 BRA `(.L_x_4)"]
     slow_path = ["BRA `(.L_x_0)"]
-    text = code(".L_x_0:", *checked, *proven, *slow_path)
+    text = code(".L_x_0:", *pieces, *checked, *proven, *slow_path)
     assert sass.loop_in(text, 8) == sass.Loop(27 / 8, 1, 2 / 8, 1 / 8)
     assert sass.loop_in(text, 32) is None
 

@@ -42,8 +42,9 @@ def loop_of(cubin: bytes, pairs: int) -> Loop | None:
 def loop_in(text: str, pairs: int) -> Loop | None:
     """The loop over plain tiles without shifts, of a kernel whose threads have so many pairs of a tile each.
 
-    Of the loops with an exponential for each pair it is that with the fewest; where the kernel takes one tile and has
-    none, of the stretches between two labels. Inside of a loop stores under a condition have labels, too.
+    Of the loops with an exponential for each pair it is the shortest, or one with fewer exponentials that is hardly
+    longer. Where the kernel takes one tile and has no loop, it is a stretch between two labels; inside of loops stores
+    under a condition have labels, too.
     """
     lines = [line for line in text.splitlines() if LINE.match(line)]
     labels = {line.strip().rstrip(":"): at for at, line in enumerate(lines) if line.startswith(".L_x_")}
@@ -51,7 +52,8 @@ def loop_in(text: str, pairs: int) -> Loop | None:
     loops = [(labels[jump[1]], at) for at, jump in jumps if jump and labels[jump[1]] < at]
     stretches = itertools.pairwise([0, *labels.values(), len(lines) - 1])
     found = list(_counted(lines, loops, pairs)) or list(_counted(lines, stretches, pairs))
-    return min(found, key=lambda loop: (loop.exponentials, loop.slots), default=None)
+    shortest = min((loop.slots for loop in found), default=0.0)
+    return min((loop for loop in found if loop.slots <= 1.1 * shortest), key=lambda loop: loop[1::-1], default=None)
 
 
 def _counted(lines: list[str], ranges: Iterable[tuple[int, int]], pairs: int) -> Iterator[Loop]:
