@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import product
 from math import log2
 
@@ -105,8 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for d in options.features:
         for kernel in ("reduce", "own" if tiles.pick("own", arch, itemsize, d) else "store"):
             choices = candidates(kernel, arch, itemsize, d)
-            where = kernel, options.points, d, options.dtype
-            tile, took = fastest(choices, lambda tile, where=where: time_of(*where, tile, options.limit))
+            time = partial(time_of, kernel, options.points, d, options.dtype, limit=options.limit)
+            tile, took = fastest(choices, time)
             tiles.remember(kernel, arch, itemsize, d, tile)
             print(f"{kernel} d={d} {options.dtype}: {tile} {took:.3f} ms, of {len(choices)} tiles")
     print(f"written to {tiles.cache_file()}")
