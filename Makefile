@@ -7,7 +7,7 @@ NATIVE = -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
 SOURCES := $(shell find pycl bench triton_kernels csrc -name '*.py' -o $(NATIVE)) \
            CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo test test-cpus parity lint format bench gpu-check gpu-test gpu-bench clean
+.PHONY: demo test test-all test-cpus triton-versions parity lint format bench gpu-tables gpu-check gpu-test gpu-bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/multiview.py $(DEMO_ARGS)
@@ -19,12 +19,34 @@ test: $(VENV)/installed
 test-cpus: $(VENV)/installed
 	$(BIN)/python tests/cpus.py -n auto $(TEST_ARGS)
 
+# every case of every product, and what takes minutes by itself
+test-all: $(VENV)/installed triton-versions
+	PYCL_TEST_ALL=1 PYCL_TEST_REQUIRE=cpu,triton $(BIN)/python -m pytest $(TEST_ARGS)
+
+# compilers that users have, beside the installed one: of torch 2.10 and 2.11, of 2.13, and the newest
+TRITONS := 3.6.0 3.7.1 3.9.0
+triton-versions: $(TRITONS:%=build/triton-%)
+
+build/triton-%: | $(VENV)/installed
+	rm -rf $@.part
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@.part triton==$*
+	mv $@.part $@
+
 # drop-ins against the libraries themselves, which take 2 GB
 parity: $(VENV)/peers
 	$(BIN)/python -m pytest tests/compat $(TEST_ARGS)
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pycl.bench $(BENCH_ARGS)
+
+# the tables of docs/gpu-kernels.md; a report of kernels with faults fails, too, but then the tables show them
+gpu-tables: $(TRITONS:%=build/report-%.json)
+	$(BIN)/python -m pycl.triton_kernels.tables docs/gpu-kernels.md $^
+
+build/report-%.json: $(SOURCES) | build/triton-%
+	rm -f $@
+	PYTHONPATH="$(CURDIR)/build/triton-$*:$(CURDIR)" $(BIN)/python -m pycl.triton_kernels.report \
+	  --arch 90 --predict --json $@ $(REPORT_ARGS) >$@.txt || test -s $@
 
 # $(PYTHON) with its own CUDA torch and Triton stays as it is: pycl, and what WHEELS=DIR holds, go into a folder beside
 GPU_SITE := build/gpu-site

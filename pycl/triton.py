@@ -151,7 +151,7 @@ def pair_top(problem: Problem, k: int) -> tuple[Tensor, Tensor]:
     for plan, first, here in planned(sides, tile, (pairs, 0)):
         blocks = cdiv(here, tile.rows)
         # every run begins with nothing to compare with: as few as keep the device busy
-        runs = split(blocks, tile.resident * device_of(x.z).multiprocessors, cdiv(n_blocks, SHORTEST_RUN))
+        runs = split(blocks, tile.resident * device_of(x.z.device).multiprocessors, cdiv(n_blocks, SHORTEST_RUN))
         below = None
         for start in range(0, k, at_once):
             wanted = min(at_once, k - start)
@@ -219,7 +219,7 @@ def _reduce_tiles(
 
 def _run(sides: Sides, tile: Tile, first: int, blocks: int, symmetric: bool) -> int:
     """How many column blocks a program visits, so that no multiprocessor is without one before the end."""
-    n_blocks, slots = cdiv(sides.y.n, tile.cols), tile.resident * device_of(sides.x.z).multiprocessors
+    n_blocks, slots = cdiv(sides.y.n, tile.cols), tile.resident * device_of(sides.x.z.device).multiprocessors
     if not symmetric:
         return cdiv(n_blocks, split(blocks, slots, n_blocks))
     # a block visits fewer the later it comes: together they fill some waves, but for half a run for each block
