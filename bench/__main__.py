@@ -55,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     baselines = options.baselines or (("eager",) if options.quick else BASELINES[options.suite])
     if unknown := set(baselines) - set(BASELINES[options.suite]):
         parser.error(f"--baselines: suite {options.suite} has no {unknown.pop()}")
+    if on_gpu and not gpu_suite.compared_with(baselines, rows):
+        parser.error(
+            f"--rows: {rows[0].name} compares with {', '.join(rows[0].baselines or ())} alone; see --baselines"
+        )
     if options.budget and not on_gpu:
         parser.error("--budget is for --suite gpu")
     if on_gpu and (reason := gpu.why_not()):

@@ -194,6 +194,13 @@ def test_refuses_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert message.count("\n") == 1
 
 
+def test_rows_without_what_they_compare_with(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--suite", "gpu", "--rows", "clip*-d128*-compile", "--baselines", "eager,peers"])
+    message = "--rows: clip-32768-d128-bf16-compile compares with compile alone; see --baselines"
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("bad", [["--baselines", "peers"], ["--budget", "9"]])
 def test_options_of_the_other_suite(bad: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
