@@ -16,6 +16,7 @@ interpreter.use()
 
 from pycl.backends import SINKHORN, installed, why_not  # noqa: E402
 
+EVERYTHING = os.environ.get("PYCL_TEST_ALL") == "1"
 DEVICE = os.environ.get("PYCL_TEST_DEVICE", "cpu")
 torch.set_default_device(DEVICE)
 
@@ -35,9 +36,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("sinkhorn_backend", installed(DEVICE, operator=SINKHORN))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out backends with dtypes they refuse, which test_triton_host.py is about, and what only takes time."""
     items[:] = [item for item in items if not hasattr(item, "callspec") or _is_wanted(item)]
+    if not EVERYTHING:
+        left = [item for item in items if item.get_closest_marker("thorough")]
+        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+        config.hook.pytest_deselected(items=left)
 
 
 def _is_wanted(item: Any) -> bool:
