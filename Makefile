@@ -12,12 +12,15 @@ SOURCES := $(shell find pycl bench triton_kernels csrc -name '*.py' -o $(NATIVE)
 demo: $(VENV)/installed
 	$(BIN)/python examples/multiview.py $(DEMO_ARGS)
 
+# a worker a CPU, a thread each; a module whose tests share what is slow to make stays in one worker
+SUITE = OMP_NUM_THREADS=1 PYCL_TEST_REQUIRE=cpu,triton $(BIN)/python -m pytest -n auto --dist loadgroup $(TEST_ARGS)
+
 test: $(VENV)/installed
-	PYCL_TEST_REQUIRE=cpu,triton $(BIN)/python -m pytest $(TEST_ARGS)
+	$(SUITE)
 
 # every case of every product, and what takes minutes by itself
 test-all: $(VENV)/installed
-	PYCL_TEST_ALL=1 PYCL_TEST_REQUIRE=cpu,triton $(BIN)/python -m pytest $(TEST_ARGS)
+	PYCL_TEST_ALL=1 $(SUITE)
 
 # drop-ins against the libraries themselves, which take 2 GB
 parity: $(VENV)/peers
