@@ -25,6 +25,19 @@ settings.register_profile("pycl", derandomize=True, deadline=None, max_examples=
 settings.load_profile("pycl")
 
 LEFT = pytest.StashKey[int]()
+# modules whose tests share what takes seconds to make, each for one worker of pytest-xdist
+TOGETHER = {
+    "test_bench",
+    "test_bench_sinkhorn",
+    "test_cached_ddp",
+    "test_cuda_build",
+    "test_cuda_on_cpu",
+    "test_group",
+    "test_group_errors",
+    "test_lightly_distributed",
+    "test_sentence_transformers_training",
+    "test_triton_aot",
+}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -37,6 +50,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("isa", ISAS, indirect=True)
     if "sinkhorn_backend" in metafunc.fixturenames:
         metafunc.parametrize("sinkhorn_backend", installed(DEVICE, operator=SINKHORN))
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.path.stem in TOGETHER:
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
