@@ -7,7 +7,7 @@ NATIVE = -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
 SOURCES := $(shell find pycl bench triton_kernels csrc -name '*.py' -o $(NATIVE)) \
            CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo test test-all parity lint format bench gpu-check gpu-test gpu-bench clean
+.PHONY: demo test test-all planted-faults parity lint format bench gpu-check gpu-test gpu-bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/multiview.py $(DEMO_ARGS)
@@ -21,6 +21,10 @@ test: $(VENV)/installed
 # every case of every product, and what takes minutes by itself
 test-all: $(VENV)/installed
 	PYCL_TEST_ALL=1 $(SUITE)
+
+# whether `make test` notices what could go wrong in the kernels
+planted-faults: $(VENV)/installed
+	$(BIN)/python tests/planted $(FAULTS)
 
 # drop-ins against the libraries themselves, which take 2 GB
 parity: $(VENV)/peers
