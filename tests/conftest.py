@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import interpreter
@@ -52,11 +53,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("sinkhorn_backend", installed(DEVICE, operator=SINKHORN))
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    if item.path.stem in TOGETHER:
-        item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out backends with dtypes they refuse, which test_triton_host.py is about, and what test-all is for."""
     items[:] = [item for item in items if not _is_refused(getattr(item, "callspec", None))]
@@ -76,6 +72,19 @@ def _is_refused(call: Any) -> bool:
 def pytest_xdist_auto_num_workers() -> int:
     """A worker for every CPU that this process may use, of half a GiB each."""
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests go to whichever worker is free. xdist_group does nothing with pytest 9.2: pytest-xdist issue 1386."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return module if Path(module).stem in TOGETHER else nodeid
+
+    return Scheduling(config, log)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
