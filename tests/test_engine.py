@@ -207,7 +207,7 @@ def test_a_point_removed_by_bias_has_no_statistics(n: int | None, backend: str) 
 @pytest.mark.parametrize("itself", [True, False], ids=["itself", "columns"])
 @pytest.mark.parametrize("pairs", [Pairs.OTHERS, Pairs.SELF | Pairs.NEG_SAME_VIEW, Pairs.NEG_OTHER_VIEW], ids=str)
 def test_points_without_labels_are_numbered_and_of_one_view(itself: bool, pairs: Pairs, backend: str) -> None:
-    x, y = torch.randn(150, 6), torch.randn(210, 6)
+    x, y = torch.randn(80, 6), torch.randn(110, 6)
     x.requires_grad_()
     number, one = torch.arange, functools.partial(torch.zeros, dtype=torch.int64)
 
