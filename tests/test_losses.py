@@ -144,7 +144,9 @@ def test_steep_image_text_losses(name: str, scale: float, dtype: torch.dtype, ba
     check(loss, loss.make(2, 23, 8), dtype, backend, {"logit_scale": scale, "logit_bias": -10.0})
 
 
-@pytest.mark.thorough(backend="triton")  # thousands of points
+@pytest.mark.thorough(backend="triton", n_views=16)  # thousands of points
+@pytest.mark.thorough(backend="triton", name="mv_info_nce")
+@pytest.mark.thorough(backend="triton", name="poly_view")
 @pytest.mark.parametrize(
     ("n", "n_views", "temperature", "dtype", "spread"),
     [
