@@ -7,21 +7,28 @@ NATIVE = -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
 SOURCES := $(shell find pycl bench triton_kernels csrc -name '*.py' -o $(NATIVE)) \
            CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo test test-all test-cpus triton-versions parity lint format bench gpu-tables gpu-check gpu-test gpu-bench clean
+.PHONY: demo test test-all test-cpus planted-faults triton-versions parity lint format bench gpu-tables gpu-check gpu-test gpu-bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/multiview.py $(DEMO_ARGS)
 
+# a worker a CPU, a thread each; tests that share what is slow to make stay in one worker
+SUITE = OMP_NUM_THREADS=1 PYCL_TEST_REQUIRE=cpu,triton $(BIN)/python -m pytest -n auto $(TEST_ARGS)
+
 test: $(VENV)/installed
-	PYCL_TEST_REQUIRE=cpu,triton $(BIN)/python -m pytest $(TEST_ARGS)
+	$(SUITE)
+
+# every case of every product, and what takes minutes by itself
+test-all: $(VENV)/installed triton-versions
+	PYCL_TEST_ALL=1 $(SUITE)
+
+# whether `make test` notices what could go wrong in the kernels
+planted-faults: $(VENV)/installed
+	$(BIN)/python tests/planted $(FAULTS)
 
 # what depends on rounding once more, as on CPUs with less than this one has
 test-cpus: $(VENV)/installed
 	$(BIN)/python tests/cpus.py -n auto $(TEST_ARGS)
-
-# every case of every product, and what takes minutes by itself
-test-all: $(VENV)/installed triton-versions
-	PYCL_TEST_ALL=1 PYCL_TEST_REQUIRE=cpu,triton $(BIN)/python -m pytest $(TEST_ARGS)
 
 # compilers that users have, beside the installed one: of torch 2.10 and 2.11, of 2.13, and the newest
 TRITONS := 3.6.0 3.7.1 3.9.0

@@ -240,8 +240,9 @@ def many_tiles(backend: str, request: pytest.FixtureRequest, monkeypatch: pytest
     if backend == "triton":
         module = backends.load("triton")
         schedule, tiles = (importlib.import_module(f"pycl.triton_kernels.{name}") for name in ("schedule", "tiles"))
-        tile = tiles.Tile(32, 32, 32, 4, 1)
-        monkeypatch.setitem(tiles.TABLES, 0, {("reduce", size, 1 << 30): tile for size in (2, 4)})
+        monkeypatch.setitem(
+            tiles.TABLES, 0, {("reduce", size, 1 << 30): tiles.Tile(32, 32, 32, 4, 1) for size in (2, 4)}
+        )
         monkeypatch.setattr(schedule, "VISITS", 0)
         for name, value in {"TOP_AT_ONCE": 32, "split": lambda *_: request.param}.items():
             monkeypatch.setattr(module, name, value)

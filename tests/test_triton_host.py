@@ -262,5 +262,5 @@ def test_tuning_tries_few_tiles_that_keep_the_rules(
 
 
 def test_tuning_tries_two_programs_a_multiprocessor(own_tiles: Path) -> None:
-    assert tiles.Tile(64, 128, 128, 4, 2) in tune.candidates("own", 90, 2, 128)
+    assert tiles.Tile(64, 128, 128, 4, 2, piece=64) in tune.candidates("own", 90, 2, 128)
     assert tune.candidates("own", 90, 2, 300) == []
