@@ -7,7 +7,7 @@ NATIVE = -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
 SOURCES := $(shell find pycl bench triton_kernels csrc -name '*.py' -o $(NATIVE)) \
            CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo test parity lint format bench gpu-check gpu-test gpu-bench clean
+.PHONY: demo test parity lint format bench host-time gpu-check gpu-test gpu-bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/multiview.py $(DEMO_ARGS)
@@ -21,6 +21,10 @@ parity: $(VENV)/peers
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pycl.bench $(BENCH_ARGS)
+
+# launches and the host's time of a step, on a GPU that is not there
+host-time: $(VENV)/installed
+	PYTHONPATH=tests $(BIN)/python -m null_gpu.host_time $(HOST_ARGS)
 
 # $(PYTHON) with its own CUDA torch and Triton stays as it is: pycl, and what WHEELS=DIR holds, go into a folder beside
 GPU_SITE := build/gpu-site
