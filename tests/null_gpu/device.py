@@ -16,19 +16,21 @@ import torch
 
 from . import library
 
+NAME = "null GPU"
 CAPABILITY = (9, 0)
-PROCESSORS = 132
+PROPERTIES = SimpleNamespace(name=NAME, major=9, minor=0, multi_processor_count=132, total_memory=80 << 30)
 
 
 def use(folder: Path = library.FOLDER) -> library.Library:
-    """From here on, in this process, which has not imported pycl; raises ``RuntimeError`` where something is missing."""
+    """From here on, in a process that has not imported pycl; raises ``RuntimeError`` where something is missing."""
     if os.environ.get("TRITON_INTERPRET", "0") != "0":
         raise RuntimeError("the null GPU compiles kernels: unset TRITON_INTERPRET")
     if "pycl" in sys.modules:
         raise RuntimeError("the null GPU must be there before pycl is imported")
     driver = library.load(folder)
     _be_triton_s_device()
-    _be_torch_s_device()
+    replace(torch.cuda, "get_device_capability", lambda device=None: CAPABILITY)
+    replace(torch.cuda, "get_device_properties", lambda device=None: PROPERTIES)
     _let_tensors_in()
     return driver
 
@@ -56,12 +58,6 @@ def _be_triton_s_device() -> None:
     driver.set_active(NullDriver())
 
 
-def _be_torch_s_device() -> None:
-    properties = SimpleNamespace(multi_processor_count=PROCESSORS, name="null GPU", major=9, minor=0)
-    _replace(torch.cuda, "get_device_capability", lambda device=None: CAPABILITY)
-    _replace(torch.cuda, "get_device_properties", lambda device=None: properties)
-
-
 def _let_tensors_in() -> None:
     os.environ["PYCL_BACKEND"] = "triton"
     register = torch.library.register_fake
@@ -72,17 +68,17 @@ def _let_tensors_in() -> None:
         torch.library.register_fake = register
     from pycl.triton_kernels import backward
 
-    _replace(triton, "DEVICES", ("cpu", "meta"))
+    replace(triton, "DEVICES", ("cpu", "meta", "cuda"))
     # a product of halves with a float32 result exists on GPUs alone
-    _replace(backward, "_product", _product)
+    replace(backward, "_product", _product)
     # would find that nothing was computed
-    _replace(sys.modules["pycl.functional.sinkhorn"], "check_finite", lambda *_: None)
+    replace(sys.modules["pycl.functional.sinkhorn"], "check_finite", lambda *_: None)
 
 
 def _product(a: torch.Tensor, b: torch.Tensor, into: torch.Tensor | None = None, add: bool = False) -> torch.Tensor:
     return torch.empty(a.shape[0], b.shape[1], device=a.device) if into is None else into
 
 
-def _replace(owner: Any, name: str, value: Any) -> None:
+def replace(owner: Any, name: str, value: Any) -> None:
     getattr(owner, name)  # an AttributeError says that it has moved
     setattr(owner, name, value)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the host pays for a loss, without a GPU: ``make host-time`` or ``PYTHONPATH=tests python -m null_gpu.host_time``.
+"""What the host pays for a loss, without a GPU: ``make host-time``, ``PYTHONPATH=tests python -m null_gpu.host_time``.
 
 A step is a forward and a backward (Sinkhorn: a forward), launched on the null driver. Times are the processor's, the
 least of several batches of steps. Launches are timed by themselves. What torch does around them is counted, and timed
-where tensors are so small that it takes the CPU as long as it takes a GPU's host; the products of torch's that gradients
-of more than 256 features take are neither.
+where tensors are so small that it takes the CPU as long as it takes a GPU's host; the products of torch's that
+gradients of more than 256 features take are neither.
 """
 
 from __future__ import annotations

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes with a time limit, whose own processes end with them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Done(NamedTuple):
+    status: int | None  # None: the time was up
+    seconds: float
+    out: str
+    error: str
+
+    @property
+    def ok(self) -> bool:
+        return self.status == 0
+
+    @property
+    def said(self) -> str:
+        """In one line, why it failed."""
+        if self.status is None:
+            return f"no end after {self.seconds:.0f} s"
+        if self.status < 0:
+            return f"ended by {signal.Signals(-self.status).name}: {_last(self.error)}"
+        return "" if self.ok else _last(self.error) or _last(self.out) or f"exit status {self.status}"
+
+
+def _last(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1].strip()[:300]
+
+
+_running: set[subprocess.Popen[str]] = set()
+
+
+def run(command: Sequence[str], *, seconds: float, environment: Mapping[str, str], folder: Path) -> Done:
+    start = time.monotonic()
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    _running.add(process)
+    try:
+        out, error = process.communicate(timeout=max(0.1, seconds))
+        status: int | None = process.returncode
+    except subprocess.TimeoutExpired:
+        _kill(process)
+        out, error = process.communicate()
+        status = None
+    finally:
+        _running.discard(process)
+    return Done(status, time.monotonic() - start, out, error)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        process.kill()
+
+
+def end_all() -> None:
+    for process in list(_running):
+        _kill(process)
