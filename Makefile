@@ -7,7 +7,7 @@ NATIVE = -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
 SOURCES := $(shell find pycl bench triton_kernels csrc -name '*.py' -o $(NATIVE)) \
            CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo test parity lint format bench host-time gpu-check gpu-test gpu-bench clean
+.PHONY: demo test parity lint format bench host-time gpu-cache gpu-first gpu-check gpu-test gpu-bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/multiview.py $(DEMO_ARGS)
@@ -30,6 +30,18 @@ host-time: $(VENV)/installed
 GPU_SITE := build/gpu-site
 GPU_PYTHON = PATH="$(CURDIR)/$(GPU_SITE)/bin:$$PATH" PYTHONPATH="$(CURDIR)/$(GPU_SITE):$$PYTHONPATH" $(PYTHON)
 GPU_PIP = $(GPU_PYTHON) -m pip install --quiet --disable-pip-version-check --no-index --no-deps --target $(GPU_SITE)
+
+# On a machine without a GPU: everything that gpu-first needs, into .gpu/, by the Python, torch and Triton that the GPU
+# machine has, since a cache's keys are hashes of Triton's own files.
+GPU_CACHE_PYTHON ?= python3.12
+gpu-cache:
+	@command -v $(GPU_CACHE_PYTHON) >/dev/null || { \
+	  echo "gpu-cache: no $(GPU_CACHE_PYTHON); GPU_CACHE_PYTHON=... names the Python to compile with" >&2; exit 2; }
+	@cd bench && $(GPU_CACHE_PYTHON) -m first.fill $(GPU_CACHE_ARGS)
+
+# there: installs and builds nothing, whatever the times of the carried files are
+gpu-first:
+	@cd bench && $(PYTHON) -m first $(OUT) $(GPU_FIRST_ARGS)
 
 gpu-check:
 	@$(PYTHON) -c 'import sys; from pycl.bench.gpu import why_not; sys.exit(why_not() and f"{sys.executable}: {why_not()}")'

@@ -40,8 +40,8 @@ def apply() -> None:
 
     pick = tiles.pick
 
-    def changed(kernel: str, architecture: int, itemsize: int, features: int) -> tiles.Tile | None:
-        tile = pick(kernel, architecture, itemsize, features)
+    def changed(kernel: str, arch: int, itemsize: int, d: int) -> tiles.Tile | None:
+        tile = pick(kernel, arch, itemsize, d)
         if tile is None:
             return None
         piece = tile.piece if build.piece is None else min(build.piece, tile.cols)

@@ -75,13 +75,13 @@ def unlabelled(loss: str, d: int, dtype: torch.dtype) -> None:
 
 
 def siglip(d: int, dtype: torch.dtype) -> None:
-    views = [F.normalize(torch.randn(SAMPLES, d), dim=1).to(dtype).requires_grad_() for _ in range(2)]
-    exact = [x.detach().double().requires_grad_() for x in views]
+    x, y = (F.normalize(torch.randn(SAMPLES, d), dim=1).to(dtype).requires_grad_() for _ in range(2))
+    exact = [z.detach().double().requires_grad_() for z in (x, y)]
     logits = 10.0 * exact[0] @ exact[1].T - 10.0
     wanted = -F.logsigmoid(logits * (2 * torch.eye(SAMPLES, dtype=torch.float64) - 1)).sum(1).mean()
-    found = losses.siglip(*views, 10.0, -10.0, backend="triton")
+    found = losses.siglip(x, y, 10.0, -10.0, backend="triton")
     near("value", found.detach(), wanted.detach(), 1e-3)
-    for mine, true in zip(torch.autograd.grad(found, views), torch.autograd.grad(wanted, exact), strict=True):
+    for mine, true in zip(torch.autograd.grad(found, [x, y]), torch.autograd.grad(wanted, exact), strict=True):
         near("gradient", mine, true, 8e-3)
 
 

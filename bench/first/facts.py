@@ -52,7 +52,7 @@ def _gpu() -> dict[str, Any]:
 
     try:
         if not torch.cuda.is_available():
-            torch.cuda.init()  # says why
+            torch.cuda.current_device()  # says why
             return {"why_no_gpu": "torch sees none"}
         major, minor = torch.cuda.get_device_capability()
         torch.zeros(1, device="cuda").add_(1)
@@ -77,7 +77,8 @@ def _last_line(*command: str) -> str | None:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return None
-    return (done.stdout.strip().splitlines() or [None])[-1]
+    lines = done.stdout.strip().splitlines()
+    return lines[-1] if lines else None
 
 
 def stops(facts: Mapping[str, Any]) -> str | None:

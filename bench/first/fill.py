@@ -19,6 +19,7 @@ from pathlib import Path
 from . import pack, parts, processes
 from .builds import BUILDS
 from .jobs import JOBS, Job, Workshop, entries_of, fill
+from .smoke import NAMES
 from .suitable import ARCHITECTURE, MACHINE, key_of_triton, remarks, why_not
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if reason := why_not():
         print(f"gpu-cache: {reason}", file=sys.stderr)
         return 2
-    shop = Workshop(ROOT, asked.work.resolve())
+    shop, chosen = Workshop(ROOT, asked.work.resolve()), _chosen(asked.jobs, asked.cases)
     target = asked.pack.resolve()
     target.mkdir(parents=True, exist_ok=True)
     failed = [*remarks()]
@@ -41,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # the newer ptxas and the peers are there before the calls that need them
         made = [pool.submit(parts.download, shop, target), pool.submit(parts.package, shop, target)]
         failed += made[0].result()
-        filled = list(pool.map(lambda job: fill(shop, job), _chosen(asked.jobs)))
+        filled = list(pool.map(lambda job: fill(shop, job), chosen))
         failed += [line for lines in filled for line in lines] + made[1].result()
-        failed += _archives(shop, target, pool.map)
+        _archives(shop, target, pool)
     manifest = {
         **MACHINE._asdict(),
         "key": key_of_triton(),
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     (target / pack.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     if asked.prove:
-        failed += _prove(shop, target, _chosen(asked.jobs))
+        failed += _prove(shop, target, chosen)
     bytes_ = pack.size_of(target)
     if bytes_ > pack.MOST_BYTES:
         failed.append(f"{target.name} has {bytes_ / 1e6:.1f} MB, allowed are {pack.MOST_BYTES / 1e6:g}")
@@ -67,8 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(bool(failed))
 
 
-def _chosen(names: Sequence[str]) -> list[Job]:
-    return [job for job in JOBS if not names or job.name in names]
+def _chosen(names: Sequence[str], cases: Sequence[str]) -> list[Job]:
+    chosen = [job for job in JOBS if not names or job.name in names]
+    return [job.only(cases) if cases and job.name.startswith("smoke-") else job for job in chosen]
 
 
 def _by_build(shop: Workshop) -> dict[str, set[str]]:
@@ -79,15 +81,15 @@ def _by_build(shop: Workshop) -> dict[str, set[str]]:
     return {build: found[build] - (found["default"] if build != "default" else set()) for build in BUILDS}
 
 
-def _archives(shop: Workshop, target: Path, each: Callable[..., object]) -> list[str]:
-    def write(pair: tuple[str, set[str]]) -> None:
-        build, entries = pair
-        archive = target / pack.archive_of(build)
-        if parts.changed(shop, archive, pack.digest([], *sorted(entries))):
+def _archives(shop: Workshop, target: Path, pool: ThreadPoolExecutor) -> None:
+    def write(build: str, entries: set[str]) -> None:
+        archive, state = target / pack.archive_of(build), pack.digest([], *sorted(entries))
+        if parts.changed(shop, archive, state):
             pack.write_cache(shop.cache, entries, archive)
+            parts.settle(shop, archive, state)
 
-    list(each(write, _by_build(shop).items()))  # type: ignore[call-overload]
-    return []
+    found = _by_build(shop)
+    list(pool.map(write, found, found.values()))
 
 
 def _prove(shop: Workshop, target: Path, jobs: Sequence[Job]) -> list[str]:
@@ -105,11 +107,13 @@ def _prove(shop: Workshop, target: Path, jobs: Sequence[Job]) -> list[str]:
     return found
 
 
-def _names(text: str) -> list[str]:
-    names = [name for name in text.split(",") if name]
-    if unknown := set(names) - {job.name for job in JOBS}:
-        known = ", ".join(job.name for job in JOBS)
-        raise argparse.ArgumentTypeError(f"no job {sorted(unknown)[0]!r}; there are {known}")
+def _names_of(what: str, known: Sequence[str]) -> Callable[[str], list[str]]:
+    def names(text: str) -> list[str]:
+        found = [name for name in text.split(",") if name]
+        if unknown := [name for name in found if name not in known]:
+            raise argparse.ArgumentTypeError(f"no {what} {unknown[0]!r}; there are {', '.join(known)}")
+        return found
+
     return names
 
 
@@ -118,7 +122,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pack", type=Path, default=ROOT / pack.FOLDER, help="the folder to carry (default: .gpu)")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "gpu-cache", help="what stays for the next time")
     parser.add_argument("--workers", type=int, default=2, help="processes at once (default: %(default)s)")
-    parser.add_argument("--jobs", type=_names, default=[], metavar="NAME,...", help="of those that compile")
+    parser.add_argument(
+        "--jobs",
+        type=_names_of("job", [job.name for job in JOBS]),
+        default=[],
+        metavar="NAME,...",
+        help="of those that compile",
+    )
+    parser.add_argument(
+        "--cases", type=_names_of("case", NAMES), default=[], metavar="NAME,...", help="of the smoke, only these"
+    )
     parser.add_argument("--prove", action="store_true", help="show that all jobs then compile nothing")
     return parser
 

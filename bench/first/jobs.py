@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,9 @@ class Job(NamedTuple):
     build: str
     module: str
     arguments: tuple[str, ...]
+
+    def only(self, cases: Sequence[str]) -> Job:
+        return self._replace(arguments=tuple(case for case in self.arguments if case in cases))
 
 
 _SMOKE = tuple(name for name in NAMES if not name.startswith(IN_CUDA))

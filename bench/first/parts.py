@@ -29,12 +29,12 @@ def download(shop: Workshop, target: Path) -> list[str]:
 
 
 def _peers(shop: Workshop, target: Path) -> list[str]:
-    folder = shop.folder / "wheels"
-    if changed(shop, folder, pack.digest([], *PEERS)):
+    folder, state = shop.folder / "wheels", pack.digest([], *PEERS)
+    if changed(shop, folder, state):
         empty(folder)
         if reason := _pip("download", "--no-deps", "--only-binary=:all:", "-d", str(folder), *PEERS):
-            forget(shop, folder)
             return [f"no wheels of peers are carried, the rest runs: {reason}"]
+        settle(shop, folder, state)
     for wheel in target.glob("*.whl"):
         if not (folder / wheel.name).exists():
             wheel.unlink()
@@ -50,13 +50,13 @@ def _ptxas(shop: Workshop, target: Path) -> list[str]:
         folder = shop.folder / "nvcc"
         empty(folder)
         if reason := _pip("download", "--no-deps", "--only-binary=:all:", "-d", str(folder), PTXAS_WHEEL):
-            forget(shop, target / pack.PTXAS)
             return [f"no ptxas {PTXAS_VERSION} is carried, cases that fail are tried without: {reason}"]
         with zipfile.ZipFile(next(folder.glob("*.whl"))) as files, shop.ptxas.open("wb") as tool:
             tool.write(files.read(PTXAS_FILE))
         shop.ptxas.chmod(0o755)
         empty(folder)
         pack.compress(shop.ptxas, target / pack.PTXAS)
+        settle(shop, target / pack.PTXAS, PTXAS_WHEEL)
     return []
 
 
@@ -64,15 +64,16 @@ def package(shop: Workshop, target: Path) -> list[str]:
     """The compiled parts and what says where they are: the checkout there has the rest."""
     files = [file for pattern in BUILT_FROM for file in shop.root.glob(pattern) if file.is_file()]
     archive, folder = target / pack.PACKAGE, shop.folder / "package"
-    if not changed(shop, archive, pack.digest(files, sys.version, nvcc() or "no nvcc")):
+    state = pack.digest(files, sys.version, nvcc() or "no nvcc")
+    if not changed(shop, archive, state):
         return []
     empty(folder)
     reason = _pip("install", "--no-deps", "--no-build-isolation", "--target", str(folder), str(shop.root))
     if reason:
-        forget(shop, archive)
         return [f"the package cannot be built: {reason}; Sinkhorn in CUDA is left out, the rest runs"]
     kept = [file for file in folder.rglob("*") if file.suffix == ".so" or file.parent.suffix == ".dist-info"]
     pack.write_files(folder, kept, archive)
+    settle(shop, archive, state)
     if not any(file.name == "libpycl_cuda.so" for file in kept):
         return ["the package was built without libpycl_cuda.so: Sinkhorn in CUDA is left out, the rest runs"]
     return []
@@ -86,16 +87,18 @@ def _pip(*arguments: str) -> str | None:
 
 
 def changed(shop: Workshop, made: Path, state: str) -> bool:
-    """Whether this must be made (again); from here on it counts as made of that."""
-    note = shop.records / f"{made.name}.state"
-    if made.exists() and note.exists() and note.read_text() == state:
-        return False
-    note.write_text(state)
-    return True
+    """Whether this must be made (again)."""
+    note = _note(shop, made)
+    return not (made.exists() and note.exists() and note.read_text() == state)
 
 
-def forget(shop: Workshop, made: Path) -> None:
-    (shop.records / f"{made.name}.state").unlink(missing_ok=True)
+def settle(shop: Workshop, made: Path, state: str) -> None:
+    """From here on it is made of that."""
+    _note(shop, made).write_text(state)
+
+
+def _note(shop: Workshop, made: Path) -> Path:
+    return shop.records / f"{made.name}.state"
 
 
 def empty(folder: Path) -> None:

@@ -40,7 +40,3 @@ def watch() -> None:
 
     knobs.cache.manager_class = Watched
 
-
-def entries(file: Path, what: str = "used") -> set[str]:
-    pairs = (line.split() for line in file.read_text().splitlines())
-    return {entry for said, entry in pairs if said == what}

@@ -178,7 +178,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(1)
     except RuntimeError as error:
         parser.error(str(error))
-    rows = [HEAD]
+    rows: list[tuple[str, ...]] = [HEAD]
     for case in cases:
         rows.append(measure(case, driver, getattr(torch, asked.dtype), asked.rounds, asked.learnable).cells)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
