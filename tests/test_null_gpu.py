@@ -158,4 +158,3 @@ def test_what_is_asked_of_the_null_gpu_in_one_line() -> None:
     none = run("null_gpu.host_time", "no-such-row")
     assert none.returncode == 2
     assert "error: no row matches; there are nt_xent-256-d256, " in none.stderr.splitlines()[-1]
-

@@ -39,4 +39,3 @@ def watch() -> None:
             return super().put(data, filename, binary)
 
     knobs.cache.manager_class = Watched
-
