@@ -41,7 +41,7 @@ gpu-cache:
 
 # there: installs and builds nothing, whatever the times of the carried files are
 gpu-first:
-	@cd bench && $(PYTHON) -m first $(OUT) $(GPU_FIRST_ARGS)
+	@cd bench && $(PYTHON) -m first $(if $(OUT),$(abspath $(OUT))) $(GPU_FIRST_ARGS)
 
 gpu-check:
 	@$(PYTHON) -c 'import sys; from pycl.bench.gpu import why_not; sys.exit(why_not() and f"{sys.executable}: {why_not()}")'

@@ -27,6 +27,7 @@ def use(folder: Path = library.FOLDER) -> library.Library:
         raise RuntimeError("the null GPU compiles kernels: unset TRITON_INTERPRET")
     if "pycl" in sys.modules:
         raise RuntimeError("the null GPU must be there before pycl is imported")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # torch's own CUDA would take the null driver for a broken one
     driver = library.load(folder)
     _be_triton_s_device()
     replace(torch.cuda, "get_device_capability", lambda device=None: CAPABILITY)
