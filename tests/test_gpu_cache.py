@@ -227,3 +227,40 @@ def test_only_what_changed_is_made_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert started == ["pytest", "pytest"]
     assert jobs.entries_of(shop, job) == {"KERNEL", "LAUNCHER"}
     assert jobs.entries_of(shop, job, "made") == {"KERNEL"}
+
+
+@pytest.mark.parametrize("carried", [True, False])
+def test_the_whole_and_its_proof(
+    carried: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """The second time, with what was carried alone, nothing may be compiled."""
+
+    def run(command: list[str], *, environment: dict[str, str], **_: Any) -> processes.Done:
+        cache = Path(environment["TRITON_CACHE_DIR"])
+        made = not (cache / "KERNEL").exists()
+        if made:
+            a_cache(cache)
+        Path(environment[jobs.USED]).write_text("used KERNEL\nused LAUNCHER\n" + "made KERNEL\n" * made)
+        return processes.Done(0, 1.0, "", "")
+
+    monkeypatch.setattr(processes, "run", run)
+    monkeypatch.setattr(fill, "why_not", lambda: None)
+    monkeypatch.setattr(fill, "key_of_triton", lambda: "bd4757a49ddb")
+    for part in ("download", "package"):
+        monkeypatch.setattr(parts, part, lambda *_: [])
+    if not carried:
+        monkeypatch.setattr(pack, "unpack_cache", lambda *_: None)
+    folder = tmp_path / "gpu"
+    arguments = ["--pack", str(folder), "--work", str(tmp_path / "work"), "--jobs", "tests", "--prove"]
+    monkeypatch.setenv("CUDACXX", "/opt/nvcc")
+    assert fill.main(arguments) == int(not carried)
+    said = capsys.readouterr()
+    assert f"proof: tests used 2 entries of what is carried and made {int(not carried)}\n" in said.out
+    assert said.err == ("" if carried else "gpu-cache: tests had to compile 1 entries that are not carried\n")
+    manifest = pack.read_manifest(folder)
+    assert manifest is not None
+    assert (manifest["key"], manifest["architecture"], manifest["ptxas"]) == ("bd4757a49ddb", 90, None)
+    assert manifest["entries"] == {"default": 2, "ptxas": 0, "piece": 0, "stage": 0}
+    monkeypatch.setattr(pack, "MOST_BYTES", 100)
+    assert fill.main(arguments[:-1]) == 1
+    assert "MB, allowed are 0.0001\n" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from pycl.bench.first import __main__ as first
 from pycl.bench.first import builds, cases, processes, report, smoke, stages
 from pycl.bench.first.place import Place
 
@@ -65,6 +66,25 @@ def test_a_case_that_fails_is_tried_in_every_build(tmp_path: Path, monkeypatch: 
     assert "right with build 'ptxas' only: miscompiled\n" in text
 
 
+@pytest.mark.parametrize(
+    ("fails", "mended", "build"),
+    [((), {}, "default"), (("a",), {"a": ("ptxas", "piece")}, "ptxas"), (("a",), {"a": ("piece",)}, "default"),
+     (("a", "b"), {"a": ("ptxas",), "b": ("stage",)}, "default"), (("a", "b"), {"a": ("ptxas",)}, "default")],
+)  # fmt: skip
+def test_figures_are_measured_with_what_mends_everything(
+    tmp_path: Path, fails: tuple[str, ...], mended: dict[str, tuple[str, ...]], build: str
+) -> None:
+    told = report.Report(tmp_path, time.monotonic())
+    for case in ("a", "b", "c"):
+        for tried in builds.BUILDS if case in fails else ("default",):
+            ok = case not in fails if tried == "default" else tried in mended.get(case, ())
+            told.add("smoke", {"case": case, "build": tried, "ok": ok, "seconds": 1.0, "said": ""})
+    place = first._cured(a_place(tmp_path / "place"), told)
+    assert place.build == build
+    assert (place.environment.get(builds.PTXAS) == str(place.ptxas)) == (build == "ptxas")
+    assert len(told.record["remarks"]) == (build == "ptxas")
+
+
 def test_no_time_is_said(tmp_path: Path) -> None:
     told = report.Report(tmp_path, time.monotonic())
     names = list(smoke.NAMES[:2])
@@ -82,6 +102,26 @@ def test_a_process_ends_in_time_with_its_own(tmp_path: Path) -> None:
     assert done.said.startswith("no end after ")
     time.sleep(3)
     assert not file.exists()
+
+
+def test_all_processes_end_with_the_run(tmp_path: Path) -> None:
+    """Told to end, it starts none of those that wait, either."""
+    program = (
+        "import os, sys\nfrom concurrent.futures import ThreadPoolExecutor\nfrom pathlib import Path\n"
+        "from first import processes\nprocesses.end_all_with_this()\n"
+        "def one(k): return processes.run(['sleep', '30'], seconds=60, environment=os.environ, folder=Path('.'))\n"
+        "with ThreadPoolExecutor(2) as pool:\n    found = pool.map(one, range(6))\n    print('begun', flush=True)\n"
+        "    list(found)\n"
+    )
+    command = [sys.executable, "-c", program]
+    quiet: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT / "bench", **quiet) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.terminate()
+        _, said = process.communicate(timeout=25)
+    assert process.returncode == 1
+    assert said.strip().endswith("ended from outside")
 
 
 def test_what_a_process_that_fails_said(tmp_path: Path) -> None:

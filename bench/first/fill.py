@@ -94,8 +94,8 @@ def _archives(shop: Workshop, target: Path, pool: ThreadPoolExecutor) -> None:
 
 def _prove(shop: Workshop, target: Path, jobs: Sequence[Job]) -> list[str]:
     """Lines for the jobs that compile something with nothing but what is carried."""
+    parts.empty(shop.folder / "proof")
     fresh = Workshop(shop.root, shop.folder / "proof", shop.site, shop.ptxas)
-    parts.empty(fresh.folder)
     for build in BUILDS:
         pack.unpack_cache(target / pack.archive_of(build), fresh.cache)
     found = []
@@ -137,7 +137,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    finally:
-        processes.end_all()
+    processes.end_all_with_this()
+    sys.exit(main())

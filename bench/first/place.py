@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from .builds import BUILDS
+from .builds import BUILDS, environment
 
 ROOT = Path(__file__).resolve().parents[2]
 THREADS = "4"  # of torch on the CPU, of each of the processes that run at once
@@ -19,7 +19,8 @@ class Place:
     pack: Path  # what was carried
     work: Path  # where it is laid out
     dry: bool = False  # on the null GPU
-    root: Path = field(default=ROOT)
+    build: str = "default"  # of what follows the smoke
+    root: Path = ROOT
 
     @property
     def cache(self) -> Path:
@@ -36,12 +37,16 @@ class Place:
     @property
     def environment(self) -> dict[str, str]:
         paths = [str(self.root / "tests"), str(self.site), os.environ.get("PYTHONPATH", "")]
-        return os.environ | {
-            "TRITON_CACHE_DIR": str(self.cache),
-            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-            "PYTHONUNBUFFERED": "1",
-            "OMP_NUM_THREADS": THREADS,
-        }
+        return (
+            os.environ
+            | environment(self.build, self.ptxas)
+            | {
+                "TRITON_CACHE_DIR": str(self.cache),
+                "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+                "PYTHONUNBUFFERED": "1",
+                "OMP_NUM_THREADS": THREADS,
+            }
+        )
 
     def python(self, module: str, *arguments: str) -> list[str]:
         return [sys.executable, *(("-m", "null_gpu") if self.dry else ("-m",)), module, *arguments]

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,9 +39,12 @@ def _last(text: str) -> str:
 
 
 _running: set[subprocess.Popen[str]] = set()
+_over = False
 
 
 def run(command: Sequence[str], *, seconds: float, environment: Mapping[str, str], folder: Path) -> Done:
+    if _over:
+        raise RuntimeError("no process is started any more")
     start = time.monotonic()
     process = subprocess.Popen(
         command,
@@ -53,6 +58,8 @@ def run(command: Sequence[str], *, seconds: float, environment: Mapping[str, str
         start_new_session=True,
     )
     _running.add(process)
+    if _over:  # said while it was started
+        _kill(process)
     try:
         out, error = process.communicate(timeout=max(0.1, seconds))
         status: int | None = process.returncode
@@ -73,5 +80,19 @@ def _kill(process: subprocess.Popen[str]) -> None:
 
 
 def end_all() -> None:
+    """And start no other one."""
+    global _over
+    _over = True
     for process in list(_running):
         _kill(process)
+
+
+def end_all_with_this() -> None:
+    """Also where this process is told to end."""
+
+    def handle(*_: object) -> None:
+        end_all()
+        sys.exit("ended from outside")
+
+    atexit.register(end_all)
+    signal.signal(signal.SIGTERM, handle)
