@@ -7,7 +7,8 @@ NATIVE = -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
 SOURCES := $(shell find pycl bench triton_kernels csrc -name '*.py' -o $(NATIVE)) \
            CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo test test-all test-cpus planted-faults triton-versions parity lint format bench gpu-tables gpu-check gpu-test gpu-bench clean
+.PHONY: demo test test-all test-cpus planted-faults parity lint format bench host-time clean
+.PHONY: triton-versions gpu-tables gpu-cache gpu-first gpu-check gpu-test gpu-bench
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/multiview.py $(DEMO_ARGS)
@@ -55,10 +56,26 @@ build/report-%.json: $(SOURCES) | build/triton-%
 	PYTHONPATH="$(CURDIR)/build/triton-$*:$(CURDIR)" $(BIN)/python -m pycl.triton_kernels.report \
 	  --arch 90 --predict --json $@ $(REPORT_ARGS) >$@.txt || test -s $@
 
+# launches and the host's time of a step, on a GPU that is not there
+host-time: $(VENV)/installed
+	PYTHONPATH=tests $(BIN)/python -m null_gpu.host_time $(HOST_ARGS)
+
 # $(PYTHON) with its own CUDA torch and Triton stays as it is: pycl, and what WHEELS=DIR holds, go into a folder beside
 GPU_SITE := build/gpu-site
 GPU_PYTHON = PATH="$(CURDIR)/$(GPU_SITE)/bin:$$PATH" PYTHONPATH="$(CURDIR)/$(GPU_SITE):$$PYTHONPATH" $(PYTHON)
 GPU_PIP = $(GPU_PYTHON) -m pip install --quiet --disable-pip-version-check --no-index --no-deps --target $(GPU_SITE)
+
+# On a machine without a GPU: everything that gpu-first needs, into .gpu/, by the Python, torch and Triton that the GPU
+# machine has, since a cache's keys are hashes of Triton's own files.
+GPU_CACHE_PYTHON ?= python3.12
+gpu-cache:
+	@command -v $(GPU_CACHE_PYTHON) >/dev/null || { \
+	  echo "gpu-cache: no $(GPU_CACHE_PYTHON); GPU_CACHE_PYTHON=... names the Python to compile with" >&2; exit 2; }
+	@cd bench && $(GPU_CACHE_PYTHON) -m first.fill $(GPU_CACHE_ARGS)
+
+# there: installs and builds nothing, whatever the times of the carried files are
+gpu-first:
+	@cd bench && $(PYTHON) -m first $(if $(OUT),$(abspath $(OUT))) $(GPU_FIRST_ARGS)
 
 gpu-check:
 	@$(PYTHON) -c 'import sys; from pycl.bench.gpu import why_not; sys.exit(why_not() and f"{sys.executable}: {why_not()}")'

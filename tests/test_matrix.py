@@ -238,14 +238,13 @@ def test_top_of_ties(k: int, n: int | None, offset: int, dtype: torch.dtype, bac
 def many_tiles(backend: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several tiles to a program, one program or three to a row, portions of rows and of the k."""
     if backend == "triton":
-        module = backends.load("triton")
         schedule, tiles = (importlib.import_module(f"pycl.triton_kernels.{name}") for name in ("schedule", "tiles"))
         monkeypatch.setitem(
             tiles.TABLES, 0, {("reduce", size, 1 << 30): tiles.Tile(32, 32, 32, 4, 1) for size in (2, 4)}
         )
         monkeypatch.setattr(schedule, "VISITS", 0)
         for name, value in {"TOP_AT_ONCE": 32, "split": lambda *_: request.param}.items():
-            monkeypatch.setattr(module, name, value)
+            monkeypatch.setattr(backends.load("triton"), name, value)
 
 
 @pytest.mark.usefixtures("many_tiles")
