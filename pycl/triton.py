@@ -23,7 +23,7 @@ from .triton_kernels.support import why_not
 if reason := why_not():
     raise BackendUnavailable(f"backend='triton' is not available: {reason}")
 
-from .triton_kernels import backward, gradient, merge, reduce, top
+from .triton_kernels import backward, gradient, keys, merge, reduce, top
 from .triton_kernels.backward import pair_weighted_sum
 from .triton_kernels.launch import INTERPRETED, launch
 from .triton_kernels.schedule import Plan, planned, portions, split
@@ -50,6 +50,9 @@ __all__ = [
 ]
 
 sinkhorn = partial(solve, sinkhorn_columns, sinkhorn_codes)
+
+if not INTERPRETED:
+    keys.settle()
 
 DEVICES = ("cpu",) if INTERPRETED else ("cuda",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
