@@ -13,7 +13,7 @@ from . import pack
 from .jobs import Workshop
 from .suitable import nvcc
 
-PTXAS_VERSION = "13.1.115"
+PTXAS_VERSION = "13.5.37"
 PTXAS_WHEEL, PTXAS_FILE = f"nvidia-cuda-nvcc=={PTXAS_VERSION}", "nvidia/cu13/bin/ptxas"
 PEERS = (
     *("inf-cl==1.2.1", "cut-cross-entropy==25.1.1", "liger-kernel==0.8.5", "memeff==0.3.1", "siglip-kernel==0.1.2"),
