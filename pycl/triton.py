@@ -23,7 +23,7 @@ from .triton_kernels.support import why_not
 if reason := why_not():
     raise BackendUnavailable(f"backend='triton' is not available: {reason}")
 
-from .triton_kernels import backward, gradient, reduce, top
+from .triton_kernels import backward, gradient, merge, reduce, top
 from .triton_kernels.backward import pair_weighted_sum
 from .triton_kernels.launch import INTERPRETED, launch
 from .triton_kernels.schedule import Plan, planned, portions, split
@@ -75,7 +75,7 @@ def pair_stats(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor]:
             parts = _reduce_tiles(sides, tile, sets, plan, first, here, STATISTICS, symmetric, columns_too)
             n_points = x.n - first if symmetric else here
             launch(
-                reduce.merge,
+                merge.merge,
                 (cdiv(n_points, tile.cols) + (cdiv(y.n, tile.cols) if of_cols else 0),),
                 *(row_stats, col_stats if of_cols else None, *points, *parts),
                 *(x.n, y.n, first, here, len(parts[0]), offset, *sets),

@@ -30,7 +30,7 @@ def _sweep(
     gradient, of_scale, of_bias = state
     i = r0 + tl.arange(0, BM)
     piece = nth_piece(at, begin * PIECES, end, PIECES, MIXED)
-    for t in tl.range(begin * PIECES, end * PIECES, num_stages=STAGES):
+    for t in tl.range(begin * PIECES, end * PIECES, num_stages=STAGES - 1 if MIXED else STAGES):
         upcoming = nth_piece(at, t + 1, end, PIECES, MIXED)
         c0 = piece * BN
         j = c0 + tl.arange(0, BN)
@@ -52,25 +52,6 @@ def _sweep(
     return gradient, of_scale, of_bias
 
 
-@triton.jit
-def _visit(
-    state, x, y, y_piece, kept, rows, cols, unit, row_slopes, col_slopes, row, shrink, run, r0, d_scale, d_bias,
-    m, n, d, offset, negatives, positives,
-    RULE: tl.constexpr, PROVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
-    STAGES: tl.constexpr,
-):  # fmt: skip
-    plain, mixed, begin, middle, end = run
-    if plain.dtype.is_ptr():  # there is a plan
-        state = _sweep(
-            state, x, y, kept, rows, cols, unit, row_slopes, col_slopes, row, shrink, plain, begin, middle, r0,
-            d_scale, d_bias, m, n, d, offset, negatives, positives, RULE, PROVEN, False, BM, BN, BK, STAGES, 1,
-        )  # fmt: skip
-    return _sweep(
-        state, x, y_piece, kept, rows, cols, unit, row_slopes, col_slopes, row, shrink, mixed, middle, end, r0,
-        d_scale, d_bias, m, n, d, offset, negatives, positives, RULE, PROVEN, True, BM, BP, BK, STAGES, BN // BP,
-    )  # fmt: skip
-
-
 @triton.jit(
     do_not_specialize=["m", "n", "d", "planned", "first_row", "rows_here", "run", "offset", "negatives", "positives"]
 )  # fmt: skip
@@ -86,7 +67,7 @@ def own_gradient(
     ``d_scale`` and ``d_bias`` [runs, rows_here], or None: the sums of w_ij <x_i, y_j> and of w_ij.
     """
     r0 = first_row + tl.program_id(0) * BM
-    run_here = runs_of(visits, counts, planned, r0 // BM, n, run, False, BM, BN)
+    plain, mixed, begin, middle, end = runs_of(visits, counts, planned, r0 // BM, n, run, False, BM, BN)
     unit = load_unit(logit_scale, LOG2E)
     kept = load_kept(x, r0, True)
     row = load_slopes(row_slopes, r0 + tl.arange(0, BM), m)
@@ -94,16 +75,22 @@ def own_gradient(
     zero = tl.zeros((BM,), tl.float32)
     state = tl.zeros((BM, BK), tl.float32), zero, zero
     is_proven = True if RULE == LOGISTIC else False if proven is None else tl.load(proven) != 0
-    if is_proven:
-        state = _visit(
-            state, x, y, y_piece, kept, rows, cols, unit, row_slopes, col_slopes, row, factor, run_here, r0,
-            d_scale, d_bias, m, n, d, offset, negatives, positives, RULE, True, BM, BN, BP, BK, STAGES,
-        )  # fmt: skip
-    else:
-        state = _visit(
-            state, x, y, y_piece, kept, rows, cols, unit, row_slopes, col_slopes, row, factor, run_here, r0,
-            d_scale, d_bias, m, n, d, offset, negatives, positives, RULE, False, BM, BN, BP, BK, STAGES,
-        )  # fmt: skip
+    if plain.dtype.is_ptr():  # there is a plan
+        if is_proven:
+            state = _sweep(
+                state, x, y, kept, rows, cols, unit, row_slopes, col_slopes, row, factor, plain, begin, middle, r0,
+                d_scale, d_bias, m, n, d, offset, negatives, positives, RULE, True, False, BM, BN, BK, STAGES, 1,
+            )  # fmt: skip
+        else:
+            state = _sweep(
+                state, x, y, kept, rows, cols, unit, row_slopes, col_slopes, row, factor, plain, begin, middle, r0,
+                d_scale, d_bias, m, n, d, offset, negatives, positives, RULE, False, False, BM, BN, BK, STAGES, 1,
+            )  # fmt: skip
+    # one loop for both: two of them cost registers beside the gradient, a second exponential little beside the labels
+    state = _sweep(
+        state, x, y_piece, kept, rows, cols, unit, row_slopes, col_slopes, row, factor, mixed, middle, end, r0,
+        d_scale, d_bias, m, n, d, offset, negatives, positives, RULE, False, True, BM, BP, BK, STAGES, BN // BP,
+    )  # fmt: skip
 
     local = tl.program_id(0) * BM + tl.arange(0, BM)
     inside = local < rows_here

@@ -65,7 +65,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
         known = {name: value for name, value in _for_triton(options).items() if name in kernel.arg_names}
         kernel[grid](*arguments, **known)
         return
-    form: list[Any] = [kernel, triton.runtime.driver.active.get_current_device(), *options.items()]
+    form: list[Any] = [kernel, triton.runtime.driver.active.get_current_device(), *options, *options.values()]
     _add_forms(form, arguments)
     key = tuple(form)
     found = _compiled.get(key)
@@ -93,19 +93,21 @@ def _first(
 
 def _add_forms(key: list[Any], values: Iterable[Any]) -> None:
     """All that Triton may specialise a kernel for: never less, or a launch would run what another was compiled to."""
-    add = key.append
+    add, before = key.append, None
     for value in values:
         kind = type(value)
         if value is None:
             add(None)
         elif kind is int:
-            add(value if 0 <= value < 16 else value & 15 | (16 if -(2**31) <= value < 2**31 else 32))
+            add(value if 0 <= value < 2 else (value & 15 == 0) | (2 if -(2**31) <= value < 2**31 else 4))
         elif kind is TensorDescriptor:
             add(value.base.dtype)
             key += value.block_shape
         elif isinstance(value, Tensor):
             add(value.dtype)
             add(value.data_ptr() % 16 == 0)
-        else:  # a NamedTuple of pointers and numbers
+        elif value is before:  # both sides of a symmetric problem
             add(kind)
+        else:  # a NamedTuple of pointers and numbers
             _add_forms(key, value)
+            before = value

@@ -3,19 +3,22 @@
 
 A tile of P pairs and d features keeps a multiprocessor busy for, in clocks:
 
-    product    2 d P / 4096, twice that where the gradient is summed, too
+    product    2 d P / 3520, twice that where the gradient is summed, too: 790 TFLOP/s, which power allows of 919
     epilogue   the largest of: slots P / 128 (issue), exponentials P / 16, shuffles P / 32; counted in the SASS
     copies     2 d (cols, and rows where they are not kept) bytes / 32, from the second-level cache
 
-With R > 1 programs on a multiprocessor its tile takes max(product, epilogue, copies): one's product runs during
-another's epilogue. With one program its two groups of four warps share every buffer and drift apart by less than a
-tile: half of the smaller of product and epilogue is taken to be hidden. With one group nothing is.
+With R > 1 programs on a multiprocessor one's product runs during another's epilogue: a tile takes the largest of the
+three and of (product + epilogue) / R. With one program its two groups of four warps share every buffer and drift apart
+by less than a tile: half of the smaller of product and epilogue is taken to be hidden. With one group nothing is.
 
 The strips of weights of a backward with d > 256 are written at 4.3 TB/s or computed, whichever takes longer, and read
-by products of 700 TFLOP/s. 132 multiprocessors at 1.7 GHz, which power may not allow: at 790 TFLOP/s the tensor cores
-run at 1.46. Left out are preparation, merges, the mixed tiles of the diagonal, the last wave and the launches
-themselves. All of that makes the times lower bounds, as far as the halves are right. The roof is 790 TFLOP/s
-of the minimum of work: 8 N^2 d for two sides, 4 N^2 d for one.
+by products of 700 TFLOP/s. Those of the columns add every strip to float32 sums [n, d], which are read and written
+each time, at 4.3 TB/s and after the product. 132 multiprocessors at 1.7 GHz.
+
+A launch costs the host 45 us, measured with a driver that runs nothing; where that is longer it is what the loss takes.
+Left out are preparation, merges, the mixed tiles of the diagonal and the last wave. All of that makes the times lower
+bounds, as far as the halves are right. The roof is 790 TFLOP/s of the minimum of work: 8 N^2 d for two sides, 4 N^2 d
+for one.
 """
 
 from __future__ import annotations
@@ -27,8 +30,9 @@ from .aot import Compiled
 from .launch import Launch
 
 ARCHITECTURE, PROCESSORS, CLOCK = 90, 132, 1.7e9
-FLOPS, EXPONENTIALS, SHUFFLES, ISSUES, CACHE = 4096, 16, 32, 128, 32  # a clock and multiprocessor; CACHE in bytes
+FLOPS, EXPONENTIALS, SHUFFLES, ISSUES, CACHE = 3520, 16, 32, 128, 32  # a clock and multiprocessor; CACHE in bytes
 MEMORY, LIBRARY, ROOF = 4.3e12, 700e12, 790e12
+HOST = 45e-6  # seconds a launch
 
 
 HEAD = (
@@ -60,7 +64,7 @@ def sweep_of(compiled: Compiled, d: int, pairs: float) -> Sweep:
     copies = 2 * d * (cols if kept else cols + rows) / CACHE
     programs, groups = compiled.programs, options["num_warps"] // 4
     if programs > 1:
-        clocks = max(product, epilogue, copies)
+        clocks = max(product, epilogue, copies, (product + epilogue) / programs)
     else:
         hidden = 0.5 if groups > 1 else 0.0
         clocks = max(product + epilogue - hidden * min(product, epilogue), copies)
@@ -84,10 +88,17 @@ def sweeps_of(launches: Iterable[tuple[Launch, Compiled]]) -> list[Sweep]:
     return list(found.values())
 
 
-def products(strips: float, d: int, sides: int) -> Sweep:
-    """The products with ``strips`` stored weights: one for each side."""
-    seconds = sides * max(2 * strips * d / LIBRARY, 2 * strips / MEMORY)
+def products(strips: int, n: int, d: int, sides: int) -> Sweep:
+    """The products with stored weights [n, n], one for each side, a strip at a time."""
+    seconds = sides * max(2 * n * n * d / LIBRARY, 2 * n * n / MEMORY)
+    if sides == 2:
+        seconds += 2 * strips * 4 * n * d / MEMORY
     return Sweep("library's products", 1e3 * seconds, 0, 0, 0, 0)
+
+
+def of_host(launches: int) -> float:
+    """Milliseconds that the host needs for so many launches."""
+    return 1e3 * launches * HOST
 
 
 def share_of_roof(milliseconds: float, n: int, d: int, sides: int) -> float:

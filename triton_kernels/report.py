@@ -229,9 +229,10 @@ def _predicted(compiled: dict[tuple[int, str], Compiled]) -> list[tuple[str, ...
             found = [(key_of(launch), launch) for launch in Call(loss, d=d).record(predict.ARCHITECTURE)]
             pairs = [(launch, compiled[predict.ARCHITECTURE, key]) for key, launch in found if _has_tiles(launch)]
             sweeps = predict.sweeps_of(pairs)
-            if any(sweep.kernel == "store_tiles" for sweep in sweeps):
-                sweeps.append(predict.products(N * N, d, sides))
-            total = sum(sweep.milliseconds for sweep in sweeps)
+            strips = sum(launch.kernel.__name__ == "store_tiles" for _, launch in found)
+            if strips:
+                sweeps.append(predict.products(strips, N, d, sides))
+            total = max(sum(sweep.milliseconds for sweep in sweeps), predict.of_host(len(found) + sides * strips))
             share = predict.share_of_roof(total, N, d, sides)
             rows += [(loss, str(d), *predict.cells(sweep), "", "") for sweep in sweeps]
             rows[-1] = (*rows[-1][:-2], f"{total:.2f}", f"{100 * share:.0f} %")

@@ -120,7 +120,7 @@ def add_losses(total, straight, e, BM: tl.constexpr, BN: tl.constexpr):
     """
     e = _joined(tl.reshape(e, (BM, BN // 8, 4, 2)))
     e = tl.permute(e, (0, 2, 1))
-    for _ in tl.static_range(4):
+    for _ in tl.static_range(5):
         if e.shape[2] > 1:
             e = _joined(tl.reshape(e, (BM, 4, e.shape[2] // 2, 2)))
     tl.static_assert(e.shape[2] == 1)

@@ -1,8 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tile of each kernel by architecture, element size and number of features.
 
-Provenance: chosen from what the compiler reports (``python -m pycl.triton_kernels.report``: registers, spills, shared
-memory against that of the architecture) and the model of time a tile in that report. No GPU has measured them yet.
+Provenance: chosen from what the compilers of Triton 3.6.0 and 3.7.1 report (``python -m pycl.triton_kernels.report``:
+registers, spills in loops, shared memory, programs on a multiprocessor) and the model of time a tile in that report.
+No GPU has measured them yet.
+
+On Hopper two programs of four warps share a multiprocessor wherever they fit, so that one's products run during the
+other's exponentials. Where they do not, in the forward beyond 128 features, one program of eight warps takes the tile.
+Reports say that ptxas 12.8 miscompiles kernels of several products with blocks of 32 there: pieces have 64 columns
+where registers allow, and 32 in the forward and in strips, which have one product, and in the gradients of 129 to 256
+features.
 """
 
 from __future__ import annotations
@@ -41,24 +48,23 @@ class Tile(NamedTuple):
 # weights, a matrix of logits.
 _UNBOUNDED = 1 << 30
 _HOPPER = {
-    ("reduce", 2, 64): Tile(128, 128, 64, 8, 3),
-    ("reduce", 2, 128): Tile(128, 128, 128, 8, 3),
+    ("reduce", 2, 64): Tile(128, 64, 64, 4, 3, 2),
+    ("reduce", 2, 128): Tile(128, 64, 128, 4, 3, 2),
     ("reduce", 2, 256): Tile(128, 128, 256, 8, 2),
     ("reduce", 2, _UNBOUNDED): Tile(128, 128, 64, 8, 3),
     ("reduce", 4, _UNBOUNDED): Tile(64, 64, 16, 8, 3),
-    ("own", 2, 64): Tile(64, 64, 64, 4, 3, 3),
-    ("own", 2, 128): Tile(128, 128, 128, 8, 2),
-    ("own", 2, 256): Tile(128, 64, 256, 8, 2),
-    ("biased", 2, 64): Tile(64, 64, 64, 4, 3, 2),
-    ("biased", 2, 128): Tile(128, 64, 128, 8, 3),
-    ("biased", 2, 256): Tile(128, 32, 256, 8, 2),
+    ("own", 2, 64): Tile(64, 128, 64, 4, 3, 2, piece=64),
+    ("own", 2, 128): Tile(64, 128, 128, 4, 2, 2, piece=64),
+    ("own", 2, 256): Tile(64, 64, 256, 4, 2, 2),
     ("store", 2, _UNBOUNDED): Tile(128, 128, 64, 8, 3),
     ("store", 4, _UNBOUNDED): Tile(64, 64, 16, 8, 3),
 }
-_BLACKWELL = {  # products of a deep block hold many descriptors: beside them wide tiles do not fit in registers
-    ("reduce", 2, 64): Tile(128, 128, 64, 8, 3),
-    ("reduce", 2, 128): Tile(128, 32, 128, 8, 3),
-    ("reduce", 2, _UNBOUNDED): Tile(64, 64, 64, 8, 3),
+# Products of a deep block hold many descriptors: beside them wide tiles do not fit in registers. A thread reads one row
+# of a product from tensor memory, of 64 rows at least: blocks of columns are the first operand, so they have as many.
+_BLACKWELL = {
+    ("reduce", 2, 64): Tile(128, 64, 64, 8, 3, fold=1),
+    ("reduce", 2, 128): Tile(128, 64, 128, 8, 3, fold=1),
+    ("reduce", 2, _UNBOUNDED): Tile(64, 64, 64, 8, 3, fold=1),
     ("reduce", 4, _UNBOUNDED): Tile(64, 64, 16, 8, 3),
     ("own", 2, 64): Tile(64, 64, 64, 4, 3, 2),
     ("own", 2, 128): Tile(128, 128, 128, 8, 2),
@@ -71,12 +77,11 @@ _AMPERE = {
     ("reduce", 2, _UNBOUNDED): Tile(128, 64, 32, 8, 3),
     ("reduce", 4, _UNBOUNDED): Tile(64, 32, 16, 8, 3),
     ("own", 2, 64): Tile(64, 64, 64, 4, 3, 2),
-    ("own", 2, 128): Tile(128, 64, 128, 8, 2),
+    ("own", 2, 128): Tile(128, 32, 128, 8, 3),
     ("store", 2, _UNBOUNDED): Tile(128, 128, 32, 8, 3),
     ("store", 4, _UNBOUNDED): Tile(32, 32, 16, 4, 3, 3),
 }
-# 99 KB, which Ampere's tiles fit in; the statistics of logits with scales of their own and biases still spill 20 to 208
-# bytes here, whatever the tile
+# 99 KB, which Ampere's tiles fit in, but for one
 _CONSUMER_BLACKWELL = _AMPERE | {("reduce", 2, 128): Tile(128, 64, 32, 8, 3)}
 _INTERPRETER = {  # large: its time is that of the number of operations, not of their size
     ("reduce", 2, 32): Tile(128, 128, 32, 4, 1, piece=128),
