@@ -7,17 +7,38 @@ NATIVE = -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
 SOURCES := $(shell find pycl bench triton_kernels csrc -name '*.py' -o $(NATIVE)) \
            CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo test test-cpus parity lint format bench gpu-check gpu-test gpu-bench clean
+.PHONY: demo test test-all test-cpus planted-faults parity lint format bench host-time clean
+.PHONY: triton-versions gpu-tables gpu-cache gpu-first gpu-check gpu-test gpu-bench
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/multiview.py $(DEMO_ARGS)
 
+# a worker a CPU, a thread each; tests that share what is slow to make stay in one worker
+SUITE = OMP_NUM_THREADS=1 PYCL_TEST_REQUIRE=cpu,triton $(BIN)/python -m pytest -n auto $(TEST_ARGS)
+
 test: $(VENV)/installed
-	PYCL_TEST_REQUIRE=cpu,triton $(BIN)/python -m pytest $(TEST_ARGS)
+	$(SUITE)
+
+# every case of every product, and what takes minutes by itself
+test-all: $(VENV)/installed triton-versions
+	PYCL_TEST_ALL=1 $(SUITE)
+
+# whether `make test` notices what could go wrong in the kernels
+planted-faults: $(VENV)/installed
+	$(BIN)/python tests/planted $(FAULTS)
 
 # what depends on rounding once more, as on CPUs with less than this one has
 test-cpus: $(VENV)/installed
 	$(BIN)/python tests/cpus.py -n auto $(TEST_ARGS)
+
+# compilers that users have, beside the installed one: of torch 2.10 and 2.11, of 2.13, and the newest
+TRITONS := 3.6.0 3.7.1 3.9.0
+triton-versions: $(TRITONS:%=build/triton-%)
+
+build/triton-%: | $(VENV)/installed
+	rm -rf $@.part
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@.part triton==$*
+	mv $@.part $@
 
 # drop-ins against the libraries themselves, which take 2 GB
 parity: $(VENV)/peers
@@ -26,10 +47,35 @@ parity: $(VENV)/peers
 bench: $(VENV)/installed
 	$(BIN)/python -m pycl.bench $(BENCH_ARGS)
 
+# the tables of docs/gpu-kernels.md; a report of kernels with faults fails, too, but then the tables show them
+gpu-tables: $(TRITONS:%=build/report-%.json)
+	$(BIN)/python -m pycl.triton_kernels.tables docs/gpu-kernels.md $^
+
+build/report-%.json: $(SOURCES) | build/triton-%
+	rm -f $@
+	PYTHONPATH="$(CURDIR)/build/triton-$*:$(CURDIR)" $(BIN)/python -m pycl.triton_kernels.report \
+	  --arch 90 --predict --json $@ $(REPORT_ARGS) >$@.txt || test -s $@
+
+# launches and the host's time of a step, on a GPU that is not there
+host-time: $(VENV)/installed
+	PYTHONPATH=tests $(BIN)/python -m null_gpu.host_time $(HOST_ARGS)
+
 # $(PYTHON) with its own CUDA torch and Triton stays as it is: pycl, and what WHEELS=DIR holds, go into a folder beside
 GPU_SITE := build/gpu-site
 GPU_PYTHON = PATH="$(CURDIR)/$(GPU_SITE)/bin:$$PATH" PYTHONPATH="$(CURDIR)/$(GPU_SITE):$$PYTHONPATH" $(PYTHON)
 GPU_PIP = $(GPU_PYTHON) -m pip install --quiet --disable-pip-version-check --no-index --no-deps --target $(GPU_SITE)
+
+# On a machine without a GPU: everything that gpu-first needs, into .gpu/, by the Python, torch and Triton that the GPU
+# machine has, since a cache's keys are hashes of Triton's own files.
+GPU_CACHE_PYTHON ?= python3.12
+gpu-cache:
+	@command -v $(GPU_CACHE_PYTHON) >/dev/null || { \
+	  echo "gpu-cache: no $(GPU_CACHE_PYTHON); GPU_CACHE_PYTHON=... names the Python to compile with" >&2; exit 2; }
+	@cd bench && $(GPU_CACHE_PYTHON) -m first.fill $(GPU_CACHE_ARGS)
+
+# there: installs and builds nothing, whatever the times of the carried files are
+gpu-first:
+	@cd bench && $(PYTHON) -m first $(if $(OUT),$(abspath $(OUT))) $(GPU_FIRST_ARGS)
 
 gpu-check:
 	@$(PYTHON) -c 'import sys; from pycl.bench.gpu import why_not; sys.exit(why_not() and f"{sys.executable}: {why_not()}")'

@@ -22,8 +22,9 @@ from typing import Any
 
 import torch
 
-from . import gpu, gpu_plot, gpu_report, gpu_runner, plot, report, runner
+from . import gpu, gpu_plot, gpu_report, gpu_suite, plot, report, runner
 from .gpu_rows import GPU_ROWS
+from .gpu_worker import Died
 from .rows import LOSS_ROWS, SINKHORN_ROWS, Row
 
 Record = dict[str, Any]
@@ -33,7 +34,7 @@ BASELINES = {"losses": ("eager", "compile"), "sinkhorn": EVERYONE, "gpu": EVERYO
 NOT_REPEATED = ("--json", "--csv", "--plot", "--commit")  # the business of who ran it
 QUICK_DIVISOR = 8
 SECONDS, QUICK_SECONDS = {"losses": 10.0, "sinkhorn": 10.0, "gpu": 2.0}, 1.0
-GPU_BUDGET = 480.0
+GPU_BUDGET = 560.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     baselines = options.baselines or (("eager",) if options.quick else BASELINES[options.suite])
     if unknown := set(baselines) - set(BASELINES[options.suite]):
         parser.error(f"--baselines: suite {options.suite} has no {unknown.pop()}")
+    if on_gpu and not gpu_suite.compared_with(baselines, rows):
+        parser.error(
+            f"--rows: {rows[0].name} compares with {', '.join(rows[0].baselines or ())} alone; see --baselines"
+        )
     if options.budget and not on_gpu:
         parser.error("--budget is for --suite gpu")
     if on_gpu and (reason := gpu.why_not()):
@@ -63,7 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     record = report.new_record(options.suite, _repeatable(arguments), options.commit)
     with _fresh_compiler_cache():
-        (_run_on_gpu if on_gpu else _run)(record, rows, baselines, options)
+        try:
+            (_run_on_gpu if on_gpu else _run)(record, rows, baselines, options)
+        except Died as reason:
+            print(f"pycl.bench: --suite gpu cannot run: {reason}", file=sys.stderr)
+            return 2
     _progress("")
     print((gpu_report if on_gpu else report).table(record))
     if "compile" not in baselines:
@@ -96,7 +105,7 @@ def _run_on_gpu(record: Record, rows: Sequence[Row], baselines: Sequence[str], o
 
     budget = options.budget or GPU_BUDGET
     timing = {"seconds": options.seconds, "rounds": options.repeats}
-    gpu_runner.run(record, rows, baselines, budget=budget, progress=progress, **timing)
+    gpu_suite.run(record, rows, baselines, budget=budget, progress=progress, **timing)
 
 
 def _write_json(record: Record, options: argparse.Namespace) -> None:

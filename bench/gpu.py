@@ -7,11 +7,12 @@ import gc
 import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from pycl import doctor
@@ -29,7 +30,8 @@ HOST_CALLS = 20  # few enough that the queue of launches never fills up
 class Measured(NamedTuple):
     seconds: float
     peak_mib: float  # above what was allocated before, the answer included
-    answer: Any
+    extra_mib: float  # without the answer
+    answer: list[Tensor]
 
 
 def why_not() -> str | None:
@@ -108,14 +110,21 @@ def seconds_of(step: Step) -> float:
     return float(start.elapsed_time(end)) / 1e3
 
 
-def measured(step: Callable[[], Any]) -> Measured:
+def measured(step: Callable[[], list[Tensor]]) -> Measured:
     """One call with its time, its answer, and the memory it needed at most."""
-    answers: list[Any] = []
+    answers: list[list[Tensor]] = []
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     seconds = seconds_of(lambda: answers.append(step()))
-    return Measured(seconds, (torch.cuda.max_memory_allocated() - before) / 2**20, answers[0])
+    peak = torch.cuda.max_memory_allocated() - before
+    return Measured(seconds, peak / 2**20, (peak - held_bytes(answers[0])) / 2**20, answers[0])
+
+
+def held_bytes(tensors: Iterable[Tensor]) -> int:
+    """The memory they keep, that of views of the same memory once."""
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
+    return sum(storages.values())
 
 
 def launches(step: Step) -> int | None:
@@ -147,6 +156,7 @@ def free_bytes() -> int:
 
 
 def release() -> None:
-    """Give back what a call that failed left behind."""
+    """Give back what a call that failed left behind; raises where it left no GPU to work on."""
     gc.collect()
+    torch.cuda.synchronize()
     torch.cuda.empty_cache()

@@ -20,10 +20,15 @@ def file_name(record: Mapping[str, Any]) -> str:
 
 
 def series(record: Mapping[str, Any], loss: str) -> list[dict[str, Any]]:
-    """The rows of a loss that differ in N alone, by N."""
+    """The rows of a loss that differ in N alone, by N; a row for ``torch.compile`` adds its time to that of its N."""
     shape = {"loss": loss, "dim": DIM, "dtype": DTYPE}
-    rows = [row for row in record["rows"] if row.items() >= shape.items() and seconds_of(row) is not None]
-    return sorted(rows, key=lambda row: int(row["size"]))
+    found: dict[int, dict[str, Any]] = {}
+    for row in record["rows"]:
+        if row.items() >= shape.items() and seconds_of(row) is not None:
+            first = found.get(row["size"], row)
+            joined = {name: row[name] | first[name] for name in ("time_s", "wrong")}
+            found[row["size"]] = first | joined
+    return [found[size] for size in sorted(found)]
 
 
 def draw(record: Mapping[str, Any], folder: Path) -> Path | None:

@@ -14,7 +14,7 @@ from .rows import Goals
 
 MISSING = "not measured"
 NOT_APPLICABLE = "-"
-COMPARED = ("eager", "compile", "inf-cl")
+COMPARED = ("eager", "compile", "inf-cl", "memeff", "siglip-kernel")
 COLUMNS = (
     "row", "ours (ms)", "floor (ms)", "share of roof", "memory (MB)", *(f"vs {name}" for name in COMPARED), "target",
     "met",
@@ -26,7 +26,7 @@ SMALL_COLUMNS = ("row", "ours (ms)", "eager (ms)", "launches", "of eager", "host
 def header(record: dict[str, Any]) -> str:
     """Versions and machine in one paragraph."""
     gpu = record["gpu"]
-    backend = ", ".join(sorted({row["backend"] for row in record["rows"]}))
+    backend = ", ".join(sorted({row["backend"] for row in record["rows"] if row["backend"]}))
     facts = [
         f"{gpu['name']}, {gpu['memory_gib']:.0f} GiB, {gpu['multiprocessors']} multiprocessors",
         f"driver {gpu['driver'] or 'unknown'}, CUDA {gpu['cuda']}",
@@ -53,7 +53,8 @@ def share_of_roof(row: Mapping[str, Any], roofs: Mapping[str, float]) -> float |
 
 
 def megabytes(row: Mapping[str, Any]) -> float | None:
-    mib = row.get("peak_mib", {}).get("ours")
+    """What a step needs at most beyond its inputs and what it returns."""
+    mib = row.get("extra_mib", {}).get("ours")
     return None if mib is None else mib * 2**20 / 1e6
 
 
@@ -111,9 +112,10 @@ def tables(record: dict[str, Any]) -> list[Table]:
     others = [_figures(row, roofs)[:-2] for row in rows if not _is_promised(row)]
     title = (
         "Forward and backward; the roof is the rate of one large torch.mm in the same format and run, the floor what "
-        "the least operations of a step (8 N² d for CLIP, 4 N² d for NT-Xent) take at that rate; Sinkhorn is forward "
-        "alone, its roof the rate of one large copy, its floor one read of the scores for each iteration and for the "
-        "codes, which are written; memory is the peak above the inputs, with gradients or codes; medians (quartiles)"
+        "the least operations of a step (8 N² d for CLIP, 6 N² d for SigLIP, 4 N² d for NT-Xent) take at that rate; "
+        "Sinkhorn is forward alone, its roof the rate of one large copy, its floor one read of the scores for each "
+        "iteration and for the codes, which are written; memory is the peak beyond the inputs and the gradients or "
+        "codes; medians (quartiles)"
     )
     timed = [row for row in rows if len(row.get("time_s", ())) > 1]
     providers = list(dict.fromkeys(name for row in timed for name in (*row["time_s"], *row["skipped"])))
@@ -131,7 +133,7 @@ def tables(record: dict[str, Any]) -> list[Table]:
 def unmeasured() -> list[Table]:
     """The rows that someone waits for, without a single figure."""
     rows = [_figures(row, {}) for row in map(runner.describe, GPU_ROWS) if _is_promised(row)]
-    return [("Targets on one NVIDIA H200, forward and backward, Sinkhorn forward alone", COLUMNS, rows)]
+    return [("Targets on one NVIDIA H100 or H200, forward and backward, Sinkhorn forward alone", COLUMNS, rows)]
 
 
 def _is_promised(row: Mapping[str, Any]) -> bool:

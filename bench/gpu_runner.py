@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures the rows of the suite "gpu" in the order they come, until the time is up.
+"""Measures a row of the suite "gpu".
 
 Every provider's value and gradients are compared with float64 at full size. Ours has no time where they are wrong; a
 peer that is wrong is timed all the same, and marked with how far off it is.
@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -31,12 +32,13 @@ SLOW = 1.0  # seconds of a baseline's step that is timed once and not in turn wi
 SMALL = 2048  # rows up to which launches and the host's time are what counts
 DENSE_COPIES = 6  # of the matrix that storing it needs at once, about
 
-PLANNED_RATE = 500e12  # operations a second that a run is planned with
-PLANNED_CALLS = 40  # of ours that a row is worth, baselines included
-SETUP_SECONDS = 10.0  # compiling
-
+ALL = "all in turn"  # what is timed when every provider has been tried
 Step = Callable[[], list[Tensor]]
 Progress = Callable[[str], None]
+
+
+def unheard(_: str) -> None:
+    """Progress that nobody follows."""
 
 
 class Trial(NamedTuple):
@@ -45,43 +47,8 @@ class Trial(NamedTuple):
     first_call_s: float
     seconds: float
     peak_mib: float
+    extra_mib: float
     error: float
-
-
-def run(
-    record: dict[str, Any],
-    rows: Sequence[Row],
-    baselines: Sequence[str],
-    *,
-    budget: float,
-    seconds: float,
-    rounds: int | None = None,
-    progress: Progress = lambda _: None,
-) -> None:
-    """Fill a record; a row that does not fit into what is left of ``budget`` seconds is listed as not reached.
-
-    ``progress`` is told what comes next.
-    """
-    stop = time.monotonic() + budget
-    found = runner.find_peers(record, rows, baselines)
-    record |= {"gpu": gpu.describe(), "not_reached": [], "roofs": {}}
-    progress("roofs")
-    record["roofs"] = gpu.roofs()
-    for row in rows:
-        need, left = predicted_seconds(row, record["roofs"]), stop - time.monotonic()
-        if need > left:
-            reason = f"needs about {need:.0f} s, {max(left, 0):.0f} s of {budget:.0f} s were left"
-            record["not_reached"].append({**runner.describe(row), "reason": reason})
-            continue
-        progress(row.label)
-        record["rows"].append(measure(row, baselines, found, seconds=seconds, rounds=rounds, stop=stop))
-
-
-def predicted_seconds(row: Row, roofs: Mapping[str, float]) -> float:
-    alone = row.measure == "one step"
-    checked = row.at(DISTINCT) if alone else row
-    check = 4 * checked.floor_flop / roofs["float64"]
-    return SETUP_SECONDS + (3 if alone else PLANNED_CALLS) * row.floor_flop / PLANNED_RATE + check
 
 
 def measure(
@@ -92,18 +59,36 @@ def measure(
     seconds: float,
     rounds: int | None = None,
     stop: float = float("inf"),
+    skipped: Mapping[str, str] = MappingProxyType({}),
+    at: Progress = unheard,
 ) -> dict[str, Any]:
-    """The row's record; with a reason under ``"refused"`` and no times where our answer is wrong or fails."""
-    record = runner.describe(row) | {"backend": runner.backend_of(row), "skipped": {}}
+    """The row's record; with a reason under ``"refused"`` and no times where our answer is wrong or fails.
+
+    Args:
+        row: what to measure.
+        baselines: whom to compare with.
+        found: the peers.
+        seconds: spent on the timing, at least three rounds.
+        rounds: exactly that many rounds instead.
+        stop: when the time is up, in ``time.monotonic()``; then ours alone is measured.
+        skipped: providers to leave out, and why.
+        at: told which provider's code runs next.
+
+    Raises:
+        RuntimeError: a call left no GPU to work on.
+    """
+    at("ours")
+    record = runner.describe(row) | {"backend": runner.backend_of(row), "skipped": dict(skipped)}
     with runner.matmul_precision(row.precision):
         try:
             record["errors"] = runner.gate(row)
             if row.measure == "one step":
                 return record | _one_step(row)
             makers = runner.candidates(row, baselines, found) | _other_backends(row, record["backend"])
-            return record | _times(row, makers, record["skipped"], seconds, rounds, stop)
+            kept = {name: make for name, make in makers.items() if name not in skipped}
+            return record | _times(row, kept, record["skipped"], seconds, rounds, stop, at)
         except Exception as error:  # the other rows can still be measured
-            refused = _reason(error)
+            refused = reason_of(error)
     gpu.release()
     return record | {"refused": refused}
 
@@ -124,6 +109,7 @@ def _times(
     seconds: float,
     rounds: int | None,
     stop: float,
+    at: Progress,
 ) -> dict[str, Any]:
     inputs = row.work.inputs(row.size, row.dim, row.dtype, row.device)
     exact = truth.expected(row.loss, inputs)
@@ -133,6 +119,7 @@ def _times(
     for name, make in makers.items():
         reason = None if name == "ours" else _why_skip(name, row, stop)
         if reason is None:
+            at(name)
             try:
                 step = step_of(make(), inputs)
                 trials[name] = _trial(step, exact)
@@ -140,12 +127,13 @@ def _times(
             except Exception as error:  # not installed for this GPU, or no memory: a baseline's trouble is not ours
                 if name == "ours":
                     raise
-                reason = _reason(error)
+                reason = reason_of(error)
         if reason is not None:
             skipped[name] = reason
             gpu.release()
         elif name == "ours" and not trials[name].error <= limit:
             raise runner.Mismatch(f"ours is {trials[name].error:.2g} from float64 at size {row.size}, limit {limit:g}")
+    at(ALL)
     slow = [name for name in steps if name != "ours" and trials[name].seconds > SLOW]
     in_turn = {name: step for name, step in steps.items() if name not in slow}
     left = min(seconds, max(0.0, stop - time.monotonic()))
@@ -167,6 +155,7 @@ def _of(trials: Mapping[str, Trial]) -> dict[str, dict[str, float]]:
     return {
         "first_call_s": {name: trial.first_call_s for name, trial in trials.items()},
         "peak_mib": {name: trial.peak_mib for name, trial in trials.items()},
+        "extra_mib": {name: trial.extra_mib for name, trial in trials.items()},
         "full_size_error": {name: trial.error for name, trial in trials.items()},
     }
 
@@ -186,8 +175,8 @@ def _trial(step: Step, exact: Sequence[Tensor]) -> Trial:
     start = time.perf_counter()
     gpu.seconds_of(step)
     first_call = time.perf_counter() - start
-    seconds, peak_mib, answer = gpu.measured(step)
-    return Trial(first_call, seconds, peak_mib, max(map(_distance, answer, exact)))
+    seconds, peak_mib, extra_mib, answer = gpu.measured(step)
+    return Trial(first_call, seconds, peak_mib, extra_mib, max(map(_distance, answer, exact)))
 
 
 def _distance(got: Tensor, truth: Tensor) -> float:
@@ -210,6 +199,6 @@ def _one_step(row: Row) -> dict[str, Any]:
     return {**_of({"ours": trial}), "wrong": {}, "time_s": time_s, "launches": {}, "host_s": {}}
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     line = (str(error).strip().splitlines() or [""])[0][:200]
     return line if isinstance(error, runner.Mismatch) else f"{type(error).__name__}: {line}"

@@ -19,12 +19,18 @@ from .work import Work
 CLUSTERS = 8  # without them the softmax part of a gradient is as small as its rounding to bfloat16
 LOGIT_SCALE = 14.3  # where CLIP starts: 1 / 0.07
 TEMPERATURE = 0.5
+SIGMOID_SCALE, SIGMOID_BIAS = 10.0, -10.0  # where SigLIP starts; both are learned
 
 
 def dense_clip(image: Tensor, text: Tensor) -> Tensor:
     logits = LOGIT_SCALE * image @ text.T
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def dense_siglip(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    logits = scale * image @ text.T + bias
+    return F.softplus(logits).sum() / len(logits) - logits.diagonal().mean()
 
 
 def dense_nt_xent(*views: Tensor) -> Tensor:
@@ -48,6 +54,10 @@ def clip(image: Tensor, text: Tensor, backend: str | None = None) -> Tensor:
     return pycl.functional.clip(image, text, LOGIT_SCALE, backend=backend)
 
 
+def siglip(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, backend: str | None = None) -> Tensor:
+    return pycl.functional.siglip(image, text, scale, bias, backend=backend)
+
+
 def nt_xent(*views: Tensor, backend: str | None = None) -> Tensor:
     return pycl.functional.nt_xent(views, temperature=TEMPERATURE, backend=backend)
 
@@ -58,11 +68,12 @@ def mv_dhel(*views: Tensor, backend: str | None = None) -> Tensor:
 
 @dataclass(frozen=True)
 class Loss(Work):
-    """``ours`` and ``dense`` take the embeddings of every view, as separate tensors."""
+    """``ours`` and ``dense`` take the embeddings of every view, as separate tensors, and then the scalars."""
 
     views: int = 2
     stacked: bool = False  # one matrix of the points of all views, not one per view or pair of views
     unit: bool = False  # takes embeddings of unit length
+    scalars: tuple[float, ...] = ()  # learned ones
     flop: int = 8  # over N^2 d: the least that exact gradients take without the matrix, a symmetric one swept by halves
 
     def inputs(self, size: int, dim: int, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
@@ -75,7 +86,9 @@ class Loss(Work):
         cluster = torch.randint(CLUSTERS, (n,), generator=draw, device=device)
         centres = normal(CLUSTERS)[cluster] + normal(n)
         views = [centres + normal(n) for _ in range(self.views)]
-        return [(F.normalize(z) if self.unit else z).to(dtype).requires_grad_() for z in views]
+        points = [(F.normalize(z) if self.unit else z).to(dtype).requires_grad_() for z in views]
+        wide = torch.promote_types(dtype, torch.float32)
+        return points + [torch.tensor(x, dtype=wide, device=device, requires_grad=True) for x in self.scalars]
 
     def shape(self, size: int | str, dim: int) -> str:
         return f"{f'{self.views} x ' if self.views > 2 else ''}{size}, d = {dim}"
@@ -89,6 +102,7 @@ class Loss(Work):
 
 LOSSES = {
     "clip": Loss(clip, dense_clip, unit=True),
+    "siglip": Loss(siglip, dense_siglip, unit=True, scalars=(SIGMOID_SCALE, SIGMOID_BIAS), flop=6),
     "nt_xent": Loss(nt_xent, dense_nt_xent, stacked=True, flop=4),
     "mv_dhel": Loss(mv_dhel, dense_mv_dhel, views=4, flop=16),
 }

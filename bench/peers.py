@@ -2,12 +2,14 @@
 """Other people's implementations of what is measured, where they are installed.
 
 Fused linear cross entropies know one direction; CLIP takes two calls. None of them can leave out a point's similarity
-to itself, so NT-Xent has dense peers only.
+to itself, so NT-Xent has dense peers only. memeff knows both directions of CLIP, siglip-kernel SigLIP alone.
+flash-sinkhorn is compared for potentials of float32 features: it takes points, not scores, and returns no codes.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -128,6 +130,31 @@ def _torch() -> Function:
     return _in_both_directions(one)
 
 
+def _memeff() -> Function:
+    from memeff import MemoryEfficientCLIPLoss
+
+    # by default it multiplies gradients by sqrt(N temperature): no longer those of the value
+    loss: Function = MemoryEfficientCLIPLoss(temperature=1 / LOGIT_SCALE, normalized_inputs=True, stable=False)
+    return loss
+
+
+def _siglip_kernel() -> Function:
+    from siglip_kernel import fused_siglip_loss
+
+    def siglip(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        loss: Tensor = fused_siglip_loss(image, text, scale.log(), bias)
+        return loss
+
+    return siglip
+
+
+def _open_clip_siglip() -> Function:
+    from open_clip.loss import SigLipLoss
+
+    loss: Function = SigLipLoss()
+    return loss
+
+
 def _open_clip() -> Function:
     from open_clip.loss import ClipLoss
 
@@ -153,12 +180,38 @@ def _lightly_sinkhorn() -> Function:
     return partial(codes, iterations=sinkhorn.ITERATIONS, epsilon=sinkhorn.EPSILON)
 
 
+def _flash_sinkhorn() -> Function:
+    from flash_sinkhorn.kernels import sinkhorn_flashstyle_alternating as alternating
+
+    def potentials(z: Tensor, prototypes: Tensor) -> Tensor:
+        if z.dtype != torch.float32:
+            kind = str(z.dtype).removeprefix("torch.")
+            raise ValueError(f"squared distances are scores of unit vectors, and in {kind} their lengths are rounded")
+        n, k = len(z), len(prototypes)
+        samples, clusters = z.new_full((n,), 1 / n), z.new_full((k,), 1 / k)
+        f, g = alternating(
+            *(z, prototypes, samples, clusters),
+            eps=sinkhorn.EPSILON,
+            n_iters=sinkhorn.ITERATIONS,
+            cost_scale=0.5,  # half a squared distance of unit vectors is 1 - score
+            ott_convention=True,  # prototypes first, from nothing
+            allow_tf32=torch.get_float32_matmul_precision() != "highest",
+        )
+        return torch.cat([f / sinkhorn.EPSILON, (g - 1) / sinkhorn.EPSILON + math.log(n)])
+
+    return potentials
+
+
 PEERS = (
+    Peer("memeff", "memeff", "clip", _memeff),
+    Peer("siglip-kernel", "siglip-kernel", "siglip", _siglip_kernel),
+    Peer("flash-sinkhorn", "flash-sinkhorn", "potentials", _flash_sinkhorn),
     Peer("inf-cl", "inf-cl", "clip", _inf_cl),
     Peer("cut-cross-entropy", "cut-cross-entropy", "clip", _cut_cross_entropy),
     Peer("liger-kernel", "liger-kernel", "clip", _liger),
     Peer("F.linear_cross_entropy", "torch", "clip", _torch),
     Peer("open_clip", "open_clip_torch", "clip", _open_clip, dense=True),
+    Peer("open_clip", "open_clip_torch", "siglip", _open_clip_siglip, dense=True),
     Peer("lightly", "lightly", "nt_xent", _lightly, dense=True),
     Peer("lightly", "lightly", "sinkhorn", _lightly_sinkhorn, dense=True),
     Peer("lightly", "lightly", "sinkhorn, out=", _lightly_sinkhorn, dense=True),

@@ -33,7 +33,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Goals:
-    """On a GPU: a share of the measured roof, memory above the inputs, times as fast as other providers, the time."""
+    """On a GPU: a share of the measured roof, memory beyond inputs and answer, times as fast as others, the time."""
 
     share: float | None = None
     megabytes: float | None = None
@@ -91,7 +91,8 @@ class Row:
     def label(self) -> str:
         precision = "" if self.precision == "highest" else f', "{self.precision}"'
         shape = self.work.shape(self.size, self.dim)
-        return f"{self.loss} {shape}, {str(self.dtype).removeprefix('torch.')}{precision}"
+        compiled = ", torch.compile" if self.baselines == ("compile",) else ""
+        return f"{self.loss} {shape}, {str(self.dtype).removeprefix('torch.')}{precision}{compiled}"
 
 
 LOSS_ROWS = (

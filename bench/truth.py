@@ -26,6 +26,11 @@ def clip(image: Tensor, text: Tensor) -> Tensor:
     return (both / 2 - LOGIT_SCALE * (image * text).sum(1)).mean()
 
 
+def siglip(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    own = (scale * (image * text).sum(1) + bias).sum()
+    return (softplus_sum(image, text, scale, bias) - own) / len(image)
+
+
 def nt_xent(*views: Tensor) -> Tensor:
     z = F.normalize(torch.cat(views))
     positive = (z * z.roll(len(z) // 2, 0)).sum(1) / TEMPERATURE
@@ -69,6 +74,7 @@ def alternated(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 FORMULAS: dict[str, Callable[..., Tensor]] = {
     "clip": clip,
+    "siglip": siglip,
     "nt_xent": nt_xent,
     "mv_dhel": mv_dhel,
     "sinkhorn": codes,
@@ -117,6 +123,31 @@ class _LogSumExp(torch.autograd.Function):
             d_a.append(weight @ b)
             d_b.addmm_(weight.T, a[rows])
         return torch.cat(d_a), d_b, None, None
+
+
+def softplus_sum(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """``sum_ij log(1 + exp(scale <a_i, b_j> + bias))``."""
+    found: Tensor = _SoftplusSum.apply(a, b, scale, bias)
+    return found
+
+
+class _SoftplusSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b, scale, bias)
+        return torch.stack([F.softplus(scale * sims + bias).sum() for _, sims in _blocks(a, b, 1.0, False)]).sum()
+
+    @staticmethod
+    def backward(ctx: Any, d_found: Tensor) -> tuple[Tensor, ...]:
+        a, b, scale, bias = ctx.saved_tensors
+        d_a, d_b, d_scale, d_bias = [], torch.zeros_like(b), torch.zeros_like(scale), torch.zeros_like(bias)
+        for rows, sims in _blocks(a, b, 1.0, False):
+            weight = torch.sigmoid(scale * sims + bias)
+            d_a.append(weight @ b)
+            d_b.addmm_(weight.T, a[rows])
+            d_scale += (weight * sims).sum()
+            d_bias += weight.sum()
+        return d_found * scale * torch.cat(d_a), d_found * scale * d_b, d_found * d_scale, d_found * d_bias
 
 
 def _blocks(a: Tensor, b: Tensor, scale: float, skip_self: bool) -> Iterator[tuple[slice, Tensor]]:

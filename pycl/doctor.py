@@ -22,20 +22,23 @@ import torch
 
 import pycl
 
-from . import _load, backends
+from . import _gpu, _load, backends
+from .triton_kernels import assembler
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+AHEAD = (80, 90, 100)  # architectures whose assembler is named where there is no GPU
 EMULATED = "amx-emulated"  # runs everywhere, for tests: says nothing about the machine
 
 
 def report() -> dict[str, Any]:
     """Everything the doctor knows, as plain values: the content of ``--json``."""
-    compiled = _compiled()
+    compiled, assemblers = _compiled(), _assemblers()
     return {
         "pycl": {"version": pycl.__version__, "path": str(Path(pycl.__file__).parent)},
         "python": platform.python_version(),
         "torch": {"version": torch.__version__, "build": torch_build()},
         "triton": _version("triton"),
+        "ptxas": assemblers,
         "numpy": _version("numpy"),
         "platform": platform.platform(),
         "cpu": _cpu(),
@@ -45,6 +48,7 @@ def report() -> dict[str, Any]:
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith("PYCL_")},
         "gpus": _gpus(),
+        "warnings": _warnings(assemblers["takes"]),
         "backends": {device: _backend(device) for device in ("cpu", "cuda")},
         "sinkhorn": {device: _backend(device, backends.SINKHORN) for device in ("cpu", "cuda")},
     }
@@ -148,6 +152,36 @@ def _gpus() -> list[str]:
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
+def _architectures() -> list[int]:
+    """Of the GPUs here: 90 for compute capability 9.0."""
+    capabilities = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    return [10 * major + minor for major, minor in sorted(capabilities)]
+
+
+def _assemblers() -> dict[str, Any]:
+    """The ptxas that Triton takes for each architecture, by its own choice."""
+    if _version("triton") is None:
+        return {"takes": {}, "why_not": "Triton is not installed"}
+    try:
+        takes = {str(arch): assembler.assembler_of(arch)._asdict() for arch in _architectures() or AHEAD}
+    except Exception as error:  # a Triton that cannot be imported, or that finds no ptxas
+        return {"takes": {}, "why_not": f"{type(error).__name__}: {error}"}
+    return {"takes": takes, "why_not": None}
+
+
+def _warnings(assemblers: dict[str, dict[str, str]]) -> list[str]:
+    """What runs and may be wrong nevertheless."""
+    found: list[str | None] = []
+    for architecture, values in assemblers.items():
+        tool = assembler.Assembler(**values)
+        named = os.environ.get(tool.variable)
+        if named is not None and named != tool.path:
+            found.append(f"{tool.variable}={named} does not run: Triton takes {tool.path}")
+        if int(architecture) in _architectures():
+            found.append(assembler.doubt(int(architecture), tool))
+    return [warning for warning in dict.fromkeys(found) if warning]
+
+
 def _backend(device_type: str, operator: str = backends.PAIRS) -> dict[str, Any]:
     """The backend that tensors of this device get, or the error they get, and why not the others."""
     dtype = torch.float32
@@ -169,6 +203,17 @@ def _why_not(name: str, device_type: str, operator: str = backends.PAIRS) -> str
         return f"backend={name!r} fails to load: {type(error).__name__}: {error}"
 
 
+def _ptxas(found: dict[str, Any]) -> str:
+    """The tools, each with the compute capabilities it is for."""
+    if found["why_not"]:
+        return f"none: {found['why_not']}"
+    tools: dict[str, list[str]] = {}
+    for architecture, tool in found["takes"].items():
+        capability = _gpu.dotted(divmod(int(architecture), 10))
+        tools.setdefault(f"{tool['version']} in {tool['path']}", []).append(capability)
+    return "; ".join(f"{tool} for {', '.join(capabilities)}" for tool, capabilities in tools.items())
+
+
 def text(found: dict[str, Any]) -> str:
     """The report for people, one aligned line a fact."""
     cpu, threads, compiled, library = found["cpu"], found["threads"], found["compiled"], found["cuda_library"]
@@ -184,6 +229,7 @@ def text(found: dict[str, Any]) -> str:
         ("torch", f"{found['torch']['version']} ({found['torch']['build']})"),
         ("python", found["python"]),
         ("triton", found["triton"] or "not installed"),
+        ("ptxas", _ptxas(found["ptxas"])),
         ("numpy", found["numpy"] or "not installed"),
         ("platform", found["platform"]),
         ("CPU", cpu["model"]),
@@ -201,6 +247,7 @@ def text(found: dict[str, Any]) -> str:
             reasons = {name: reason for name, reason in backend["why_not"].items() if reason not in said}
             lines += [("", f"not {name}: {reason}") for name, reason in reasons.items()]
             said |= set(reasons.values())
+    lines += [("warning", warning) for warning in found["warnings"]]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:{width}}  {value}" for name, value in lines)
 

@@ -23,7 +23,7 @@ from .triton_kernels.support import why_not
 if reason := why_not():
     raise BackendUnavailable(f"backend='triton' is not available: {reason}")
 
-from .triton_kernels import backward, gradient, merge, reduce, top
+from .triton_kernels import backward, gradient, keys, merge, reduce, top
 from .triton_kernels.backward import pair_weighted_sum
 from .triton_kernels.launch import INTERPRETED, launch
 from .triton_kernels.schedule import Plan, planned, portions, split
@@ -50,6 +50,9 @@ __all__ = [
 ]
 
 sinkhorn = partial(solve, sinkhorn_columns, sinkhorn_codes)
+
+if not INTERPRETED:
+    keys.settle()
 
 DEVICES = ("cpu",) if INTERPRETED else ("cuda",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -151,7 +154,7 @@ def pair_top(problem: Problem, k: int) -> tuple[Tensor, Tensor]:
     for plan, first, here in planned(sides, tile, (pairs, 0)):
         blocks = cdiv(here, tile.rows)
         # every run begins with nothing to compare with: as few as keep the device busy
-        runs = split(blocks, tile.resident * device_of(x.z).multiprocessors, cdiv(n_blocks, SHORTEST_RUN))
+        runs = split(blocks, tile.resident * device_of(x.z.device).multiprocessors, cdiv(n_blocks, SHORTEST_RUN))
         below = None
         for start in range(0, k, at_once):
             wanted = min(at_once, k - start)
@@ -219,7 +222,7 @@ def _reduce_tiles(
 
 def _run(sides: Sides, tile: Tile, first: int, blocks: int, symmetric: bool) -> int:
     """How many column blocks a program visits, so that no multiprocessor is without one before the end."""
-    n_blocks, slots = cdiv(sides.y.n, tile.cols), tile.resident * device_of(sides.x.z).multiprocessors
+    n_blocks, slots = cdiv(sides.y.n, tile.cols), tile.resident * device_of(sides.x.z.device).multiprocessors
     if not symmetric:
         return cdiv(n_blocks, split(blocks, slots, n_blocks))
     # a block visits fewer the later it comes: together they fill some waves, but for half a run for each block

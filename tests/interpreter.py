@@ -33,6 +33,8 @@ def _prepare_once_a_kernel() -> None:
         if running:  # a device function, called from a kernel that has prepared everything
             return None
         scopes = [prepare(function), prepare(tl.standard.zeros.fn)]  # what the kernel sees, what triton.language sees
+        # Triton 3.6 makes an int of an array with one entry, which NumPy refuses from 2.4 on
+        scopes[0].set_attr(tl.tensor, "__index__", lambda number: int(number.handle.data.item()))
         running = True
 
         def restore() -> None:

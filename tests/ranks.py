@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime
 import gc
+import multiprocessing
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+multiprocessing.set_forkserver_preload(["torch"])  # otherwise every rank takes a second and a half to import it
 
 
 def _rank(rank: int, world: int, folder: str, seconds: float, body: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -30,5 +33,5 @@ def _rank(rank: int, world: int, folder: str, seconds: float, body: Callable[...
 def on_ranks(world: int, body: Callable[..., Any], *args: Any, seconds: float = 60) -> list[Any]:
     """What ``body(rank, world, *args)``, a function of a module, returns on every rank."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_rank, (world, folder, seconds, body, args), nprocs=world, start_method="spawn")
+        mp.start_processes(_rank, (world, folder, seconds, body, args), nprocs=world, start_method="forkserver")
         return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(world)]

@@ -3,62 +3,41 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from pycl.bench import gpu, gpu_plot, gpu_report, gpu_runner, losses, peers, readme, rows, runner, timing, truth
-from pycl.bench.__main__ import main
+from bench_on_cpu import FAKES, NAME, ROOFS, SMALL, Here
+from pycl.bench import (
+    gpu,
+    gpu_report,
+    gpu_runner,
+    gpu_suite,
+    losses,
+    peers,
+    rows,
+    runner,
+    timing,
+    truth,
+)
+from pycl.bench.__main__ import GPU_BUDGET, main
 from pycl.bench.gpu_rows import GPU_ROWS
 from pycl.bench.work import step_of
 from torch import Tensor
 
-NAME = "NVIDIA H200"
-ROOFS = {"bfloat16": 800e12, "float32": 50e12, "float32, high": 400e12, "float64": 50e12, "copy": 4.3e12}
 ROWS = {row.name: row for row in GPU_ROWS}
-SMALL = replace(rows.Row("clip-64", "clip", 64, 32), device="cpu")
 
 
 @pytest.fixture
 def cpu_as_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What only a GPU can tell comes from a clock and from constants."""
-
-    def measured(step: Callable[[], Any]) -> gpu.Measured:
-        return gpu.Measured(timing.once(step), 1.0, step())
-
-    described = {"name": NAME, "memory_gib": 141, "multiprocessors": 132, "driver": "1", "cuda": "13", "triton": "3"}
-    fakes = {
-        "why_not": lambda: None,
-        "describe": lambda: described,
-        "roofs": lambda: ROOFS,
-        "seconds_of": timing.once,
-        "measured": measured,
-        "launches": lambda step: 7,
-        "host_seconds": lambda step: 1e-4,
-        "free_bytes": lambda: 2**30,
-        "release": lambda: None,
-    }
-    for name, fake in fakes.items():
+    """Everything happens in this process, on the CPU."""
+    for name, fake in FAKES.items():
         monkeypatch.setattr(gpu, name, fake)
-
-
-def a_record(rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-    return {
-        "suite": "gpu", "command": "python -m pycl.bench --suite gpu", "timestamp": "now", "commit": "abc",
-        "pycl": "0", "torch": {"version": "2"}, "python": "3", "roofs": ROOFS, "peers": {}, "not_reached": [],
-        "gpu": {"name": NAME, "memory_gib": 141, "multiprocessors": 132, "driver": "1", "cuda": "13", "triton": "3"},
-        "rows": rows, "sweep": [],
-    } | more  # fmt: skip
-
-
-def a_row(name: str, seconds: dict[str, float], mib: float = 50.0) -> dict[str, Any]:
-    times = {provider: timing.Timing(t, t, t, 3)._asdict() for provider, t in seconds.items()}
-    found = runner.describe(ROWS[name]) | {"backend": "triton", "time_s": times, "peak_mib": {"ours": mib}}
-    return found | {"wrong": {}, "skipped": {}, "launches": {}, "host_s": {}}
+    monkeypatch.setattr(gpu_suite, "Worker", Here)
 
 
 # ---- rows and targets
@@ -67,10 +46,16 @@ def a_row(name: str, seconds: dict[str, float], mib: float = 50.0) -> dict[str, 
 def test_rows_cover_what_the_targets_speak_of() -> None:
     assert len(ROWS) == len(GPU_ROWS), "two rows share a name"
     assert {row.device for row in GPU_ROWS} == {"cuda"}
+    shapes = {
+        loss: {(row.size, row.dim) for row in GPU_ROWS if row.loss == loss and row.dtype == torch.bfloat16}
+        for loss in ("clip", "siglip", "nt_xent")
+    }
     for loss in ("clip", "nt_xent"):
-        bf16 = {(row.size, row.dim) for row in GPU_ROWS if row.loss == loss and row.dtype == torch.bfloat16}
-        assert bf16 >= {(size, dim) for size in (8192, 32768) for dim in (128, 256, 512, 1024)}
-        assert bf16 >= {(2**k, 256) for k in range(10, 18)}
+        assert shapes[loss] >= {(size, dim) for size in (8192, 32768) for dim in (128, 256, 512, 1024)}
+        assert shapes[loss] >= {(2**k, 256) for k in range(10, 18)}
+    assert all(found >= {(32768, dim) for dim in (128, 256, 512, 768)} for found in shapes.values())
+    assert (65536, 512) in shapes["clip"]
+    assert (65536, 768) in shapes["siglip"]
     assert {(row.dtype, row.precision) for row in GPU_ROWS if row.dtype == torch.float32} == {
         (torch.float32, "highest"), (torch.float32, "high")
     }  # fmt: skip
@@ -81,42 +66,27 @@ def test_rows_cover_what_the_targets_speak_of() -> None:
 
 
 def test_targets_come_first_and_say_what_was_asked() -> None:
-    reached = [row for row in GPU_ROWS if row.size == 32768 and row.target]
-    assert list(GPU_ROWS[: len(reached)]) == reached
-    clip, nt_xent = (str(ROWS[f"{loss}-32768-d512-bf16"].target) for loss in ("clip", "nt_xent"))
-    assert clip == ">= 50% of the roof, <= 100 MB, >= 5 x eager, >= 3 x compile, >= 8 x inf-cl"
-    assert nt_xent == clip.removesuffix(", >= 8 x inf-cl")
-    assert str(ROWS["nt_xent-256-d256-bf16"].target) == "not slower than eager"
+    with_target = [row for row in GPU_ROWS if row.target]
+    assert list(GPU_ROWS[: len(with_target)]) == with_target
+    said = {name: str(row.target) for name, row in ROWS.items()}
+    for dim, share in ((128, 65), (256, 65), (512, 50)):
+        dense = f">= {share}% of the roof, <= 100 MB, >= 5 x eager"
+        assert said[f"clip-32768-d{dim}-bf16"] == f"{dense}, >= 8 x inf-cl"
+        assert said[f"nt_xent-32768-d{dim}-bf16"] == dense
+        assert said[f"siglip-32768-d{dim}-bf16"] == f">= {share}% of the roof"
+        for loss in ("clip", "nt_xent"):
+            assert said[f"{loss}-32768-d{dim}-bf16-compile"] == ">= 3 x compile"
+    assert said["clip-65536-d512-bf16"] == ">= 2 x memeff"
+    assert said["siglip-65536-d768-bf16"] == ">= 1.25 x siglip-kernel"
+    assert said["nt_xent-256-d256-bf16"] == "not slower than eager"
 
 
 def test_a_whole_run_fits_into_the_budget() -> None:
-    seconds = [gpu_runner.predicted_seconds(row, ROOFS) for row in GPU_ROWS]
-    assert sum(seconds) < 480
+    seconds = [gpu_suite.predicted_seconds(row, ROOFS) for row in GPU_ROWS]
+    groups = len(list(itertools.groupby(GPU_ROWS, gpu_suite.group_of)))
+    assert sum(seconds) + gpu_suite.START_SECONDS * groups < GPU_BUDGET
     million = seconds[[row.size for row in GPU_ROWS].index(2**20)]
-    assert 3 * 8 * 2**40 * 256 / gpu_runner.PLANNED_RATE < million < 60
-
-
-@pytest.mark.parametrize(("loss", "least"), [("clip", 8), ("nt_xent", 4), ("mv_dhel", 16)])
-def test_floor(loss: str, least: int) -> None:
-    row = rows.Row("any", loss, 1000, 10)
-    assert row.floor_flop == least * 1000**2 * 10
-    floor = gpu_report.floor_seconds({"floor_flop": 800e12, "floor_bytes": 0, "format": "bfloat16"}, ROOFS)
-    assert floor == pytest.approx(1.0)
-
-
-def test_share_of_roof_and_what_is_met() -> None:
-    name = "clip-32768-d256-bf16"
-    floor = 8 * 32768**2 * 256 / ROOFS["bfloat16"]
-    fast = {"ours": 2 * floor, "eager": 10 * floor, "compile": 6 * floor, "inf-cl": 16 * floor}
-    row = a_row(name, fast, mib=100e6 / 2**20)
-    assert gpu_report.share_of_roof(row, ROOFS) == pytest.approx(0.5)
-    assert gpu_report.met_text(row, ROOFS) == "yes"
-    slow = a_row(name, fast | {"ours": 2.1 * floor}, mib=100e6 / 2**20 + 1)
-    assert gpu_report.met_text(slow, ROOFS) == "no: roof, memory, eager, compile, inf-cl"
-    alone = a_row(name, {"ours": 2 * floor, "eager": 20 * floor})
-    assert gpu_report.met_text(alone, ROOFS) == "yes, compile, inf-cl not measured"
-    assert set(gpu_report.parts_met(alone | {"refused": "wrong"}, ROOFS).values()) == {False}
-    assert gpu_report.met_text(a_row("mv_dhel-8192-d256-bf16", {"ours": 1.0}), ROOFS) == "-"
+    assert 3 * 8 * 2**40 * 256 / gpu_suite.PLANNED_RATE < million < 60
 
 
 # ---- the float64 answer
@@ -142,6 +112,24 @@ def test_truth_of_repeated_points() -> None:
 # ---- measuring
 
 
+def test_extra_memory_is_beyond_what_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = [torch.tensor(1.0), torch.zeros(256, 1024), *torch.zeros(2, 256, 1024).unbind()]
+    assert gpu.held_bytes(answer) == 4 + 3 * 2**20, "views of the same memory were counted twice"
+    fakes = {
+        "synchronize": lambda: None,
+        "memory_allocated": lambda: 5 * 2**20,
+        "reset_peak_memory_stats": lambda: None,
+    }
+    fakes["max_memory_allocated"] = lambda: 10 * 2**20 + 4
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(gpu, "seconds_of", timing.once)
+    found = gpu.measured(lambda: answer)
+    assert found.peak_mib == pytest.approx(5)
+    assert found.extra_mib == 2
+    assert found.answer is answer
+
+
 def as_peers(**functions: Callable[..., Tensor]) -> list[peers.Found]:
     made = {name: peers.Peer(name, name, "clip", lambda: losses.dense_clip) for name in functions}
     return [peers.Found(made[name], "1", function, None) for name, function in functions.items()]
@@ -161,6 +149,7 @@ def test_measure() -> None:
     assert row["wrong"] == {"wrong": pytest.approx(0.1, rel=1e-3)}
     assert row["full_size_error"]["ours"] < gpu_runner.LIMITS["float32"]
     assert row["launches"] == {"ours": 7, "eager": 7}
+    assert (row["peak_mib"]["ours"], row["extra_mib"]["ours"]) == (1.5, 1.0)
 
 
 @pytest.mark.usefixtures("cpu_as_gpu")
@@ -194,22 +183,6 @@ def test_a_matrix_that_does_not_fit_is_not_tried(monkeypatch: pytest.MonkeyPatch
     assert all(reason.startswith("stores the matrix") for reason in row["skipped"].values())
 
 
-@pytest.mark.usefixtures("cpu_as_gpu")
-def test_budget_takes_rows_in_order_and_lists_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    needs = {"a": 1.0, "too long": 1e6, "b": 1.0}
-    monkeypatch.setattr(gpu_runner, "predicted_seconds", lambda row, roofs: needs[row.name])
-    rows = [replace(SMALL, name=name) for name in needs]
-    record: dict[str, Any] = {"rows": []}
-    gpu_runner.run(record, rows, ("eager",), budget=60.0, seconds=0, rounds=1)
-    assert [row["name"] for row in record["rows"]] == ["a", "b"]
-    (missed,) = record["not_reached"]
-    assert missed["name"] == "too long"
-    assert missed["reason"].startswith("needs about 1000000 s")
-    late = gpu_runner.measure(SMALL, ("eager",), [], seconds=0, rounds=1, stop=0.0)
-    assert late["skipped"] == {"eager": "the time was up"}
-    assert set(late["time_s"]) == {"ours"}
-
-
 # ---- command line, record, README
 
 
@@ -219,6 +192,13 @@ def test_refuses_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     message = capsys.readouterr().err
     assert message.startswith("pycl.bench: --suite gpu cannot run: no CUDA GPU that torch can use (torch ")
     assert message.count("\n") == 1
+
+
+def test_rows_without_what_they_compare_with(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--suite", "gpu", "--rows", "clip*-d128*-compile", "--baselines", "eager,peers"])
+    message = "--rows: clip-32768-d128-bf16-compile compares with compile alone; see --baselines"
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("bad", [["--baselines", "peers"], ["--budget", "9"]])
@@ -245,52 +225,3 @@ def test_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert [row["size"] for row in record["rows"]] == [64, 128, 64, 128]
     assert "clip 128, d = 256, bfloat16" in capsys.readouterr().out
     assert gpu_report.table(record).count("800 TFLOP/s in bfloat16") == 1
-
-
-def a_readme(folder: Path, record: dict[str, Any] | None) -> str:
-    (folder / "bench" / "results").mkdir(parents=True)
-    if record:
-        (folder / "bench" / "results" / "nvidia-h200.json").write_text(json.dumps(record))
-    path = folder / "README.md"
-    path.write_text("before\n<!-- bench:gpu -->\nold\n<!-- /bench:gpu -->\nafter\n")
-    assert readme.main([str(path)]) == 0
-    text = path.read_text()
-    assert text.startswith("before\n<!-- bench:gpu -->\n")
-    assert text.endswith("\n<!-- /bench:gpu -->\nafter\n")
-    assert "old" not in text
-    return text
-
-
-def test_readme_without_a_record(tmp_path: Path) -> None:
-    cells = [line.strip("| ").split(" | ") for line in a_readme(tmp_path, None).splitlines() if line.startswith("| ")]
-    _, _, *rows = cells
-    assert len(rows) == sum(row.target is not None for row in GPU_ROWS) + 1
-    for _, *figures, _, met in rows:
-        assert set(figures) <= {"not measured", "-"}
-        assert figures[:4] == ["not measured"] * 4
-        assert met in ("not measured", "-")
-    assert not (tmp_path / "docs").exists()
-
-
-def test_readme_with_a_record(tmp_path: Path) -> None:
-    times = {"ours": 4e-3, "eager": 30e-3, "inf-cl": 80e-3}
-    rows = [a_row("clip-32768-d256-bf16", times), a_row("clip-8192-d256-bf16", {"ours": 1e-3, "eager": 2e-3})]
-    rows[0]["wrong"] = {"inf-cl": 0.02}
-    missed = runner.describe(ROWS["nt_xent-32768-d256-bf16"]) | {"reason": "needs about 9 s, 1 s of 480 s were left"}
-    absent = {"lightly": {"version": None, "why_not": "not installed"}}
-    text = a_readme(tmp_path, a_record(rows, not_reached=[missed], peers=absent))
-    assert f"**{NAME}**" in text
-    assert "| clip 32768, d = 256, bfloat16 | 4 (4-4) | 2.75 | 69% | 52.4 | 7.5 x | not measured | 20.0 x |" in text
-    assert "| yes, compile not measured |" in text
-    assert "| clip 8192, d = 256, bfloat16 | 1 (1-1) | 0.172 | 17% | 52.4 | 2.0 x | - | - |\n" in text
-    assert "| nt_xent 32768, d = 256, bfloat16 | not measured | not measured |" in text
-    assert "80 (off by 0.02)" in text
-    assert "not reached: nt_xent 32768, d = 256, bfloat16, needs about 9 s" in text
-    assert "peer lightly: not installed" in text
-    picture = "docs/images/gpu-nvidia-h200.png"
-    assert f"({picture})" in text
-    assert (tmp_path / picture).stat().st_size > 10_000
-
-
-def test_plot_needs_two_sizes(tmp_path: Path) -> None:
-    assert gpu_plot.draw(a_record([a_row("clip-8192-d256-bf16", {"ours": 1e-3})]), tmp_path) is None

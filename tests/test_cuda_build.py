@@ -30,6 +30,7 @@ def report() -> dict[str, Any]:
     return runpy.run_path(str(FOLDER / "report.py"), run_name="report")
 
 
+@pytest.mark.thorough  # half a minute of nvcc
 def test_every_architecture_compiles_without_spills(report: dict[str, Any]) -> None:
     compiled = report["compile_all"]()
     print(report["table"](compiled))

@@ -7,10 +7,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pycl.triton_kernels import assembler
+from pycl.triton_kernels.assembler import Assembler
 
 import pycl
 from pycl import doctor
@@ -121,3 +124,82 @@ def test_backend_that_fails_to_load(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["backends"]["cpu"]["why_not"]["triton"] == (
         "backend='triton' fails to load: OSError: libabacus.so: cannot open"
     )
+
+
+HOPPER, ADA, AMPERE = (9, 0), (8, 9), (8, 0)
+NEEDS_TRITON = pytest.mark.skipif(doctor._version("triton") is None, reason="Triton is not installed")
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The compute capabilities of the GPUs that torch is made to see."""
+    found: list[tuple[int, int]] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(found))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: found[index])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    return found
+
+
+@NEEDS_TRITON
+@pytest.mark.parametrize("version", ["12.8.93", "13.0.88", "13.1.80", "13.3.33", "13.10.1"])
+@pytest.mark.parametrize("capability", [AMPERE, ADA, HOPPER, (10, 0), None])
+def test_an_assembler_in_doubt(
+    version: str, capability: tuple[int, int] | None, gpus: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus += [capability] * 2 if capability else []
+    tool = Assembler("somewhere/ptxas", version, "TRITON_PTXAS_PATH")
+    monkeypatch.setattr(assembler, "assembler_of", lambda architecture: tool)
+    found = doctor.report()
+    assert all(taken == tool._asdict() for taken in found["ptxas"]["takes"].values())
+    assert list(found["ptxas"]["takes"]) == (
+        [str(10 * capability[0] + capability[1])] if capability else ["80", "90", "100"]
+    )
+    in_doubt = capability == HOPPER and version in ("12.8.93", "13.0.88", "13.1.80")
+    assert len(found["warnings"]) == in_doubt
+    lines = [line for line in doctor.text(found).splitlines() if line.startswith("warning")]
+    assert len(lines) == in_doubt
+    for line in lines:
+        assert f"ptxas {version} may make wrong code for compute capability 9.0" in line
+        assert "10486" in line
+        assert "TRITON_PTXAS_PATH can name a newer ptxas" in line
+
+
+@NEEDS_TRITON
+def test_the_assembler_that_triton_takes(gpus: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus += [HOPPER, AMPERE, HOPPER]
+    monkeypatch.delenv("TRITON_PTXAS_PATH", raising=False)
+    found = doctor.report()["ptxas"]["takes"]
+    assert list(found) == ["80", "90"]
+    for tool in found.values():
+        said = subprocess.run([tool["path"], "--version"], capture_output=True, text=True, check=True).stdout
+        assert f"V{tool['version']}" in said
+        assert tool["version"].count(".") == 2
+
+
+@NEEDS_TRITON
+def test_another_assembler_is_asked_for(tmp_path: Path) -> None:
+    fake = tmp_path / "ptxas"
+    fake.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 77.1, V77.1.5'\n")
+    variables = ("TRITON_PTXAS_PATH", "TRITON_PTXAS_BLACKWELL_PATH")
+    broken = report(**dict.fromkeys(variables, str(tmp_path / "none")))
+    assert any(f"{tmp_path / 'none'} does not run: Triton takes" in warning for warning in broken["warnings"])
+    assert "77.1.5" not in str(broken["ptxas"])
+    fake.chmod(0o755)
+    found = report(**dict.fromkeys(variables, str(fake)))
+    assert {tool["version"] for tool in found["ptxas"]["takes"].values()} == {"77.1.5"}
+    assert found["warnings"] == []
+    assert f"77.1.5 in {fake} for " in doctor.text(found)
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_no_assembler(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(architecture: int) -> Assembler:
+        raise RuntimeError("Cannot find ptxas")
+
+    monkeypatch.setattr(assembler, "assembler_of", none)
+    monkeypatch.setattr(doctor, "_version", lambda distribution: "3.7.1" if installed else None)
+    found = doctor.report()
+    reason = "RuntimeError: Cannot find ptxas" if installed else "Triton is not installed"
+    assert found["ptxas"] == {"takes": {}, "why_not": reason}
+    assert found["warnings"] == []
+    assert f"none: {reason}" in doctor.text(found)

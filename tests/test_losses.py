@@ -67,7 +67,6 @@ def check(
         assert_as_accurate(mine, plain, true, dtype, magnitude=magnitude)
 
 
-@pytest.mark.interpreted(when=lambda p: p["size"][0] < 16 or p["loss"].name in ("nt_xent", "mv_dhel"))
 @pytest.mark.parametrize(
     ("loss", "size"),
     [
@@ -101,9 +100,6 @@ def with_zero_row(x: Tensor) -> Tensor:
     return x.index_fill(-2, torch.tensor([1]), 0.0)
 
 
-# losses that differ in what they ask of the engine
-DIFFERENT = ("nt_xent", "info_nce", "dcl", "mv_dhel", "sup_con_in", "poly_view")
-
 # what is done to the embeddings, and the temperature (None: the row's own)
 EXTREMES = {
     "cold": (lambda x: x, 0.005),
@@ -116,7 +112,6 @@ EXTREMES = {
 }
 
 
-@pytest.mark.interpreted(when=lambda p: p["dtype"] != torch.float16 and p["loss"].name in DIFFERENT)
 @pytest.mark.parametrize("loss", [row for row in LOSSES.values() if row.cosine], ids=lambda row: row.name)
 @DTYPES
 @pytest.mark.parametrize("extreme", EXTREMES)
@@ -150,7 +145,9 @@ def test_steep_image_text_losses(name: str, scale: float, dtype: torch.dtype, ba
     check(loss, loss.make(2, 23, 8), dtype, backend, {"logit_scale": scale, "logit_bias": -10.0})
 
 
-@pytest.mark.interpreted(when=lambda p: p["name"] == "mv_dhel" and p["n_views"] < 16)  # thousands of points
+@pytest.mark.thorough(backend="triton", n_views=16)  # thousands of points
+@pytest.mark.thorough(backend="triton", name="mv_info_nce")
+@pytest.mark.thorough(backend="triton", name="poly_view")
 @pytest.mark.parametrize(
     ("n", "n_views", "temperature", "dtype", "spread"),
     [

@@ -15,7 +15,7 @@ from oracle import FLOOR, assert_as_accurate
 from torch import Tensor
 from torch.testing import assert_close
 
-from pycl import Pairs, Points, backends, pair_logits, pair_top, reference
+from pycl import Pairs, Points, pair_logits, pair_top, reference
 from pycl.backends import why_not
 
 DTYPES = pytest.mark.parametrize("dtype", FLOOR, ids=lambda t: str(t).removeprefix("torch."))
@@ -238,13 +238,12 @@ def test_top_of_ties(k: int, n: int | None, offset: int, dtype: torch.dtype, bac
 def many_tiles(backend: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several tiles to a program, one program or three to a row, portions of rows and of the k."""
     if backend == "triton":
-        module = backends.load("triton")
-        schedule, tiles = (importlib.import_module(f"pycl.triton_kernels.{name}") for name in ("schedule", "tiles"))
+        tiles = importlib.import_module("pycl.triton_kernels.tiles")
         tile = tiles.Tile(32, 32, 32, 4, 1)
         monkeypatch.setitem(tiles.TABLES, 0, {("reduce", size, 1 << 30): tile for size in (2, 4)})
-        monkeypatch.setattr(schedule, "VISITS", 0)
         for name, value in {"TOP_AT_ONCE": 32, "split": lambda *_: request.param}.items():
-            monkeypatch.setattr(module, name, value)
+            monkeypatch.setattr(f"pycl.triton.{name}", value)
+        monkeypatch.setattr("pycl.triton_kernels.schedule.VISITS", 0)
 
 
 @pytest.mark.usefixtures("many_tiles")

@@ -26,7 +26,6 @@ def scores_of(n_samples: int, n_prototypes: int, dtype: torch.dtype = torch.floa
     return (torch.rand(n_samples, n_prototypes) * 2 - 1).to(dtype)
 
 
-@pytest.mark.interpreted(when=lambda p: p["iterations"] == 3)
 @pytest.mark.parametrize("iterations", [1, 3, 10])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -81,7 +80,7 @@ def test_extreme_scores(sinkhorn_backend: str) -> None:
     torch.testing.assert_close(got.sum(1), torch.ones(40), rtol=0, atol=1e-5)
 
 
-@pytest.mark.interpreted(when=lambda _: False)  # hundreds of iterations
+@pytest.mark.thorough(sinkhorn_backend="triton")  # hundreds of iterations
 def test_rows_and_columns_of_the_fixed_point(sinkhorn_backend: str) -> None:
     scores = scores_of(48, 12, torch.float32)
     codes = sinkhorn(scores, epsilon=0.2, iterations=300, backend=sinkhorn_backend)

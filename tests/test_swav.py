@@ -38,7 +38,7 @@ def test_potentials_give_the_codes(backend: str, iterations: int) -> None:
     assert_as_accurate(codes_of(z, c, u, v, 0.05), eager, truth, dtype, slack=4)
 
 
-@pytest.mark.interpreted(when=lambda _: False)  # hundreds of sweeps
+@pytest.mark.thorough(backend="triton")  # hundreds of sweeps
 def test_potentials_normalise_and_take_marginals(backend: str) -> None:
     dtype = widest(backend)
     z, c = torch.randn(B, D, dtype=dtype) * 3, torch.randn(K, D, dtype=dtype)

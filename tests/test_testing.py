@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import ranks  # noqa: F401  its fork server has imported torch
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -11,6 +14,17 @@ from torch import Tensor
 import pycl
 from pycl import functional as F
 from pycl.testing import assert_ddp_equivalent, compare_with_one_process
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks in a second instead of four; one test has them spawned, as users do."""
+    start = pycl.testing.start_processes
+
+    def start_forked(*args: Any, **options: Any) -> Any:
+        return start(*args, **options | {"start_method": "forkserver"})
+
+    monkeypatch.setattr(pycl.testing, "start_processes", start_forked)
 
 
 def with_labels(z1: Tensor, z2: Tensor, labels: Tensor) -> Tensor:
@@ -27,12 +41,14 @@ def test_losses_of_ranks_are_those_of_one_process() -> None:
     assert_ddp_equivalent(pycl.NTXentLoss(0.2, learnable_temperature=True))
 
 
+@pytest.mark.usefixtures("forked")
 def test_uneven_shares_and_labels() -> None:
     torch.manual_seed(0)
     inputs = torch.randn(9, 4), torch.randn(9, 4), torch.randint(0, 3, (9,))
     assert_ddp_equivalent(with_labels, inputs, world_size=3, shares=(4, 1, 4))
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_wrong_scale_is_seen() -> None:
     found = compare_with_one_process(scaled)
     assert found.value == pytest.approx(1)
@@ -40,6 +56,7 @@ def test_a_wrong_scale_is_seen() -> None:
     assert found.cosine == pytest.approx(1)
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_loss_of_the_local_batch_fails() -> None:
     with pytest.raises(
         AssertionError, match=r"on 2 processes local_batch is not what it is on one: loss x 0\.\d+, gradient"

@@ -1,218 +1,162 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the compiler makes of the Triton kernels for GPUs that are not here, and the tables of tiles."""
+"""What the compilers that users have make of the Triton kernels for GPUs that are not here.
+
+``make triton-versions`` fetches the compilers, ``PYCL_TRITON_VERSIONS`` is where else they are. Every report is made by
+a process of its own: the interpreter of this one compiles nothing.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from pycl.triton_kernels.support import why_not
 
 if "triton" not in os.environ.get("PYCL_TEST_REQUIRE", "").split(","):
     pytest.importorskip("triton", reason=why_not() or "Triton cannot be imported")
 
-from pycl.triton_kernels import aot, launch, sides, sinkhorn, tiles
-from pycl.triton_kernels.launch import Launch
-from pycl.triton_kernels.operands import prepare
+from pycl.triton_kernels import aot, report, tables, tiles
 
 import pycl
 
 ARCHITECTURES = (80, 90, 100)
-TILES = [(arch, *key, tile) for arch, table in tiles.TABLES.items() for key, tile in table.items()]
-GROUP = sides.GROUP
+MATRIX = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
+INSTALLED = metadata.version("triton")
+VERSIONS = ("3.6.0", "3.7.1", "3.9.0")  # of torch 2.10 and 2.11, of 2.13, and the newest
+FETCHED = Path(os.environ.get("PYCL_TRITON_VERSIONS") or Path(__file__).parent.parent / "build")
+Row = dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The report, by a process of its own: the interpreter of this one compiles nothing."""
-    folder = tmp_path_factory.mktemp("report")
+def record(file: Path, version: str, *arguments: str) -> dict[str, Any]:
+    """Of the report with this Triton."""
+    folders = [str(Path(pycl.__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    if version != INSTALLED:
+        folders.insert(0, str(FETCHED / f"triton-{version}"))
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(folder / "cache"), "PYCL_TILES": str(folder / "none.json")}
-    environment["PYTHONPATH"] = str(Path(pycl.__file__).parent.parent)
-    command = [
-        sys.executable,
-        "-m",
-        "pycl.triton_kernels.report",
-        "--rare",
-        "90",
-        "--json",
-        str(folder / "report.json"),
-    ]
+    environment |= {"PYTHONPATH": os.pathsep.join(folders), "PYCL_TILES": str(file.with_name("none.json"))}
+    command = [sys.executable, "-m", "pycl.triton_kernels.report", *arguments, "--json", str(file)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stderr[-4000:]
-    found: list[dict[str, Any]] = json.loads((folder / "report.json").read_text())
+    found: dict[str, Any] = json.loads(file.read_text())
+    assert found["triton"] == version
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+", assembler) for assembler in found["ptxas"].values())
     return found
 
 
-@pytest.fixture(autouse=True)
-def _untuned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "TUNED", {})
-
-
-def of_sweeps(rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str]]:
+def complaints(rows: list[Row]) -> Iterator[str]:
+    """Whatever no version may do to a kernel."""
     for row in rows:
-        if row["kernel"] in aot.SWEEPS:
-            yield row, f"{row['kernel']} sm_{row['architecture']} {row['dtype']} d={row['features']} {row['options']}"
+        name = f"{row['kernel']} sm_{row['architecture']} {row['dtype']} d={row['features']} {row['options']}"
+        yield from (f"{name}: {fault}" for fault in row["faults"])
+        if row["shared"] > row["limit"] or not row["programs"]:
+            yield f"{name}: fits on no multiprocessor"
+        if row["kernel"] not in aot.SWEEPS:
+            continue
+        if row["dtype"] != "float32" and not row["matrix"].get(MATRIX[row["architecture"]]):
+            yield f"{name}: a product of halves is not on the tensor cores: {row['matrix']}"
+        if row["architecture"] >= 90 and not row["bulk_copies"]:
+            yield f"{name}: operands are not copied in bulk"
+        if row["architecture"] == 90 and row["kernel"] != "own_gradient" and row["loop"] and row["loop"]["local"]:
+            yield f"{name}: spills in its loop: {row['loop']}"
 
 
-def test_nothing_has_a_fault(rows: list[dict[str, Any]]) -> None:
-    assert not [(row["kernel"], row["architecture"], row["options"], row["faults"]) for row in rows if row["faults"]]
-
-
-def test_registers_and_shared_memory_suffice(rows: list[dict[str, Any]]) -> None:
-    assert not [row for row in rows if row["spills"] or row["shared"] > row["limit"] or not row["programs"]]
-
-
-def test_products_of_halves_are_on_the_tensor_cores(rows: list[dict[str, Any]]) -> None:
-    wanted = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
-    without = [
-        name
-        for row, name in of_sweeps(rows)
-        if row["dtype"] != "float32" and not row["matrix"].get(wanted[row["architecture"]])
-    ]
-    assert not without
-
-
-def test_operands_are_copied_in_bulk(rows: list[dict[str, Any]]) -> None:
-    assert not [name for row, name in of_sweeps(rows) if row["architecture"] >= 90 and not row["bulk_copies"]]
-
-
-def test_every_kernel_was_compiled(rows: list[dict[str, Any]]) -> None:
+def missing(rows: list[Row]) -> Iterator[str]:
+    """Kernels and tiles of the tables that no row is about, or with more programs than fit."""
+    kernels = {of: kernel for kernel, of in aot.SWEEPS.items()} | {"biased": "own_gradient"}
     for arch in ARCHITECTURES:
-        found = {row["kernel"] for row in rows if row["architecture"] == arch}
-        assert found >= {"prepare", "plan", "merge", "finish", "top_of_tiles", *aot.SWEEPS, *aot.SINKHORN}
+        here = [row for row in rows if row["architecture"] == arch]
+        found = {row["kernel"] for row in here}
+        wanted = {"prepare", "plan", "merge", "finish", "top_of_tiles", *aot.SWEEPS, *aot.SINKHORN}
+        yield from (f"{kernel} for sm_{arch}" for kernel in wanted - found)
+        for key, tile in tiles.TABLES[arch].items():
+            those = [row for row in here if tile.options().items() <= row["options"].items()]
+            if not any(row["kernel"] == kernels[key[0]] for row in those):
+                yield f"tile {key} of sm_{arch}"
+            elif tile.resident > max(row["programs"] for row in those):
+                yield f"{tile.resident} programs of tile {key} of sm_{arch}"
 
 
-def test_long_rows_are_spread_over_clusters(rows: list[dict[str, Any]]) -> None:
+def test_headline_kernels(tmp_path: Path) -> None:
+    found = record(tmp_path / "headline.json", INSTALLED, "--arch", "90", "--headline")["kernels"]
+    assert {row["kernel"] for row in found} >= {"prepare", "plan", "merge", "finish", *aot.SWEEPS, "sample_step"}
+    assert all(row["loop"] for row in found if row["kernel"] in aot.SWEEPS)
+    assert not list(complaints(found))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("version", dict.fromkeys([INSTALLED, *VERSIONS]))
+def test_every_kernel(version: str, tmp_path: Path) -> None:
+    if version != INSTALLED and not (FETCHED / f"triton-{version}").exists():
+        pytest.skip(f"{FETCHED} has no triton-{version}: make triton-versions")
+    found = record(tmp_path / "all.json", version, "--rare", "90", "--predict")
+    rows = found["kernels"]
+    assert not list(complaints(rows))
+    assert not list(missing(rows))
+    clusters = tuple(map(int, version.split(".")[:2])) >= (3, 9)
     steps = [row for row in rows if row["kernel"] == "sample_step"]
     most = {arch: max(row["options"]["num_ctas"] for row in steps if row["architecture"] == arch) for arch in (80, 90)}
-    assert most == {80: 1, 90: 8 if sinkhorn.CLUSTERS else 1}
+    assert most == {80: 1, 90: 8 if clusters else 1}
     for row in steps:  # two programs on a multiprocessor wait for each other's sums over rows
         assert row["programs"] >= 16 // row["options"]["num_warps"], row
+    page = tables.tables_of([found, found | {"triton": "other"}])
+    assert f"| {version} | {found['ptxas']['90']} |" in page["compilers"]
+    assert all("other" not in table for name, table in page.items() if name != "compilers")
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_every_tile_was_compiled(rows: list[dict[str, Any]], arch: int) -> None:
-    found = {
-        (row["kernel"], *(row["options"].get(name) for name in ("BM", "BN", "BP", "BK", "num_warps", "num_stages")))
-        for row in rows
-        if row["architecture"] == arch
-    }
-    kernels = {of: kernel for kernel, of in aot.SWEEPS.items()} | {"biased": "own_gradient"}
-    table = tiles.TABLES[arch].items()
-    assert not [key for key, tile in table if (kernels[key[0]], *tile.options().values()) not in found]
+@pytest.mark.parametrize(
+    ("arguments", "interpreted", "said"),
+    [
+        ([], True, "TRITON_INTERPRET is set"),
+        (["--arch", "80", "--predict"], False, "need all calls of 90"),
+        (["--headline", "--predict"], False, "without --headline"),
+    ],
+)
+def test_what_the_report_refuses(
+    arguments: list[str],
+    interpreted: bool,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(report, "INTERPRETED", interpreted)
+    monkeypatch.setattr(report, "compile_all", lambda *jobs: pytest.fail("something was compiled"))
+    with pytest.raises(SystemExit) as refusal:
+        report.main(arguments)
+    assert refusal.value.code == 2
+    assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_as_many_programs_fit_as_the_tables_say(rows: list[dict[str, Any]], arch: int) -> None:
-    for key, tile in tiles.TABLES[arch].items():
-        fit = [
-            row["programs"]
-            for row in rows
-            if row["architecture"] == arch and tile.options().items() <= row["options"].items()
-        ]
-        assert tile.resident <= max(fit), key
+def row(tile: str, registers: str, fault: str = "") -> dict[str, str]:
+    cells = {"kernel": "own_gradient", "operands": "bfloat16", "d": "64", "rule": "statistics", "tile": tile}
+    return cells | {"warps, stages": "4, 3", "registers": registers, "shared KB": "96", "seconds": "1", "fault": fault}
 
 
-def test_the_interpreter_is_refused(tmp_path: Path) -> None:
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(pycl.__file__).parent.parent)}
-    command = [sys.executable, "-m", "pycl.triton_kernels.report", "--json", str(tmp_path / "none.json")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "TRITON_INTERPRET" in done.stderr
-    assert not list(tmp_path.iterdir())
+def test_a_table_of_two_versions() -> None:
+    """What differs has a column for each, rows pair up by what they are and by their order, empty columns go."""
+    older = [row("64x64", "100"), row("64x64", "110"), row("64x32", "90")]
+    newer = [row("64x64", "100"), row("64x64", "120")]
+    assert tables.merged({"3.6.0": older, "3.7.1": newer}, tables.KERNEL).splitlines() == [
+        "| kernel | operands | d | rule | tile | warps, stages | registers, 3.6.0 | registers, 3.7.1 | shared KB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| own_gradient | bfloat16 | 64 | statistics | 64x64 | 4, 3 | 100 | 100 | 96 |",
+        "| own_gradient | bfloat16 | 64 | statistics | 64x64 | 4, 3 | 110 | 120 | 96 |",
+        "| own_gradient | bfloat16 | 64 | statistics | 64x32 | 4, 3 | 90 |  | 96 |",
+    ]
+    assert "| fault |" in tables.merged({"3.6.0": [row("64x64", "1", "spills")]}, tables.KERNEL)
 
 
-@pytest.mark.parametrize(("arch", "kernel", "size", "most", "tile"), TILES)
-def test_tiles_are_what_kernels_assume(arch: int, kernel: str, size: int, most: int, tile: tiles.Tile) -> None:
-    assert tile.rows % GROUP == tile.cols % GROUP == tile.piece % GROUP == tile.cols % tile.piece == 0
-    assert tile.depth >= 16
-    assert tile.depth & (tile.depth - 1) == 0
-    assert kernel != "reduce" or tile.rows % tile.cols == 0
-    assert kernel not in ("own", "biased") or (tile.holds(most) and size == 2)
-
-
-@pytest.mark.parametrize("arch", [0, 80, 86, 89, 90, 100, 103, 120])
-@pytest.mark.parametrize("itemsize", [2, 4])
-def test_every_problem_has_a_tile(arch: int, itemsize: int) -> None:
-    for d in (1, 16, 64, 65, 128, 200, 256, 257, 1024, 3 * 4096):
-        assert tiles.pick("reduce", arch, itemsize, d) is not None
-        assert tiles.pick("store", arch, itemsize, d) is not None
-        for kernel in ("own", "biased"):
-            tile = tiles.pick(kernel, arch, itemsize, d)
-            assert tile is None or tile.holds(d)
-
-
-def test_the_tile_is_that_of_the_next_older_architecture() -> None:
-    assert tiles.pick("reduce", 89, 2, 64) == tiles.TABLES[80]["reduce", 2, 64]
-    assert tiles.pick("reduce", 103, 2, 129) == tiles.TABLES[100]["reduce", 2, 1 << 30]
-    assert tiles.pick("own", 90, 2, 129) == tiles.TABLES[90]["own", 2, 256]
-    assert tiles.pick("biased", 80, 2, 64) == tiles.TABLES[80]["own", 2, 64]
-
-
-@pytest.mark.parametrize("blocks", [1, 3, 64, 131, 132, 133, 256, 1000])
-@pytest.mark.parametrize("slots", [1, 132, 264])
-def test_runs_keep_the_device_at_least_as_busy_as_one_would(blocks: int, slots: int) -> None:
-    def use(runs: int) -> float:
-        return blocks * runs / (-(-blocks * runs // slots) * slots)
-
-    runs = sides.split(blocks, slots, 16)
-    assert 1 <= runs <= 16
-    assert use(runs) >= use(1)
-    assert all(use(runs) + 0.02 >= use(fewer) for fewer in range(1, runs))
-
-
-def test_one_run_is_kept_where_more_would_not_help() -> None:
-    assert sides.split(132, 132, 16) == 1
-    assert sides.split(5 * 132, 132, 16) == 1
-    assert sides.split(1, 132, 16) == 16
-    assert sides.split(66, 132, 16) == 2
-
-
-class Fake:
-    """A kernel as far as signatures go."""
-
-    arg_names = ("x", "step", "one", "count", "missing", "points", "BLOCK")
-    do_not_specialize = ("count",)
-
-
-def signature(*arguments: Any) -> aot.Signature:
-    return aot.signature_of(Launch(Fake, arguments, {"BLOCK": 64, "num_warps": 4}))
-
-
-def test_signature_says_what_a_launch_would_assume() -> None:
-    points = sides.Points(torch.empty(4, dtype=torch.int64), torch.empty(4, dtype=torch.int64), None, None, None)
-    found = signature(torch.empty(4, dtype=torch.bfloat16), 32, 1, 16, None, points)
-    assert found.types["x"] == "*bf16"
-    assert (found.types["step"], found.types["one"], found.types["count"]) == ("i32", "constexpr", "i32")
-    assert found.types["missing"] == found.types["BLOCK"] == "constexpr"
-    assert type(found.types["points"]) is type(points)
-    assert found.types["points"] == ("*i64", "*i64", "constexpr", "constexpr", "constexpr")
-    assert found.constants == {(2,): 1, (4,): None, (5, 2): None, (5, 3): None, (5, 4): None, "BLOCK": 64}
-    assert set(found.attributes) == {(0,), (1,), (5, 0), (5, 1)}
-
-
-def test_signature_of_numbers() -> None:
-    found = signature(torch.empty(4), 7, 2**31, 1, None, None)
-    assert found.types["step"] == "i32"
-    assert found.types["one"] == "i64"
-    assert found.types["count"] == "i32"
-    assert signature(torch.empty(4), 0.5, 1.0, 1, None, None).types["step"] == "fp32"
-    assert (3,) not in found.constants
-    assert (1,) not in found.attributes
-
-
-def test_recording_takes_launches_of_tensors_without_memory() -> None:
-    z = torch.empty(64, 32, device="meta")
-    with launch.recording(90) as launches:
-        assert sides.device_of(z).architecture == 90
-        launch.launch(prepare, (1,), z, *z.stride(), num_warps=4)
-    assert [found.kernel for found in launches] == [prepare]
-    assert launch.recorded_architecture() is None
+def test_tables_go_between_their_markers(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- one -->\nold\n<!-- /one -->\nb\n")
+    tables.write(page, {"one": "| new |"})
+    assert page.read_text() == "a\n<!-- one -->\n| new |\n<!-- /one -->\nb\n"
+    with pytest.raises(SystemExit, match="has no <!-- two -->"):
+        tables.write(page, {"two": ""})

@@ -70,6 +70,7 @@ def test_runs_repeat_bit_by_bit(d: int) -> None:
 def test_captured_in_a_graph() -> None:
     leaves = inputs(2000, 256)
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # which makes the leaves
     with torch.cuda.stream(stream):
         wanted = step(*leaves)  # compiles
         graph = torch.cuda.CUDAGraph()
@@ -111,7 +112,10 @@ def test_the_current_stream_is_used() -> None:
 
 @pytest.mark.parametrize("d", [256, 512])
 def test_extra_memory(d: int) -> None:
-    """NT-Xent stacks its views first: two more copies of the points, and of their gradient."""
+    """NT-Xent stacks its views first: two more copies of the points, and of their gradient.
+
+    What is asked of torch's allocator counts, not what it rounds up to, which is up to a megabyte a block.
+    """
     for n, loss, most in (
         (32768, lambda x, y, s: F.clip(x, y, s), 100e6),
         (16384, lambda x, y, s: F.nt_xent((x, y), temperature=0.1), 100e6 + 2 * 32768 * d * 2),
@@ -120,9 +124,10 @@ def test_extra_memory(d: int) -> None:
         torch.autograd.grad(loss(*leaves), leaves[:2])
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        before = torch.cuda.memory_stats()["requested_bytes.all.current"]
         gradients = torch.autograd.grad(loss(*leaves), leaves[:2])
-        assert torch.cuda.max_memory_allocated() - before - sum(g.nbytes for g in gradients) < most
+        peak = torch.cuda.memory_stats()["requested_bytes.all.peak"]
+        assert peak - before - sum(g.nbytes for g in gradients) < most
 
 
 def test_a_million_rows() -> None:

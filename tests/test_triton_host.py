@@ -21,7 +21,7 @@ from pycl.backends import BackendUnavailable, why_not
 if reason := why_not("triton", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
-from pycl.triton_kernels import backward, launch, schedule, support, tiles, tune
+from pycl.triton_kernels import aot, backward, launch, sass, schedule, support, tiles, timing, tune
 
 from pycl import triton as backend
 from pycl.problem import Needs
@@ -147,34 +147,92 @@ def test_work_is_cut_so_that_all_multiprocessors_are_busy() -> None:
         assert blocks * runs / (waves * 132) >= min(0.7, blocks * 16 / 132)
 
 
-@pytest.mark.parametrize("kernel", ["reduce", "own", "store"])
-def test_tuning_takes_the_fastest_and_remembers_it(
-    kernel: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def own_tiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where tuning leaves what it finds; nothing so far."""
     monkeypatch.setenv("PYCL_TILES", str(tmp_path / "folder" / "tiles.json"))
     monkeypatch.setattr(tiles, "TUNED", tiles.load())
     assert tiles.TUNED == {}
+    return tiles.cache_file()
+
+
+def test_tuning_takes_the_fastest_and_passes_over_what_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    choices = [tiles.Tile(rows, 32, 16, 4, 1) for rows in (128, 32, 64)]
+    kept = [tile._replace(resident=2) for tile in choices]
+
+    def time(tile: tiles.Tile) -> tuple[tiles.Tile, float]:
+        if tile == choices[0]:
+            raise RuntimeError("out of shared memory")
+        return tile._replace(resident=2), tile.rows
+
+    assert tune.fastest(choices, time) == (kept[1], 32)
+    assert f"{choices[0]}: out of shared memory" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="no tile ran"):
+        tune.fastest(choices[:1], time)
+
+
+@pytest.mark.parametrize("kernel", ["reduce", "own", "store"])
+def test_tuning_times_the_tile_it_is_given(kernel: str, own_tiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dtype = torch.float32 if kernel == "store" else torch.bfloat16
-    problem = tune.problem_for(40, 16, dtype, "cpu")
-    choices = [tiles.Tile(rows, 32, 16, 4, 1, piece=32) for rows in (128, 32, 64)]
+    tile, seen = tiles.Tile(64, 32, 16, 4, 1), []
+    pick = tiles.pick
+
+    def spy(asked: str, *key: int) -> tiles.Tile | None:
+        seen.append((asked, pick(asked, *key)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(tiles, "pick", spy)
+    found, milliseconds = timing.measure(kernel, 40, 16, dtype, tile)
+    assert found == tile
+    assert milliseconds > 0
+    assert (kernel, tile) in seen
+
+
+def test_tuning_knows_how_many_programs_fit(own_tiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest number of all variants; what fits on no multiprocessor is not run."""
+    loop, few = sass.Loop(10.0, 1.0, 0.0), {"num_warps": 4}
+    compiled = aot.Compiled("own_gradient", "bfloat16", 16, few, 90, 128, 0, 50 << 10, {}, 1, 1.0, loop)
     seen = []
 
-    def time_of(run: Any) -> float:
-        run()
-        seen.append(tiles.pick(kernel, 0, dtype.itemsize, 16))
-        if len(seen) == 1:
-            raise RuntimeError("out of shared memory")
-        return seen[-1].rows
+    def compile_for(found: launch.Launch, arch: int) -> aot.Compiled:
+        seen.append((found.kernel.__name__, arch))
+        return compiled._replace(shared=len(seen) * compiled.shared)
 
-    tile, took = tune.fastest(kernel, problem, choices, time_of)
-    assert seen == choices
-    assert (tile, took) == (choices[1], 32)
-    assert tiles.TUNED == {}
-    tiles.remember(kernel, 90, 2, 200, tile)
-    assert tiles.load() == {(kernel, 90, 2, 256): tile}
-    assert tiles.pick(kernel, 90, 2, 129) == tile
-    with pytest.raises(RuntimeError, match="no candidate"):
-        tune.fastest(kernel, problem, [], time_of)
+    monkeypatch.setattr(aot, "compile_for", compile_for)
+    assert timing.resident("own", 40, 16, torch.bfloat16, 90) == 2  # 228 KB for 101
+    assert seen == [("own_gradient", 90)] * 2
+    compiled = compiled._replace(shared=300 << 10)
+    with pytest.raises(ValueError, match="fits on no multiprocessor: 1228800 bytes shared"):
+        timing.resident("own", 40, 16, torch.bfloat16, 90)
+
+
+def test_tuning_from_the_command_line(
+    own_tiles: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tile that no kernel takes costs its process, and nothing else."""
+    good, bad = tiles.Tile(32, 32, 16, 4, 1), tiles.Tile(33, 32, 16, 4, 1)
+    monkeypatch.setattr(tune, "candidates", lambda kernel, *question: [bad, good] if kernel == "reduce" else [good])
+    assert tune.main(["--features", "16", "--points", "40"]) == 0
+    assert tiles.load() == {(kernel, 0, 2, 16): good for kernel in ("reduce", "own")}
+    assert tiles.pick("own", 0, 2, 9) == good
+    said = capsys.readouterr()
+    assert said.err.count(f"{bad}: ") == 1
+    assert f"written to {own_tiles}" in said.out
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [("import os; os.abort()", "status -6"), ("import time; time.sleep(60)", "took more than 2 seconds")],
+    ids=["dies", "hangs"],
+)
+def test_tuning_outlives_what_it_times(
+    program: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "dying.py").write_text(program)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(timing, "__name__", "dying")
+    with pytest.raises(RuntimeError, match=said):
+        tune.time_of("reduce", 40, 16, "bfloat16", tiles.Tile(32, 32, 16, 4, 1), 2)
 
 
 def test_a_broken_file_of_tiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -185,11 +243,24 @@ def test_a_broken_file_of_tiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
             tiles.load()
 
 
-def test_candidates_for_tuning_keep_the_rules() -> None:
-    for kernel, itemsize, d in (("reduce", 2, 128), ("own", 2, 200), ("store", 4, 1000)):
-        found = list(tune.candidates(kernel, itemsize, d))
-        assert len(found) > 5
-        for tile in found:
-            assert tile.cols % tile.piece == tile.rows % 32 == 0
-            assert kernel != "reduce" or tile.rows % tile.cols == 0
-            assert kernel != "own" or tile.holds(d)
+@pytest.mark.parametrize("arch", [80, 90, 100, 120])
+@pytest.mark.parametrize(
+    ("kernel", "itemsize", "d"),
+    [("reduce", 2, 64), ("reduce", 2, 128), ("reduce", 4, 128), ("own", 2, 100), ("store", 2, 512), ("store", 4, 1000)],
+)
+def test_tuning_tries_few_tiles_that_keep_the_rules(
+    kernel: str, itemsize: int, d: int, arch: int, own_tiles: Path
+) -> None:
+    found = tune.candidates(kernel, arch, itemsize, d)
+    assert 5 < len(found) <= 30
+    assert len({*found}) == len(found)
+    assert found[0]._replace(resident=1) == tiles.pick(kernel, arch, itemsize, d)._replace(resident=1)
+    for tile in found:
+        assert tile.cols % tile.piece == tile.rows % 32 == 0
+        assert kernel != "reduce" or tile.rows % tile.cols == 0
+        assert kernel != "own" or tile.holds(d)
+
+
+def test_tuning_tries_two_programs_a_multiprocessor(own_tiles: Path) -> None:
+    assert tiles.Tile(64, 128, 128, 4, 2, piece=64) in tune.candidates("own", 90, 2, 128)
+    assert tune.candidates("own", 90, 2, 300) == []

@@ -95,6 +95,14 @@ def test_any_number_of_iterations_in_blocks_of_full_size(iterations: int) -> Non
     check(transport(scores, iterations=iterations))
 
 
+def test_more_parts_than_are_merged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU hundreds of programs share a block of columns; the later ones have the larger scores here."""
+    monkeypatch.setattr(sinkhorn, "multiprocessors", lambda device: 132)
+    scores = scores_of(600, 40)
+    scores[540:] += 0.5
+    check(transport(scores))
+
+
 @pytest.mark.parametrize("n_prototypes", [1500, 2500])
 def test_rows_spread_over_a_cluster(n_prototypes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel is the same, only what is launched differs; beyond the largest cluster rows are streamed."""

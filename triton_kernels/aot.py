@@ -5,22 +5,21 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
+import json
+import os
 import re
-import subprocess
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .launch import Launch
+from .sass import Loop, loop_of
 
 POINTERS = {
     torch.float32: "fp32",
@@ -32,19 +31,12 @@ POINTERS = {
 MATRIX = {90: "wgmma.mma_async", 100: "tcgen05.mma"}  # elsewhere mma.sync
 MATRIX_INSTRUCTIONS = (*MATRIX.values(), "mma.sync")
 SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
-
-
-TENSOR_MEMORY = 512  # columns of a multiprocessor, from sm_100 on
 SWEEPS = {"reduce_tiles": "reduce", "own_gradient": "own", "store_tiles": "store"}  # kernels with products: their tiles
 SINKHORN = {"column_lse", "sample_step", "sample_stream", "merge_columns"}
-
-
-class Loop(NamedTuple):
-    """Instructions of a thread for each of its pairs."""
-
-    slots: float  # all
-    exponentials: float
-    shuffles: float
+# State that moves between loops may be spilled, what a loop works with may not. MOST_SPILLED is bytes of a thread, of
+# which own_gradient with 256 features has 2736 under Triton 3.6.0, and sample_step with 100 prototypes, of the others,
+# 28; MOST_LOCAL is the share of a sweep's loop that loads or stores them.
+MOST_SPILLED, MOST_SPILLED_ELSEWHERE, MOST_LOCAL = 3072, 32, 0.05
 
 
 class Compiled(NamedTuple):
@@ -61,7 +53,7 @@ class Compiled(NamedTuple):
     matrix: dict[str, int]  # instructions on the tensor cores
     bulk_copies: int  # by the tensor memory accelerator
     seconds: float
-    loop: Loop | None = None  # where it was looked for
+    loop: Loop | None = None  # of a sweep
 
     @property
     def programs(self) -> int:
@@ -76,11 +68,18 @@ class Compiled(NamedTuple):
 
     def faults(self) -> list[str]:
         """What must not be, as phrases."""
-        found = [f"spills {self.spills} bytes"] if self.spills else []
+        most = MOST_SPILLED if self.kernel in SWEEPS else MOST_SPILLED_ELSEWHERE
+        found = [f"spills {self.spills} bytes"] if self.spills > most else []
         if self.shared > self.limit:
             found.append(f"needs {self.shared} of {self.limit} bytes of shared memory")
+        if not self.programs:
+            found.append("fits on no multiprocessor")
         if self.kernel not in SWEEPS:
             return found
+        if self.spills and self.loop is None:
+            found.append(f"spills {self.spills} bytes, perhaps in its loop, which was not found")
+        if self.loop is not None and self.loop.local > MOST_LOCAL * self.loop.slots:
+            found.append(f"spills in its loop: {self.loop.local / self.loop.slots:.0%} of the instructions")
         wanted = MATRIX.get(self.architecture, "mma.sync")
         if self.dtype != "float32" and not self.matrix.get(wanted):
             found.append(f"has no {wanted}")
@@ -129,18 +128,13 @@ def _type_of(value: Any, path: tuple[int, ...], found: Signature, special: bool)
     return "i32" if -(2**31) <= value < 2**31 else "i64"
 
 
-def compile_for(launch: Launch, architecture: int, disassemble: bool = False) -> Compiled:
+def compile_for(launch: Launch, architecture: int) -> Compiled:
     """Compile a launch for sm_``architecture``; needs no GPU, but not the interpreter."""
     signature = signature_of(launch)
     source = ASTSource(launch.kernel, signature.types, signature.constants, signature.attributes)
     options = {name: value for name, value in launch.options.items() if name not in launch.kernel.arg_names}
-    knobs, said, start = triton.knobs, io.StringIO(), time.perf_counter()
-    # the assembler's own words: with other flags than Triton's it allocates other registers
-    with knobs.compilation.scope(), knobs.nvidia.scope(), contextlib.redirect_stdout(said):
-        knobs.compilation.always_compile = knobs.nvidia.dump_ptxas_log = True
-        kernel = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
-    seconds = time.perf_counter() - start
-    registers, spills = (re.search(p, said.getvalue()) for p in (r"Used (\d+) registers", r"(\d+) bytes spill stores"))
+    kernel, said, seconds = _compiled(source, GPUTarget("cuda", architecture, 32), options)
+    registers, spills = (re.search(p, said) for p in (r"Used (\d+) registers", r"(\d+) bytes spill stores"))
     assert registers is not None
     assert spills is not None
     ptx, name = kernel.asm["ptx"], launch.kernel.__name__
@@ -158,35 +152,33 @@ def compile_for(launch: Launch, architecture: int, disassemble: bool = False) ->
         {of: ptx.count(of) for of in MATRIX_INSTRUCTIONS if of in ptx},
         ptx.count("cp.async.bulk.tensor"),
         round(seconds, 2),
-        loop_of(kernel.asm["cubin"], _pairs(launch)) if disassemble and name in SWEEPS else None,
+        loop_of(kernel.asm["cubin"], pairs_of(launch.options)) if name in SWEEPS else None,
     )
 
 
-def _pairs(launch: Launch) -> int:
-    """Of a tile, for each thread."""
-    return int(launch.options["BM"] * launch.options["BN"] // (32 * launch.options["num_warps"]))
+def _compiled(source: ASTSource, target: GPUTarget, options: dict[str, Any]) -> tuple[Any, str, float]:
+    """The kernel, what the assembler said of it and the seconds it took: from Triton's cache, where all of it is there.
 
-
-def loop_of(cubin: bytes, pairs: int) -> Loop | None:
-    """The loop over plain tiles without shifts, of a kernel whose threads have so many pairs of a tile each.
-
-    Of the stretches of code with a matrix instruction and an exponential for each pair it is the shortest; such a
-    stretch is a loop, or all there is between two jumps where the kernel takes one tile.
+    The assembler's own words count: with other flags than Triton's it allocates other registers.
     """
-    disassembler = Path(triton.backends.nvidia.__file__).parent / "bin" / "nvdisasm"
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "kernel.cubin"
-        file.write_bytes(cubin)
-        text = subprocess.run([disassembler, "-c", file], capture_output=True, text=True, check=True).stdout
-    lines = [line for line in text.splitlines() if re.match(r"\s*(/\*[0-9a-f]{4,}\*/|\.L_x_\d+:)", line)]
-    labels = {line.strip().rstrip(":"): at for at, line in enumerate(lines) if line.startswith(".L_x_")}
-    jumps = ((at, re.search(r"@!?U?P\d+ +BRA.*`\((\.L_x_\d+)\)", line)) for at, line in enumerate(lines))
-    loops = [(labels[jump[1]], at) for at, jump in jumps if jump and labels[jump[1]] < at]
-    loops += itertools.pairwise([0, *labels.values(), len(lines) - 1])
-    bodies = ([line for line in lines[a : b + 1] if not line.startswith(".L_x_")] for a, b in loops)
-    found = []
-    for body in bodies:
-        exponentials, shuffles = (sum(name in line for line in body) for name in ("MUFU.EX2", "SHFL"))
-        if exponentials >= pairs:
-            found.append(Loop(len(body) / pairs, exponentials / pairs, shuffles / pairs))
-    return min(found, default=None)
+    knobs, said, start = triton.knobs, io.StringIO(), time.perf_counter()
+    with knobs.compilation.scope(), knobs.nvidia.scope(), contextlib.redirect_stdout(said):
+        knobs.nvidia.dump_ptxas_log = True
+        kernel = triton.compile(source, target=target, options=options)
+        words = Path(knobs.cache.dir) / "pycl" / f"{kernel.hash}.json"
+        if not said.getvalue() and not words.exists():  # someone else compiled it
+            start, knobs.compilation.always_compile = time.perf_counter(), True
+            kernel = triton.compile(source, target=target, options=options)
+    if not said.getvalue():
+        return kernel, *json.loads(words.read_text())
+    found = said.getvalue(), time.perf_counter() - start
+    words.parent.mkdir(exist_ok=True)
+    part = words.with_suffix(f".{os.getpid()}")
+    part.write_text(json.dumps(found))
+    part.replace(words)  # another process may be reading
+    return kernel, *found
+
+
+def pairs_of(options: dict[str, Any]) -> int:
+    """Of a tile, for each thread."""
+    return int(options["BM"] * options["BN"] // (32 * options["num_warps"]))

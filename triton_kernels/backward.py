@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..ops import Gradients, Needs, Problem, empty_gradients
 from . import gradient, operands, tiles
-from .launch import INTERPRETED, launch
+from .launch import INTERPRETED, launch, recorded_architecture
 from .schedule import Plan, planned, plans, portions, proof, split
 from .sides import NOTHING, Side, Sides, cdiv, device_of, next_power_of_2, prepared, tile_for
 from .tile import STATISTICS
@@ -48,7 +48,7 @@ def gradients(problem: Problem, row_slopes: Slopes, col_slopes: Slopes, rule: An
     sweep = _Sweep(sides, row_slopes, col_slopes, rule, sets, shrink, problem.normalize)
     biased = any(side.points.bias is not None or side.points.factor is not None for side in (sides.x, sides.y))
     kernel = "biased" if biased else "own"
-    tile = tiles.pick(kernel, device_of(operand).architecture, operand.itemsize, operand.shape[1])
+    tile = tiles.pick(kernel, device_of(operand.device).architecture, operand.itemsize, operand.shape[1])
     if tile is None or sides.x.values is not operand:
         _by_strips(sweep, symmetric, needs, out)
     else:
@@ -78,7 +78,7 @@ def _own_gradient(
 ) -> None:
     x, y, logit_scale, offset = sweep.sides
     d, n_blocks, blocks = x.z.shape[1], cdiv(y.n, tile.cols), cdiv(here, tile.rows)
-    slots = tile.resident * device_of(x.z).multiprocessors
+    slots = tile.resident * device_of(x.z.device).multiprocessors
     run = cdiv(n_blocks, min(split(blocks, slots, MOST_RUNS), n_blocks))
     runs = cdiv(n_blocks, run)
     parts = x.reach.new_empty(runs, here, d)
@@ -135,7 +135,7 @@ def _strips(sweep: _Sweep, of_scale: bool = False, of_rows: bool = False, of_col
     tile = tile_for("store", sweep.sides)
     proven = proof(sweep.sides, tile, sweep.sets)
     dtype, width = x.values.dtype, cdiv(y.n, 8) * 8
-    budget = max(STRIP, device_of(x.z).memory // STRIPS)
+    budget = max(STRIP, device_of(x.z.device).memory // STRIPS)
     strips = portions(x.n, budget, width * dtype.itemsize * tile.rows, tile.rows)
     weights = torch.empty(strips[0][1], width, dtype=dtype, device=x.z.device)[:, : y.n]
     new, n_blocks = x.reach.new_empty, cdiv(y.n, tile.cols)
@@ -217,6 +217,8 @@ def _parts_of(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None
 def _product(a: Tensor, b: Tensor, into: Tensor | None = None, add: bool = False) -> Tensor:
     """a b in float32, or added to what ``into`` holds."""
     into = torch.empty(a.shape[0], b.shape[1], device=a.device) if into is None else into
+    if recorded_architecture() is not None:  # tensors without data; out_dtype is unknown to those of torch 2.11
+        return into
     with torch.autocast("cpu" if INTERPRETED else "cuda", enabled=False):  # dtypes were chosen where inputs were made
         if a.dtype == torch.float32 or INTERPRETED:  # no product of halves with a float32 result on the CPU
             return torch.addmm(into, a.float(), b.float(), beta=int(add), out=into)

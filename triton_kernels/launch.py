@@ -106,6 +106,8 @@ def _add_forms(key: list[Any], values: Iterable[Any]) -> None:
         elif isinstance(value, Tensor):
             add(value.dtype)
             add(value.data_ptr() % 16 == 0)
+        elif kind is float or kind is bool:
+            add(kind)
         elif value is before:  # both sides of a symmetric problem
             add(kind)
         else:  # a NamedTuple of pointers and numbers

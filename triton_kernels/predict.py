@@ -58,7 +58,7 @@ def sweep_of(compiled: Compiled, d: int, pairs: float) -> Sweep:
     options, own = compiled.options, compiled.kernel == "own_gradient"
     rows, cols, in_tile = options["BM"], options["BN"], options["BM"] * options["BN"]
     product = (4 if own else 2) * d * in_tile / FLOPS
-    slots, exponentials, shuffles = compiled.loop
+    slots, exponentials, shuffles, _ = compiled.loop
     epilogue = in_tile * max(slots / ISSUES, exponentials / EXPONENTIALS, shuffles / SHUFFLES)
     kept = own or (options["RESIDENT"] and compiled.kernel == "reduce_tiles")
     copies = 2 * d * (cols if kept else cols + rows) / CACHE

@@ -39,7 +39,7 @@ def is_small(sides: Sides) -> bool:
 
     A thousand points are a tile for each multiprocessor, some microseconds.
     """
-    return sides.x.n * sides.y.n <= SMALL * device_of(sides.x.z).multiprocessors
+    return sides.x.n * sides.y.n <= SMALL * device_of(sides.x.z.device).multiprocessors
 
 
 def planned(

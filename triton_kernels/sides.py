@@ -194,10 +194,10 @@ class Device(NamedTuple):
     memory: int  # bytes
 
 
-def device_of(z: Tensor) -> Device:
+def device_of(device: torch.device) -> Device:
     if (recorded := recorded_architecture()) is not None:
         return Device(recorded, 132, 80 << 30)
-    return Device(0, 1, 0) if INTERPRETED else _gpu(z.device)
+    return Device(0, 1, 0) if INTERPRETED else _gpu(device)
 
 
 @functools.cache
@@ -209,6 +209,6 @@ def _gpu(device: torch.device) -> Device:
 
 def tile_for(kernel: str, sides: Sides) -> Tile:
     operand = sides.x.operand
-    found = tiles.pick(kernel, device_of(operand).architecture, operand.itemsize, operand.shape[1])
+    found = tiles.pick(kernel, device_of(operand.device).architecture, operand.itemsize, operand.shape[1])
     assert found is not None, f"every table has a tile for {kernel}"
     return found

@@ -51,7 +51,7 @@ class Rows(NamedTuple):
 
 def rows_for(scores: Tensor) -> Rows | None:
     """None where no cluster holds a row, or the GPU has none."""
-    arch, n, ctas = device_of(scores).architecture, _power(scores.shape[1]), 1
+    arch, n, ctas = device_of(scores.device).architecture, _power(scores.shape[1]), 1
     if n > 2 * TILE:
         ctas = min(n // TILE, MOST_CTAS)
         if not (CLUSTERS and 90 <= arch < 120) or n // ctas > 2 * TILE:
@@ -258,7 +258,7 @@ def _sample_step(
 
 
 def _programs(scores: Tensor, held: Rows) -> int:
-    slots = device_of(scores).multiprocessors // held.ctas * held.resident
+    slots = device_of(scores.device).multiprocessors // held.ctas * held.resident
     return min(cdiv(len(scores), held.rows), max(1, slots))
 
 
@@ -272,7 +272,7 @@ def _sample_stream(t: Transport, potential: Tensor, codes: Tensor | None) -> Ten
 def _column_parts(t: Transport, u: Tensor | None) -> Tensor:
     n_samples, n = t.scores.shape
     rows, cols = 8, min(COLUMNS, _power(n))
-    blocks, slots = cdiv(n, cols), 4 * device_of(t.scores).multiprocessors
+    blocks, slots = cdiv(n, cols), 4 * device_of(t.scores.device).multiprocessors
     programs = min(cdiv(n_samples, rows), max(1, slots // blocks))
     parts = torch.empty(programs, 2, n, device=t.scores.device)
     _launch(column_lse, (blocks, programs), t, (u, parts), BM=rows, BN=cols, STAGES=3, num_warps=4)

@@ -1,85 +1,95 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find the fastest tiles on this GPU: ``python -m pycl.triton_kernels.tune --features 128,256 [--points 32768]``.
 
-Every candidate runs the sweep it is for, on random unit vectors; the fastest goes to ``tiles.cache_file()``, where
-every later process finds it. Nothing is ever tuned without being asked for.
+At most thirty tiles like that of the table run the sweep they are for, on random unit vectors; each in a process of its
+own, so that a fault or a hang costs one tile. The fastest goes to ``tiles.cache_file()``, where every later process
+finds it. Nothing is ever tuned without being asked for.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import product
+from math import log2
 
 import torch
 
-from ..ops import Needs, Problem
-from ..pairs import Pairs, Points
-from ..validation import problem_of
-from . import aot, tiles
+from . import aot, tiles, timing
+from .launch import INTERPRETED
 from .sides import device_of
 from .tiles import Tile
 
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+DTYPES = ("bfloat16", "float16", "float32")
+MOST = 30  # tiles of a kernel
+MOST_SUMS = 192  # of a thread's 255 registers
 
 
-def candidates(kernel: str, itemsize: int, d: int) -> Iterator[Tile]:
-    """Tiles that keep the tables' rules; those that do not fit the chip fail to launch and are passed over."""
+def candidates(kernel: str, arch: int, itemsize: int, d: int) -> list[Tile]:
+    """Tiles that differ from the one in use by a step or two and keep the tables' rules, the nearest first."""
+    base = tiles.pick(kernel, arch, itemsize, d)
+    if base is None:
+        return []
+    around = ([size // 2, size, 2 * size] for size in (base.rows, base.cols, base.depth))
+    found = {}
+    for rows, cols, depth, warps, more in product(*around, (4, 8), (-1, 0, 1)):
+        tile = Tile(rows, cols, depth, warps, base.stages + more, piece=min(base.piece, cols), fold=base.fold)
+        ratios = rows / base.rows, cols / base.cols, depth / base.depth
+        steps = sum(abs(log2(ratio)) for ratio in ratios) + abs(more) + (warps != base.warps)
+        if steps <= 2 and _keeps_the_rules(kernel, arch, itemsize, d, tile):
+            found[tile] = steps, depth != base.depth
+    return sorted(found, key=lambda tile: found[tile])[:MOST]
+
+
+def _keeps_the_rules(kernel: str, arch: int, itemsize: int, d: int, tile: Tile) -> bool:
+    """Those of the tables, and what can be seen not to fit without a look at the compiler."""
+    limit = aot.SHARED[max(known for known in aot.SHARED if known <= max(arch, min(aot.SHARED)))]
     whole = max(16, 1 << (d - 1).bit_length())
-    depths = [whole] if kernel == "own" else sorted({min(whole, depth) for depth in (16, 32, 64, 128, 256)})
-    for rows, cols, depth in product((64, 128, 256), (32, 64, 128, 256), depths):
-        if rows < cols and kernel == "reduce":
-            continue  # symmetric problems need rows in multiples of columns
-        if itemsize == 4 and depth > 32:
-            continue  # unrolled scalar products
-        for warps, stages in product((4, 8), (2, 3, 4)):
-            if (rows + stages * cols) * depth * itemsize <= aot.SHARED[90]:
-                yield Tile(rows, cols, depth, warps, stages, piece=32)
+    if min(tile.rows, tile.cols) < 32 or not 16 <= tile.depth <= (32 if itemsize == 4 else whole) or tile.stages < 1:
+        return False
+    sums = tile.rows * (tile.cols + tile.depth * (kernel == "own")) / (32 * tile.warps)
+    if (tile.rows + tile.stages * tile.cols) * tile.depth * itemsize > limit or sums > MOST_SUMS:
+        return False
+    # symmetric problems need rows in multiples of columns
+    return tile.holds(d) if kernel == "own" else kernel != "reduce" or tile.rows % tile.cols == 0
 
 
-def sweep_of(kernel: str, problem: Problem) -> Callable[[], object]:
-    """The call whose time a tile decides."""
-    from .. import triton as backend
-
-    if kernel == "reduce":
-        return lambda: backend.pair_stats(problem, True)
-    stats = backend.pair_stats(problem, True)
-    slope = torch.full_like(stats[0][0], 1 / problem.rows.shape[0])
-    slopes = [slope, None, -slope]
-    return lambda: backend.pair_stats_backward(problem, *stats, slopes, slopes, Needs(True, True, False))
-
-
-def fastest(
-    kernel: str, problem: Problem, choices: Sequence[Tile], time_of: Callable[[Callable[[], object]], float]
-) -> tuple[Tile, float]:
-    """The candidate that takes least by ``time_of``, and what it takes; raises RuntimeError where none runs."""
-    d, itemsize = problem.rows.shape[1], problem.rows.itemsize
-    key = tiles.key_of(kernel, device_of(problem.rows).architecture, itemsize, d)
-    found: list[tuple[float, Tile]] = []
-    run = sweep_of(kernel, problem)
-    before = tiles.TUNED.pop(key, None)
+def time_of(kernel: str, n: int, d: int, dtype: str, tile: Tile, limit: float) -> tuple[Tile, float]:
+    """Of ``timing``, in a process that is killed after ``limit`` seconds; raises RuntimeError where there is none."""
+    asked = json.dumps([kernel, n, d, dtype, tile])
+    command = [sys.executable, "-m", timing.__name__, asked]
+    here = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
-        for tile in choices:
-            tiles.TUNED[key] = tile
-            try:
-                found.append((time_of(run), tile))
-            except Exception as error:  # too much shared memory, too many registers: Triton says it in many ways
-                print(f"  {tile}: {type(error).__name__}", file=sys.stderr)
-    finally:
-        tiles.TUNED.pop(key, None)
-        if before is not None:
-            tiles.TUNED[key] = before
+        done = subprocess.run(command, env=here, capture_output=True, text=True, check=False, timeout=limit)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"took more than {limit:g} seconds") from None
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise RuntimeError(said[-1])
+    tile, milliseconds = json.loads(done.stdout.splitlines()[-1])
+    return Tile(*tile), milliseconds
+
+
+def fastest(choices: Iterable[Tile], time: Callable[[Tile], tuple[Tile, float]]) -> tuple[Tile, float]:
+    """The tile that takes least, and what it takes; raises RuntimeError where none runs."""
+    found: list[tuple[float, Tile]] = []
+    for choice in choices:
+        try:
+            tile, took = time(choice)
+        except RuntimeError as error:
+            print(f"  {choice}: {error}", file=sys.stderr)
+            continue
+        print(f"  {tile}: {took:.3f} ms", file=sys.stderr)
+        found.append((took, tile))
     if not found:
-        raise RuntimeError(f"no candidate for {kernel} ran with {d} features")
-    best, tile = min(found, key=lambda pair: pair[0])
-    return tile, best
-
-
-def problem_for(n: int, d: int, dtype: torch.dtype, device: str) -> Problem:
-    x, y = (torch.nn.functional.normalize(torch.randn(n, d, device=device), dim=1).to(dtype) for _ in range(2))
-    sets = {"denominator": Pairs.OTHERS, "positives": Pairs.POSITIVE}
-    return problem_of(Points(x), Points(y), 10.0, sets, None, None, None, False)
+        raise RuntimeError("no tile ran")
+    took, tile = min(found)
+    return tile, took
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,19 +98,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--features", type=lambda text: [int(d) for d in text.split(",")], default=[128, 256, 512])
     parser.add_argument("--points", type=int, default=32768)
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--limit", type=float, default=90, help="seconds for a tile, compiling included (default: 90)")
     options = parser.parse_args(argv)
-    if not torch.cuda.is_available():
+    if not (INTERPRETED or torch.cuda.is_available()):
         parser.error("tuning needs a GPU")
-    from triton.testing import do_bench
-
+    itemsize, arch = getattr(torch, options.dtype).itemsize, device_of(timing.DEVICE).architecture
     for d in options.features:
-        problem = problem_for(options.points, d, DTYPES[options.dtype], "cuda")
-        itemsize = problem.rows.itemsize
-        for kernel in ("reduce", "own" if itemsize == 2 and d <= 256 else "store"):
-            choices = list(candidates(kernel, itemsize, d))
-            tile, took = fastest(kernel, problem, choices, lambda run: float(do_bench(run, return_mode="median")))
-            tiles.remember(kernel, device_of(problem.rows).architecture, itemsize, d, tile)
-            print(f"{kernel} d={d} {options.dtype}: {tile} {took:.3f} ms")
+        for kernel in ("reduce", "own" if tiles.pick("own", arch, itemsize, d) else "store"):
+            choices = candidates(kernel, arch, itemsize, d)
+            time = partial(time_of, kernel, options.points, d, options.dtype, limit=options.limit)
+            tile, took = fastest(choices, time)
+            tiles.remember(kernel, arch, itemsize, d, tile)
+            print(f"{kernel} d={d} {options.dtype}: {tile} {took:.3f} ms, of {len(choices)} tiles")
     print(f"written to {tiles.cache_file()}")
     return 0
 

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A process of its own for what may take it down: after an illegal access a process can use its GPU no more."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+from .gpu_runner import reason_of
+
+PATIENCE = 10.0  # seconds for a process that has ended to say how
+FAREWELL = 2.0  # seconds for one to go by itself
+
+
+class Died(RuntimeError):
+    """The process ended before it answered; ``at`` says what it was at."""
+
+    def __init__(self, reason: str, at: str | None) -> None:
+        super().__init__(reason)
+        self.at = at
+
+
+def prepare() -> None:
+    """What every process does first."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # inductor's own
+
+
+class Worker:
+    """Calls functions in another process, which has imported nothing of this one and shares no GPU context with it."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")  # a forked process could not use CUDA
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, prepare))
+        self._process.start()
+        theirs.close()
+
+    def call(self, function: Callable[..., Any], *arguments: Any, limit: float) -> Any:
+        """``function(*arguments, at=...)``, which tells ``at`` what it is at.
+
+        Raises:
+            Died: the function raised, its process ended, or it took more than ``limit`` seconds; no other call follows.
+        """
+        at, stop = None, time.monotonic() + limit
+        try:
+            self._pipe.send((function, arguments))
+            while self._pipe.poll(max(0.0, stop - time.monotonic())):
+                kind, value = self._pipe.recv()
+                if kind == "answer":
+                    return value
+                if kind == "raised":
+                    raise Died(value, at)
+                at = value
+        except (EOFError, OSError):
+            raise Died(self._how_it_ended(), at) from None
+        raise Died(f"no answer in {limit:.0f} s", at)
+
+    def close(self) -> None:
+        """End the process, whatever it is doing."""
+        self._pipe.close()
+        self._process.join(FAREWELL)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join(PATIENCE)
+
+    def _how_it_ended(self) -> str:
+        self._process.join(PATIENCE)
+        status = self._process.exitcode
+        if status is None:
+            return "it answers no more"
+        return f"exit status {status}" if status >= 0 else f"ended by {signal.Signals(-status).name}"
+
+
+def _serve(pipe: Connection, first: Callable[[], None]) -> None:
+    first()
+    try:
+        while True:
+            function, arguments = pipe.recv()
+            try:
+                answer = function(*arguments, at=partial(_tell, pipe, "at"))
+            except Exception as error:
+                _tell(pipe, "raised", reason_of(error))
+                return
+            _tell(pipe, "answer", answer)
+    except (EOFError, KeyboardInterrupt):
+        return
+
+
+def _tell(pipe: Connection, kind: str, value: Any) -> None:
+    pipe.send((kind, value))

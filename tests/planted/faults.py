@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults that somebody could make, each a text of the sources, what it becomes, and the tests that have to notice.
+
+A text occurs exactly once in its file; where an edit to the file changes that, say the same fault in its new words.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    what: str
+    file: str
+    old: str
+    new: str
+    tests: str  # modules of tests/, the one most likely to notice first
+
+
+ENGINE = "test_engine test_triton test_losses"
+TRITON = "test_triton test_engine test_losses"
+CPU = "test_engine test_cpu test_cpu_at_once test_losses"
+
+FAULTS = [
+    Fault(
+        "pair classes: a flipped mask bit",
+        "triton_kernels/pairs.py",
+        "tl.where(same_view, 8, 16))",
+        "tl.where(same_view, 16, 8))",
+        ENGINE,
+    ),
+    Fault(
+        "whole tiles: one that sticks out by a column counts as plain",
+        "triton_kernels/pairs.py",
+        "return (c0 + BN <= end)",
+        "return (c0 + BN <= end + 1)",
+        ENGINE,
+    ),
+    Fault(
+        "whole tiles: one that meets the diagonal in a corner alone is not seen to",
+        "triton_kernels/pairs.py",
+        "return (diagonal > -BM)",
+        "return (diagonal > 1 - BM)",
+        ENGINE,
+    ),
+    Fault(
+        "visits: the blocks on the diagonal are dropped",
+        "triton_kernels/pairs.py",
+        "useful &= c0 >= r0",
+        "useful &= c0 > r0",
+        TRITON,
+    ),
+    Fault(
+        "shifts: logits of any size count as small",
+        "triton_kernels/pairs.py",
+        "PROVEN = tl.constexpr(35.0)",
+        "PROVEN = tl.constexpr(35000.0)",
+        ENGINE,
+    ),
+    Fault(
+        "logits: the columns' factor is lost",
+        "triton_kernels/tile.py",
+        "found *= tl.load(cols.factor + j, mask=j < n, other=0.0)[None, :]",
+        "found *= tl.where(j < n, 1.0, 0.0)[None, :]",
+        ENGINE,
+    ),
+    Fault(
+        "forward: sums over columns lose the first column beside the diagonal",
+        "triton_kernels/reduce.py",
+        "write &= j >= r0 + BM",
+        "write &= j > r0 + BM",
+        TRITON,
+    ),
+    Fault(
+        "merge: what was added before keeps its old shift",
+        "triton_kernels/reduce.py",
+        "return new, total * tl.exp2(shift - kept) + others",
+        "return new, total + others",
+        ENGINE,
+    ),
+    Fault(
+        "merge: the sums over columns of the first rows are forgotten",
+        "pycl/triton.py",
+        "merge(col_stats, 0, y.n, first == 0,",
+        "merge(col_stats, 0, y.n, True,",
+        TRITON,
+    ),
+    Fault(
+        "normalisation: the gradient keeps what lies along the embedding",
+        "triton_kernels/operands.py",
+        "g = (g - x * along[:, None]) * inverse_norm[:, None]",
+        "g = g * inverse_norm[:, None]",
+        ENGINE,
+    ),
+    Fault(
+        "normalisation: the last feature is skipped",
+        "triton_kernels/operands.py",
+        "mask=(i < n)[:, None] & (k < d)[None, :], other=0.0).to(tl.float32)",
+        "mask=(i < n)[:, None] & (k < d - 1)[None, :], other=0.0).to(tl.float32)",
+        ENGINE,
+    ),
+    Fault(
+        "float16: the gradient is not divided by what the weights were multiplied with",
+        "triton_kernels/operands.py",
+        "scale /= tl.load(shrink)",
+        "scale *= 1.0",
+        ENGINE,
+    ),
+    Fault(
+        "backward: the gradient of the columns' bias has the wrong sign",
+        "triton_kernels/backward.py",
+        "out.col_bias.add_(d_col_bias.sum(0))",
+        "out.col_bias.sub_(d_col_bias.sum(0))",
+        ENGINE,
+    ),
+    Fault(
+        "backward: a strip of weights overwrites what the strips before it gave to the columns",
+        "triton_kernels/backward.py",
+        "add=here.start > 0",
+        "add=False",
+        TRITON,
+    ),
+    Fault(
+        "backward: both places of a pair count in the gradient of the scale",
+        "triton_kernels/backward.py",
+        "out.logit_scale.mul_(0.5)",
+        "out.logit_scale.mul_(1.0)",
+        ENGINE,
+    ),
+    Fault(
+        "top: the last logit of one search is the first of the next",
+        "triton_kernels/top.py",
+        "(j[None, :] > col[:, None])",
+        "(j[None, :] >= col[:, None])",
+        "test_matrix",
+    ),
+    Fault(
+        "Sinkhorn on a GPU: parts of different shifts are added as they are",
+        "triton_kernels/sinkhorn.py",
+        "total = total * tl.exp2(shift - new) + sums * tl.exp2(shifts - new)",
+        "total = total + sums",
+        "test_triton_sinkhorn test_sinkhorn",
+    ),
+    Fault(
+        "Sinkhorn in CUDA: a tile's slot is filled again while others read it",
+        "csrc/cuda/share.cuh",
+        "__syncthreads();  // before the slot is filled again",
+        "",
+        "test_cuda_on_cpu",
+    ),
+    Fault(
+        "reduction: ranks with fewer terms weigh as much",
+        "pycl/reduction.py",
+        "else terms.mean() * ranks.weight",
+        "else terms.mean()",
+        "test_group",
+    ),
+    Fault(
+        "autograd: a gradient that came with the value is not multiplied by its slope",
+        "pycl/autograd.py",
+        "found = [gradient * d_total if len(gradient) else gradient for gradient in of_total]",
+        "found = list(of_total)",
+        "test_cpu_at_once test_cross_entropy test_autograd",
+    ),
+    Fault(
+        "ranks: sums over another rank's columns replace those over one's own",
+        "pycl/sharded.py",
+        "mine[2:STATS] += part[2:STATS]",
+        "mine[2:STATS] = part[2:STATS]",
+        "test_group",
+    ),
+    Fault(
+        "ranks: of a block that two share, one column is computed by neither",
+        "pycl/parcels.py",
+        "cols = Span(cols.stop // 2, cols.stop)",
+        "cols = Span(cols.stop // 2 + 1, cols.stop)",
+        "test_group",
+    ),
+    Fault(
+        "Sinkhorn: a soft marginal forgets epsilon",
+        "pycl/sinkhorn.py",
+        "potential * (penalty / (penalty + epsilon))",
+        "potential * (penalty / (penalty + 1))",
+        "test_swav test_features",
+    ),
+    Fault(
+        "CPU: the column after the last one has a class",
+        "csrc/cpu/labels.h",
+        "return position < Int<T>(left < block ? left : block)",
+        "return position <= Int<T>(left < block ? left : block)",
+        CPU,
+    ),
+    Fault(
+        "CPU: the blocks on the diagonal are dropped",
+        "csrc/cpu/schedule.h",
+        "for (int64_t j = i; j < row_blocks; j += 2 * workers)",
+        "for (int64_t j = i + 2 * workers; j < row_blocks; j += 2 * workers)",
+        CPU,
+    ),
+    Fault(
+        "CPU: far shifts share one exponential",
+        "csrc/cpu/stats_forward.h",
+        "constexpr double kSharedShift = 80;",
+        "constexpr double kSharedShift = 8000;",
+        CPU,
+    ),
+    Fault(
+        "CPU: a positive's weight lacks what its column adds",
+        "csrc/cpu/stats_backward.h",
+        "if (by_col) positive += load<T>(cols.d_pos_sum + gj);",
+        "",
+        CPU,
+    ),
+    Fault(
+        "CPU: the gradient of the rows' bias has the wrong sign",
+        "csrc/cpu/sweep.h",
+        "if (by_row) by_row[tile.i0 + i] += reduce_add<T>(sum);",
+        "if (by_row) by_row[tile.i0 + i] -= reduce_add<T>(sum);",
+        CPU,
+    ),
+]

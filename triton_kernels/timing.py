@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The time of one tile on this GPU, in a process of its own, which may die of it: ``tune`` starts one for each.
+
+A line of JSON says the tile, with as many programs as fit on a multiprocessor, and the milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+from .. import triton as backend
+from ..ops import Needs, Problem
+from ..pairs import Pairs, Points
+from ..validation import problem_of
+from . import aot, tiles
+from .launch import INTERPRETED, recording
+from .sides import device_of
+from .tiles import Tile
+
+DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+
+
+def problem_for(n: int, d: int, dtype: torch.dtype, device: torch.device) -> Problem:
+    """CLIP's, of random unit vectors."""
+    x, y = (torch.nn.functional.normalize(torch.randn(n, d, device=device), dim=1).to(dtype) for _ in range(2))
+    sets = {"denominator": Pairs.OTHERS, "positives": Pairs.POSITIVE}
+    scale = torch.full((), 10.0, device=device)
+    return problem_of(Points(x), Points(y), scale, sets, None, None, None, False)
+
+
+def sweep_of(kernel: str, problem: Problem) -> Callable[[], object]:
+    """The call whose time a tile decides."""
+    if kernel == "reduce":
+        return lambda: backend.pair_stats(problem, True)
+    stats = backend.pair_stats(problem, True)
+    slope = torch.full_like(stats[0][0], 1 / problem.rows.shape[0])
+    slopes = [slope, None, -slope]
+    return lambda: backend.pair_stats_backward(problem, *stats, slopes, slopes, Needs(True, True, False))
+
+
+def resident(kernel: str, n: int, d: int, dtype: torch.dtype, arch: int) -> int:
+    """How many programs of the tile in use fit on a multiprocessor: what they are compiled to decides."""
+    with recording(arch) as launches:
+        sweep_of(kernel, problem_for(n, d, dtype, torch.device("meta")))()
+    found = [aot.compile_for(launch, arch) for launch in launches if aot.SWEEPS.get(launch.kernel.__name__) == kernel]
+    programs = min(compiled.programs for compiled in found)
+    if not programs:
+        raise ValueError(f"fits on no multiprocessor: {max(compiled.shared for compiled in found)} bytes shared")
+    return programs
+
+
+def measure(kernel: str, n: int, d: int, dtype: torch.dtype, tile: Tile) -> tuple[Tile, float]:
+    """The tile as it should be kept, and milliseconds."""
+    arch = device_of(DEVICE).architecture
+    key = tiles.key_of(kernel, arch, dtype.itemsize, d)
+    tiles.TUNED[key] = tile
+    if not INTERPRETED:
+        tiles.TUNED[key] = tile = tile._replace(resident=resident(kernel, n, d, dtype, arch))
+    return tile, _milliseconds(sweep_of(kernel, problem_for(n, d, dtype, DEVICE)))
+
+
+def _milliseconds(run: Callable[[], object]) -> float:
+    if INTERPRETED:
+        start = time.perf_counter()
+        run()
+        return 1e3 * (time.perf_counter() - start)
+    from triton.testing import do_bench
+
+    return float(do_bench(run, return_mode="median"))
+
+
+def main(asked: str) -> None:
+    kernel, n, d, dtype, tile = json.loads(asked)
+    print(json.dumps(measure(kernel, n, d, getattr(torch, dtype), Tile(*tile))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
