@@ -29,7 +29,7 @@ planted-faults: $(VENV)/installed
 
 # what depends on rounding once more, as on CPUs with less than this one has
 test-cpus: $(VENV)/installed
-	$(BIN)/python tests/cpus.py -n auto $(TEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/cpus.py -n auto $(TEST_ARGS)
 
 # compilers that users have, beside the installed one: of torch 2.10 and 2.11, of 2.13, and the newest
 TRITONS := 3.6.0 3.7.1 3.9.0

@@ -37,7 +37,8 @@ CPUS = {
 # those of test_cpu*.py go through every instruction set by themselves
 TESTS = [
     "autograd", "average", "cross_entropy", "engine", "features", "losses", "matrix", "matrix_autograd", "metrics",
-    "properties", "similarity", "sinkhorn", "swav", "triton", "triton_average", "triton_group", "triton_sinkhorn",
+    "properties", "similarity", "sinkhorn", "swav", "triton", "triton_average", "triton_group", "triton_logistic",
+    "triton_sinkhorn",
 ]  # fmt: skip
 # A kernel that the CPU lacks an instruction for ends its process.
 PROBE = """
