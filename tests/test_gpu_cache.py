@@ -25,7 +25,7 @@ FACTS = {
 }  # fmt: skip
 MANIFEST = {
     "python": "3.12", "torch": "2.11.0", "triton": "3.6.0", "key": "bd4757a49ddb", "architecture": 90, "commit": "abc",
-    "ptxas": "13.1.115", "wheels": ["inf_cl-1.2.1-py3-none-any.whl"],
+    "ptxas": "13.5.37", "wheels": ["inf_cl-1.2.1-py3-none-any.whl"],
 }  # fmt: skip
 
 
@@ -149,7 +149,7 @@ def test_no_peers_and_no_ptxas_to_be_had(tmp_path: Path, monkeypatch: pytest.Mon
     shop = jobs.Workshop(ROOT, tmp_path)
     assert parts.download(shop, tmp_path) == [
         "no wheels of peers are carried, the rest runs: no such host",
-        "no ptxas 13.1.115 is carried, cases that fail are tried without: no such host",
+        "no ptxas 13.5.37 is carried, cases that fail are tried without: no such host",
     ]
     assert parts.package(shop, tmp_path) == [
         "the package cannot be built: no such host; Sinkhorn in CUDA is left out, the rest runs"

@@ -32,7 +32,7 @@ def test_tiles_are_what_kernels_assume(arch: int, kernel: str, size: int, most: 
     assert tile.depth >= 16
     assert tile.depth & (tile.depth - 1) == 0
     assert kernel != "reduce" or tile.rows % tile.cols == 0
-    assert kernel not in ("own", "biased") or (tile.holds(most) and size == 2)
+    assert kernel != "own" or (tile.holds(most) and size == 2)
 
 
 @pytest.mark.parametrize("arch", [0, 80, 86, 89, 90, 100, 103, 120])
@@ -41,16 +41,14 @@ def test_every_problem_has_a_tile(arch: int, itemsize: int) -> None:
     for d in (1, 16, 64, 65, 128, 200, 256, 257, 1024, 3 * 4096):
         assert tiles.pick("reduce", arch, itemsize, d) is not None
         assert tiles.pick("store", arch, itemsize, d) is not None
-        for kernel in ("own", "biased"):
-            tile = tiles.pick(kernel, arch, itemsize, d)
-            assert tile is None or tile.holds(d)
+        tile = tiles.pick("own", arch, itemsize, d)
+        assert tile is None or tile.holds(d)
 
 
 def test_the_tile_is_that_of_the_next_older_architecture() -> None:
     assert tiles.pick("reduce", 89, 2, 64) == tiles.TABLES[80]["reduce", 2, 64]
     assert tiles.pick("reduce", 103, 2, 129) == tiles.TABLES[100]["reduce", 2, 1 << 30]
     assert tiles.pick("own", 90, 2, 129) == tiles.TABLES[90]["own", 2, 256]
-    assert tiles.pick("biased", 80, 2, 64) == tiles.TABLES[80]["own", 2, 64]
 
 
 @pytest.mark.parametrize("blocks", [1, 3, 64, 131, 132, 133, 256, 1000])

@@ -46,9 +46,7 @@ def gradients(problem: Problem, row_slopes: Slopes, col_slopes: Slopes, rule: An
     out = empty_gradients(problem, needs)
     sets = problem.denominator, problem.positives
     sweep = _Sweep(sides, row_slopes, col_slopes, rule, sets, shrink, problem.normalize)
-    biased = any(side.points.bias is not None or side.points.factor is not None for side in (sides.x, sides.y))
-    kernel = "biased" if biased else "own"
-    tile = tiles.pick(kernel, device_of(operand.device).architecture, operand.itemsize, operand.shape[1])
+    tile = tiles.pick("own", device_of(operand.device).architecture, operand.itemsize, operand.shape[1])
     if tile is None or sides.x.values is not operand:
         _by_strips(sweep, symmetric, needs, out)
     else:

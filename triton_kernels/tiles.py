@@ -44,8 +44,7 @@ class Tile(NamedTuple):
 
 # (kernel, bytes an element, most features) -> tile, by the oldest architecture the column is for. The first row that
 # is large enough counts. reduce: forward. own: backward with the gradient in registers; where there is none the
-# backward goes by strips. biased: the same for logits with biases, whose sums need registers, too. store: a strip of
-# weights, a matrix of logits.
+# backward goes by strips. store: a strip of weights, a matrix of logits.
 _UNBOUNDED = 1 << 30
 _HOPPER = {
     ("reduce", 2, 64): Tile(128, 64, 64, 4, 3, 2),
@@ -136,5 +135,4 @@ def pick(kernel: str, arch: int, itemsize: int, d: int) -> Tile | None:
         return tuned
     table = TABLES[max(known for known in TABLES if known <= arch)]
     rows = ((most, tile) for (name, size, most), tile in table.items() if (name, size) == (kernel, itemsize))
-    found = next((tile for most, tile in rows if d <= most), None)
-    return pick("own", arch, itemsize, d) if found is None and kernel == "biased" else found
+    return next((tile for most, tile in rows if d <= most), None)
