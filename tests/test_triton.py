@@ -100,6 +100,14 @@ def test_many_rows_for_both_sides(small: None) -> None:
     check(make(600, 40, 8), "triton", torch.bfloat16)
 
 
+@pytest.mark.parametrize("offset", [1, -1])
+@pytest.mark.parametrize("n", [95, 96, 97])
+def test_edges_of_plain_tiles(small: None, n: int, offset: int) -> None:
+    """All pairs count alike but where a tile sticks out, by one column or all but one, or has one point with itself."""
+    case = make(130, n, 8, bias=(), offset=offset, denominator=ALL & ~SELF, positives=0)
+    check(case, "triton", torch.float32)
+
+
 @pytest.mark.parametrize("case", ["columns", "itself"])
 def test_tile_size_does_not_matter(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = CASES[case]()

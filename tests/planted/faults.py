@@ -34,14 +34,14 @@ FAULTS = [
         "triton_kernels/pairs.py",
         "return (c0 + BN <= end)",
         "return (c0 + BN <= end + 1)",
-        ENGINE,
+        TRITON,
     ),
     Fault(
         "whole tiles: one that meets the diagonal in a corner alone is not seen to",
         "triton_kernels/pairs.py",
         "return (diagonal > -BM)",
         "return (diagonal > 1 - BM)",
-        ENGINE,
+        TRITON,
     ),
     Fault(
         "visits: the blocks on the diagonal are dropped",
