@@ -40,6 +40,7 @@ def test_every_architecture_compiles_without_spills(report: dict[str, Any]) -> N
     assert not [c for c in compiled if c.static_shared]  # plans count on all of it
 
 
+@pytest.mark.thorough
 def test_later_gpus_get_ptx_with_clusters(report: dict[str, Any], tmp_path: Path) -> None:
     report["nvcc"]("-ptx", "-arch=compute_90", str(FOLDER / "sinkhorn.cu"), "-o", str(tmp_path / "kernels.ptx"))
     text = (tmp_path / "kernels.ptx").read_text()

@@ -19,6 +19,7 @@ if reason := why_not("triton", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
 from pycl.triton_kernels import launch, sinkhorn
+from pycl.triton_kernels.sides import Device
 
 from pycl import reference
 from pycl import triton as backend
@@ -97,7 +98,7 @@ def test_any_number_of_iterations_in_blocks_of_full_size(iterations: int) -> Non
 
 def test_more_parts_than_are_merged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU hundreds of programs share a block of columns; the later ones have the larger scores here."""
-    monkeypatch.setattr(sinkhorn, "multiprocessors", lambda device: 132)
+    monkeypatch.setattr(sinkhorn, "device_of", lambda device: Device(0, 132, 0))
     scores = scores_of(600, 40)
     scores[540:] += 0.5
     check(transport(scores))
@@ -107,7 +108,7 @@ def test_more_parts_than_are_merged_at_once(monkeypatch: pytest.MonkeyPatch) -> 
 def test_rows_spread_over_a_cluster(n_prototypes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel is the same, only what is launched differs; beyond the largest cluster rows are streamed."""
     monkeypatch.setattr(sinkhorn, "TILE", 128)
-    monkeypatch.setattr(sinkhorn, "architecture", lambda device: 90)
+    monkeypatch.setattr(sinkhorn, "device_of", lambda device: Device(90, 1, 0))
     monkeypatch.setattr(sinkhorn, "CLUSTERS", True)
     scores = scores_of(9, n_prototypes)
     assert sinkhorn.rows_for(scores) == ((1, 2048, 1, 8) if n_prototypes == 1500 else None)

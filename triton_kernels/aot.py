@@ -9,6 +9,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,8 +139,7 @@ def compile_for(launch: Launch, architecture: int) -> Compiled:
     assert registers is not None
     assert spills is not None
     ptx, name = kernel.asm["ptx"], launch.kernel.__name__
-    operand = next(a for a in launch.arguments if isinstance(a, (torch.Tensor, TensorDescriptor)))
-    tensor = operand.base if isinstance(operand, TensorDescriptor) else operand
+    tensor = next(_tensors(launch.arguments))
     return Compiled(
         name,
         str(tensor.dtype).removeprefix("torch."),
@@ -154,6 +154,16 @@ def compile_for(launch: Launch, architecture: int) -> Compiled:
         round(seconds, 2),
         loop_of(kernel.asm["cubin"], pairs_of(launch.options)) if name in SWEEPS else None,
     )
+
+
+def _tensors(arguments: Iterable[Any]) -> Iterator[torch.Tensor]:
+    for argument in arguments:
+        if isinstance(argument, TensorDescriptor):
+            yield argument.base
+        elif isinstance(argument, torch.Tensor):
+            yield argument
+        elif isinstance(argument, tuple):
+            yield from _tensors(argument)
 
 
 def _compiled(source: ASTSource, target: GPUTarget, options: dict[str, Any]) -> tuple[Any, str, float]:
