@@ -13,7 +13,7 @@ SOURCES := $(shell find pycl bench triton_kernels csrc -name '*.py' -o $(NATIVE)
 demo: $(VENV)/installed
 	$(BIN)/python examples/multiview.py $(DEMO_ARGS)
 
-# a worker a CPU, a thread each; tests that share what is slow to make stay in one worker
+# workers of a thread each; tests that share what is slow to make stay in one worker
 SUITE = OMP_NUM_THREADS=1 PYCL_TEST_REQUIRE=cpu,triton $(BIN)/python -m pytest -n auto $(TEST_ARGS)
 
 test: $(VENV)/installed

@@ -72,8 +72,8 @@ def pair_stats(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor]:
     columns_too, of_cols = symmetric or both_sides, both_sides and not symmetric
     row_stats, col_stats = (x.reach.new_empty(FIELDS, n) for n in (x.n, y.n if of_cols else 0))
     for plan, start, rows in planned(sides, tile, sets, symmetric):
-        budget = COLUMN_PARTS if columns_too else 4 * FIELDS * y.n * rows
-        for after, here in portions(rows, budget, 4 * FIELDS * y.n, tile.rows, least=8):
+        strips = portions(rows, COLUMN_PARTS, 4 * FIELDS * y.n, tile.rows, least=8) if columns_too else [(0, rows)]
+        for after, here in strips:
             first = start + after
             parts = _reduce_tiles(sides, tile, sets, plan, first, here, STATISTICS, symmetric, columns_too)
             n_points = x.n - first if symmetric else here

@@ -70,8 +70,9 @@ def _is_refused(call: Any) -> bool:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """A worker for every CPU that this process may use, of half a GiB each."""
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    """A worker of half a GiB for every CPU that this process may use, and one for while others wait for processes."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cpus + 1)
 
 
 @pytest.hookimpl(optionalhook=True)
