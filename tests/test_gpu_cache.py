@@ -112,7 +112,7 @@ def test_a_machine_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_python_that_cannot_make_the_cache(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    has = {"torch": "2.13.0+cpu", "triton": None}
+    has = {"torch": "2.13.0+cpu", "triton": None, "pip": "26.0"}
     monkeypatch.setattr(suitable, "_version", has.get)
     monkeypatch.setattr(suitable.sys, "version_info", (3, 11, 4))
     monkeypatch.setattr(suitable, "NEEDED", ("pip", "no_such_module"))

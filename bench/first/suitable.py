@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import os
 import shutil
 import sys
@@ -22,7 +21,8 @@ class Machine(NamedTuple):
 
 MACHINE = Machine()
 ARCHITECTURE = 90
-NEEDED = ("pip", "scikit_build_core", "pybind11", "pytest", "hypothesis")
+# distributions: to look for the module pip makes setuptools leave distutils alone, and torch.compile then fails
+NEEDED = ("pip", "scikit-build-core", "pybind11", "pytest", "hypothesis")
 
 
 def why_not() -> str | None:
@@ -35,7 +35,7 @@ def why_not() -> str | None:
             found.append(f"{name} is missing, wanted {wanted}")
         elif has.split("+")[0] != wanted:
             found.append(f"{name} is {has}, wanted {wanted}")
-    found += [f"{name} is missing" for name in NEEDED if importlib.util.find_spec(name) is None]
+    found += [f"{name} is missing" for name in NEEDED if _version(name) is None]
     if not (os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")):
         found.append("there is no C compiler (cc or $CC)")
     if not found:
