@@ -54,6 +54,7 @@ def test_a_wrong_answer_is_not_timed() -> None:
         dropins.measure(ROW, 16, library, 0.01)
 
 
+@pytest.mark.thorough
 def test_scales_of_ours() -> None:
     assert LINES[0].call.build == ours.__name__
     found = compare_with_one_process(Library("ours", name="clip"))

@@ -139,6 +139,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     return subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.thorough
 def test_host_time_of_a_step() -> None:
     done = run("null_gpu.host_time", "sinkhorn-4096-d3000", "--rounds", "1")
     assert done.returncode == 0, done.stderr

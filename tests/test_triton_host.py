@@ -206,6 +206,7 @@ def test_tuning_knows_how_many_programs_fit(own_tiles: Path, monkeypatch: pytest
         timing.resident("own", 40, 16, torch.bfloat16, 90)
 
 
+@pytest.mark.thorough
 def test_tuning_from_the_command_line(
     own_tiles: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
