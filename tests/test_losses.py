@@ -76,7 +76,7 @@ def check(
         if loss.takes(size[0])
     ],
 )
-@pytest.mark.thorough(backend="triton", loss=LOSSES["pairwise_nt_xent"], size=(16, 5, 8))  # a loss for each of 120 pairs
+@pytest.mark.thorough(backend="triton", loss=LOSSES["pairwise_nt_xent"], size=(16, 5, 8))  # 120 losses
 @DTYPES
 def test_values_and_gradients(loss: Loss, dtype: torch.dtype, size: tuple[int, int, int], backend: str) -> None:
     check(loss, loss.make(*size), dtype, backend)
