@@ -7,7 +7,7 @@ Nothing here waits for the device: sizes decide on the host, data decide inside 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,7 +105,7 @@ def pair_stats_backward(
         col_slopes = row_slopes  # every pair counts once in each of its roles
     else:
         col_slopes = Slopes(col_stats, *d_col_stats) if col_stats.shape[1] else NOTHING
-    return cast(Gradients, backward.gradients(problem, row_slopes, col_slopes, STATISTICS, needs))
+    return backward.gradients(problem, row_slopes, col_slopes, STATISTICS, needs)
 
 
 def pair_sum(problem: Problem) -> Tensor:
@@ -120,7 +120,7 @@ def pair_sum(problem: Problem) -> Tensor:
 
 def pair_sum_backward(problem: Problem, sums: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
     slopes = Slopes(None, d_sum, None, None)
-    return cast(Gradients, backward.gradients(problem, slopes, NOTHING, LOGISTIC, needs))
+    return backward.gradients(problem, slopes, NOTHING, LOGISTIC, needs)
 
 
 def pair_logits(problem: Problem) -> Tensor:
@@ -182,7 +182,7 @@ def pair_top(problem: Problem, k: int) -> tuple[Tensor, Tensor]:
             best = parts.topk(wanted).values
             keys[first : first + here, start : start + wanted] = best
             below = best[:, -1].contiguous()
-    return cast("tuple[Tensor, Tensor]", top.unpack(keys))
+    return top.unpack(keys)
 
 
 def _reduce_tiles(
