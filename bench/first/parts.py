@@ -71,7 +71,8 @@ def package(shop: Workshop, target: Path) -> list[str]:
     reason = _pip("install", "--no-deps", "--no-build-isolation", "--target", str(folder), str(shop.root))
     if reason:
         return [f"the package cannot be built: {reason}; Sinkhorn in CUDA is left out, the rest runs"]
-    kept = [file for file in folder.rglob("*") if file.suffix == ".so" or file.parent.suffix == ".dist-info"]
+    found = [file for file in folder.rglob("*") if file.is_file()]
+    kept = [file for file in found if file.suffix == ".so" or ".dist-info" in file.relative_to(folder).parts[0]]
     pack.write_files(folder, kept, archive)
     settle(shop, archive, state)
     if not any(file.name == "libpycl_cuda.so" for file in kept):
