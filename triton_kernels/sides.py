@@ -147,7 +147,7 @@ def _prepare(x: Side, y: Side | None, form: Form, row_slopes: Slopes, col_slopes
         NORMALIZE=form.normalize,
         PLANES=form.planes,
         BLOCK=min(next_power_of_2(x.z.shape[1]), 256),
-        num_warps=4,
+        num_warps=4 if form.planes == 1 else 8,  # registers for both halves
     )
 
 
