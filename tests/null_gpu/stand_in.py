@@ -7,6 +7,7 @@ through all their launches; that these were right is not what a null GPU can tel
 
 from __future__ import annotations
 
+import collections
 import contextlib
 from collections.abc import Callable
 from typing import Any
@@ -74,6 +75,16 @@ class Graph:
         pass
 
 
+class Profile(contextlib.nullcontext[Any]):
+    """Sees nothing."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__(self)
+
+    def events(self) -> None:
+        pass
+
+
 class _Generator(torch.Generator):
     def __new__(cls, device: Any = None) -> _Generator:
         return super().__new__(cls, "cpu")  # type: ignore[call-arg]
@@ -86,6 +97,7 @@ VALUES: dict[str, Any] = {
     "current_device": 0,
     "get_device_name": NAME,
     "mem_get_info": (FREE, PROPERTIES.total_memory),
+    "memory_stats": collections.Counter(),
     **dict.fromkeys(("memory_allocated", "max_memory_allocated", "memory_reserved"), 0),
     **dict.fromkeys(("synchronize", "empty_cache", "reset_peak_memory_stats", "set_sync_debug_mode"), None),
     **dict.fromkeys(("set_device", "_sleep"), None),
@@ -105,4 +117,5 @@ def use() -> None:
     for name, found in ({name: _always(value) for name, value in VALUES.items()} | CLASSES).items():
         replace(torch.cuda, name, found)
     replace(torch, "Generator", _Generator)
+    replace(torch.profiler, "profile", Profile)
     _CudaIsMeta().__enter__()
