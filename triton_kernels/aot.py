@@ -35,9 +35,9 @@ SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 
 SWEEPS = {"reduce_tiles": "reduce", "own_gradient": "own", "store_tiles": "store"}  # kernels with products: their tiles
 SINKHORN = {"column_lse", "sample_step", "sample_stream", "merge_columns"}
 # State that moves between loops may be spilled, what a loop works with may not. MOST_SPILLED is bytes of a thread, of
-# which own_gradient with 256 features has 2736 under Triton 3.6.0, and sample_step with 100 prototypes, of the others,
+# which own_gradient with 256 features has 104 under Triton 3.6.0, and sample_step with 100 prototypes, of the others,
 # 28; MOST_LOCAL is the share of a sweep's loop that loads or stores them.
-MOST_SPILLED, MOST_SPILLED_ELSEWHERE, MOST_LOCAL = 3072, 32, 0.05
+MOST_SPILLED, MOST_SPILLED_ELSEWHERE, MOST_LOCAL = 512, 32, 0.05
 
 
 class Compiled(NamedTuple):
