@@ -109,6 +109,15 @@ def test_edges_of_plain_tiles(small: None, n: int, offset: int) -> None:
     check(case, "triton", torch.float32)
 
 
+def test_columns_are_planned_with_their_own_offset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One launch plans for both sides; a point with itself would outweigh all others where its tile counts as plain."""
+    monkeypatch.setitem(tiles.TABLES, 0, table(64, 32, 32))
+    monkeypatch.setattr(schedule, "SMALL", 0)
+    case = make(200, 190, 8, bias=(), offset=-70, scale=3.0, denominator=ALL & ~SELF, positives=0)
+    y = case.leaves["y"].index_copy(0, torch.arange(130), 2 * case.leaves["x"][70:])
+    check(case.update(y=y), "triton", torch.bfloat16)
+
+
 @pytest.mark.parametrize("case", ["columns", "itself"])
 def test_tile_size_does_not_matter(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = CASES[case]()
