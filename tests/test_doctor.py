@@ -127,7 +127,9 @@ def test_backend_that_fails_to_load(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 HOPPER, ADA, AMPERE = (9, 0), (8, 9), (8, 0)
-NEEDS_TRITON = pytest.mark.skipif(doctor._version("triton") is None, reason="Triton is not installed")
+NEEDS_TRITON = pytest.mark.skipif(
+    doctor._version("triton") is None, reason="Triton chooses the assembler, and is not installed"
+)
 
 
 @pytest.fixture

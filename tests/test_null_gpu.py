@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WORDS, LONGS = ctypes.c_uint32, ctypes.c_uint64
 
 if not (os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")):
-    pytest.skip("no C compiler", allow_module_level=True)
+    pytest.skip("no C compiler for the null driver and for Triton's launchers", allow_module_level=True)
 
 
 class Attribute(ctypes.Structure):

@@ -9,7 +9,9 @@ import pytest
 from planted.faults import FAULTS, Fault
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.skipif(not (ROOT / "csrc").exists(), reason="runs in a checkout")
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "csrc").exists(), reason="faults are texts of the sources: runs in a checkout"
+)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what)

@@ -29,7 +29,7 @@ def watch() -> None:
             with file.open("a") as lines:  # at once: a process may end in any way
                 lines.write(f"{what} {entry}\n")
 
-    class Watched(FileCacheManager):  # type: ignore[misc]
+    class Watched(FileCacheManager):  # type: ignore[misc]  # Triton's class has no types
         def __init__(self, key: str, override: bool = False, dump: bool = False) -> None:
             super().__init__(key, override, dump)
             tell("used", key)

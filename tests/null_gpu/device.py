@@ -41,7 +41,7 @@ def _be_triton_s_device() -> None:
     from triton.backends.nvidia.driver import CudaDriver, CudaLauncher, CudaUtils
     from triton.runtime import driver
 
-    class NullDriver(CudaDriver):  # type: ignore[misc]
+    class NullDriver(CudaDriver):  # type: ignore[misc]  # Triton's class has no types
         def __init__(self) -> None:  # not the base's, which asks torch for a GPU
             self.utils = CudaUtils()
             self.launcher_cls = CudaLauncher
