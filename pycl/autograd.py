@@ -1,20 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only gradient rules of the library: one ``autograd.Function`` for each differentiable operator."""
+"""The only gradient rules of the library: one ``autograd.Function`` for each differentiable operator.
+
+All are called through ``apply``. What a backward needs beside its inputs is among the outputs of its forward, which is
+what the transforms of torch.func ask for; callers drop those outputs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
+from torch.autograd import forward_ad
 
 from . import ops as ops  # registers torch.ops.pycl
 from .problem import STATS, Gradients, Needs, Problem
+from .tracing import observed
 
 _INPUTS = len(Problem._fields)
 _LEAVES = [Problem._fields.index(name) for name in Gradients._fields]
 _SCALE = Problem._fields.index("logit_scale")
+
+
+def apply(rule: type[torch.autograd.Function], *args: Any) -> Any:
+    """``rule.apply`` without its binding of a signature, which costs 12 us and has nothing to bind."""
+    if forward_ad._current_level >= 0:
+        _refuse_tangents(args)
+    if observed():
+        return rule.apply(*args)
+    return super(torch.autograd.Function, rule).apply(*args)
+
+
+def _refuse_tangents(args: Sequence[Any]) -> None:
+    """Not by a ``jvp`` of the rules: torch.compile refuses one, and without it gives tangents of 0."""
+    if any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in args):
+        raise NotImplementedError(
+            "pycl's losses have no forward-mode derivative (torch.func.jvp, jacfwd, forward_ad): take the product of "
+            "the tangent with torch.func.grad or vjp, or a dense formula in plain torch"
+        )
+
+
+def _takes(*more: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Names for the arguments of a forward: where nothing needs a gradient torch.compile hands one the context, too,
+    unless it counts as many parameters as arguments."""
+
+    def name(forward: Callable[..., Any]) -> Callable[..., Any]:
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameters = [inspect.Parameter(given, kind) for given in (*Problem._fields, *more)]
+        forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return forward
+
+    return name
 
 
 def _save(ctx: Any, problem: Problem, *more: Tensor) -> None:
@@ -29,18 +68,26 @@ def _restore(ctx: Any) -> tuple[Problem, tuple[Tensor, ...]]:
     return Problem(*values), saved[_INPUTS:]
 
 
-def _needs(ctx: Any) -> Needs:
-    wanted = ctx.needs_input_grad  # makes a tuple each time
+def _needs(wanted: Sequence[bool]) -> Needs:
+    """From what is wanted of the inputs, in their order."""
     rows, cols, logit_scale, row_bias, col_bias = (wanted[i] for i in _LEAVES)
     return Needs(rows=rows or logit_scale, cols=cols, bias=row_bias or col_bias)
 
 
-class _Final(torch.autograd.Function):
+class _Rule(torch.autograd.Function):
+    generate_vmap_rule = True  # from that of the operators
+
+
+class _Final(_Rule):
     """Hands a gradient on and ties it to what it came from, so that asking for its derivative raises."""
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, *sources: Tensor | None) -> Tensor:
+    def forward(gradient: Tensor, *sources: Tensor | None) -> Tensor:
         return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:
@@ -51,7 +98,7 @@ class _Final(torch.autograd.Function):
 
 
 def _gradients(
-    ctx: Any, leaves: Sequence[Tensor | None], found: Sequence[Tensor], rest: int
+    ctx: Any, leaves: Sequence[Tensor | None], found: Sequence[Tensor], rest: int, *slopes: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """Map an operator's gradients onto the inputs of the Function, ``None`` where none is needed."""
     gradients: list[Tensor | None] = [None] * (_INPUTS + rest)
@@ -62,92 +109,129 @@ def _gradients(
             continue
         if i == _SCALE and leaf is not None and leaf.dim() == 0:
             gradient = gradient.sum()
-        gradients[i] = _Final.apply(gradient, *leaves) if create_graph else gradient
+        gradients[i] = apply(_Final, gradient, *leaves, *slopes) if create_graph else gradient
     return tuple(gradients)
 
 
-class StatsFunction(torch.autograd.Function):
+class StatsFunction(_Rule):
+    """The statistics of the rows, with ``both_sides`` those of the columns too, and three that are for the backward."""
+
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+    @_takes("both_sides", "backend", "sharded")
+    def forward(*args: Any) -> tuple[Tensor, ...]:
         *arguments, both_sides, backend, sharded = args
-        ctx.backend, ctx.operators = backend, sharded or torch.ops.pycl
-        row_stats, col_stats = ctx.operators.pair_stats(*arguments, both_sides, backend)
-        _save(ctx, Problem(*arguments), row_stats, col_stats)
-        ctx.set_materialize_grads(False)
+        row_stats, col_stats, kept = (sharded or torch.ops.pycl).pair_stats(*arguments, both_sides, backend)
         sides = (row_stats, col_stats) if both_sides else (row_stats,)
-        stats = [row for side in sides for row in side.unbind()[:STATS]]
-        ctx.mark_non_differentiable(*stats[STATS - 1 :: STATS])  # the counts
-        return tuple(stats)
+        return *(row for side in sides for row in side.unbind()[:STATS]), row_stats, col_stats, kept
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *arguments, _, ctx.backend, sharded = inputs
+        ctx.operators = sharded or torch.ops.pycl
+        *stats, row_stats, col_stats, kept = output
+        _save(ctx, Problem(*arguments), row_stats, col_stats, kept)
+        counts = stats[STATS - 1 :: STATS]
+        ctx.mark_non_differentiable(*counts, row_stats, col_stats, kept)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *d_stats: Tensor | None) -> tuple[Tensor | None, ...]:
-        problem, stats = _restore(ctx)
-        d_sides = [None if d is None else d.contiguous() for d in d_stats]
+        problem, saved = _restore(ctx)
+        d_sides = [None if d is None else d.contiguous() for d in d_stats[:-3]]
         d_rows, d_cols = d_sides[: STATS - 1], d_sides[STATS : 2 * STATS - 1] or [None] * (STATS - 1)
-        found = ctx.operators.pair_stats_backward(*problem, *stats, d_rows, d_cols, _needs(ctx), ctx.backend)
-        return _gradients(ctx, problem.leaves, found, rest=3)
+        found = ctx.operators.pair_stats_backward(
+            *problem, *saved, *d_rows, *d_cols, _needs(ctx.needs_input_grad), ctx.backend
+        )
+        return _gradients(ctx, problem.leaves, found, 3, *d_sides)
 
 
-class SumFunction(torch.autograd.Function):
+class SumFunction(_Rule):
+    """The sums, and what is for the backward."""
+
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> Tensor:
+    @_takes("backend", "sharded")
+    def forward(*args: Any) -> tuple[Tensor, Tensor]:
         *arguments, backend, sharded = args
-        ctx.backend, ctx.operators = backend, sharded or torch.ops.pycl
-        sums = ctx.operators.pair_sum(*arguments, backend)
-        _save(ctx, Problem(*arguments), sums)
-        return cast("Tensor", sums)
+        return cast("tuple[Tensor, Tensor]", (sharded or torch.ops.pycl).pair_sum(*arguments, backend))
 
     @staticmethod
-    def backward(ctx: Any, d_sum: Tensor) -> tuple[Tensor | None, ...]:
-        problem, (sums,) = _restore(ctx)
-        found = ctx.operators.pair_sum_backward(*problem, sums, d_sum.contiguous(), _needs(ctx), ctx.backend)
-        return _gradients(ctx, problem.leaves, found, rest=2)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        *arguments, ctx.backend, sharded = inputs
+        ctx.operators = sharded or torch.ops.pycl
+        _save(ctx, Problem(*arguments), output[1])
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, d_sum: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        problem, (kept,) = _restore(ctx)
+        needs = _needs(ctx.needs_input_grad)
+        found = ctx.operators.pair_sum_backward(*problem, kept, d_sum.contiguous(), needs, ctx.backend)
+        return _gradients(ctx, problem.leaves, found, 2, d_sum)
 
 
-class TotalFunction(torch.autograd.Function):
+class TotalFunction(_Rule):
     """A scalar on a CPU whose gradients come with it; the backward scales them where the slope is not 1."""
 
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> Tensor:
+    @_takes("operator", "weights", "backend")
+    def forward(*args: Any) -> tuple[Tensor, ...]:
         *arguments, operator, weights, backend = args
-        compute = getattr(torch.ops.pycl, operator)
-        total, *gradients = compute(*arguments, *weights, _needs(ctx), backend)
-        ctx.save_for_backward(*gradients, *Problem(*arguments).leaves)
-        return cast("Tensor", total)
+        needs = _needs([isinstance(x, Tensor) and x.requires_grad for x in arguments])
+        return cast("tuple[Tensor, ...]", getattr(torch.ops.pycl, operator)(*arguments, *weights, needs, backend))
 
     @staticmethod
-    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        gradients = output[1:]
+        ctx.save_for_backward(*gradients, *Problem(*inputs[:_INPUTS]).leaves)
+        ctx.mark_non_differentiable(*gradients)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, d_total: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if d_total is None:
+            return (None,) * len(ctx.needs_input_grad)
         saved = ctx.saved_tensors
         of_total, leaves = saved[: len(_LEAVES)], saved[len(_LEAVES) :]
         found = of_total
-        if float(d_total) != 1:  # mostly a loss is the end of its graph
+        # Mostly a loss is the end of its graph, and the graph is not needed again. Where it is, what is handed out now
+        # may be changed in place before the next backward.
+        again = torch._C._autograd._get_current_graph_task_keep_graph()
+        if again or observed() or is_legacy_batchedtensor(d_total) or float(d_total) != 1:
             found = [gradient * d_total if len(gradient) else gradient for gradient in of_total]
-        return _gradients(ctx, leaves, found, rest=3)
+        return _gradients(ctx, leaves, found, 3, d_total)
 
 
-class LogitsFunction(torch.autograd.Function):
+class LogitsFunction(_Rule):
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> Tensor:
-        _save(ctx, Problem(*args[:_INPUTS]))
-        ctx.backend = args[-1]
+    @_takes("backend")
+    def forward(*args: Any) -> Tensor:
         return cast("Tensor", torch.ops.pycl.pair_logits(*args))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *arguments, ctx.backend = inputs
+        _save(ctx, Problem(*arguments))
 
     @staticmethod
     def backward(ctx: Any, d_logits: Tensor) -> tuple[Tensor | None, ...]:
         problem, _ = _restore(ctx)
-        found = torch.ops.pycl.pair_logits_backward(*problem, d_logits, _needs(ctx), ctx.backend)
-        return _gradients(ctx, problem.leaves, found, rest=1)
+        needs = _needs(ctx.needs_input_grad)
+        found = torch.ops.pycl.pair_logits_backward(*problem, d_logits, needs, ctx.backend)
+        return _gradients(ctx, problem.leaves, found, 1, d_logits)
 
 
-class WeightedSumFunction(torch.autograd.Function):
+class WeightedSumFunction(_Rule):
     """Linear in the values; the weights are constants."""
 
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> Tensor:
-        *_, values, backend = args
-        _save(ctx, Problem(*args[:_INPUTS]), values)
-        ctx.backend = backend
+    @_takes("values", "backend")
+    def forward(*args: Any) -> Tensor:
         return cast("Tensor", torch.ops.pycl.pair_weighted_sum(*args))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *arguments, values, ctx.backend = inputs
+        _save(ctx, Problem(*arguments), values)
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
@@ -155,5 +239,5 @@ class WeightedSumFunction(torch.autograd.Function):
         found = torch.ops.pycl.pair_weighted_sum(*problem.exchanged(), d_out.contiguous(), ctx.backend)
         gradient = found.to(values.dtype)
         if torch.is_grad_enabled():  # create_graph=True
-            gradient = _Final.apply(gradient, d_out)
+            gradient = apply(_Final, gradient, d_out)
         return (*([None] * _INPUTS), gradient, None)

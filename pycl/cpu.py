@@ -15,7 +15,18 @@ from torch import Tensor
 from . import pages
 from ._load import extension
 from .backends import BackendUnavailable
-from .problem import STATE, STATS, Gradients, Labels, Needs, Problem, Transport, accumulation_dtype, empty_gradients
+from .problem import (
+    STATE,
+    STATS,
+    Gradients,
+    Labels,
+    Needs,
+    Problem,
+    Transport,
+    accumulation_dtype,
+    empty_gradients,
+    nothing_kept,
+)
 
 # no tile loop for these: nearly all of their time is torch's product
 from .reference import pair_logits as pair_logits
@@ -28,7 +39,6 @@ from .sinkhorn import solve
 KEPT_BYTES = 8 << 20
 # The largest matrix whose totals come with their gradients: sums save a product at any size, the others only calls.
 AT_ONCE = {"pair_sum_total": math.inf, "pair_cross_entropy": KEPT_BYTES}
-CACHE_LINE = 64
 
 DEVICES = ("cpu",)
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -98,43 +108,38 @@ def _narrow_pair(rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
     return ranks[: rows.numel()], ranks[rows.numel() :]
 
 
-def _result(problem: Problem, compiled: Any, *shape: int) -> Tensor:
-    """Memory for a result and, where a backward follows, the products of a small problem behind it."""
-    dtype = accumulation_dtype(problem.rows.dtype)
+def _keep(problem: Problem, compiled: Any) -> Tensor:
+    """Where a backward follows, let the kernel leave the products of a small problem behind an empty tensor."""
     wanted = any(x is not None and x.requires_grad for x in problem.leaves)
     room = compiled.kept_bytes() if wanted else 0
     if not 0 < room <= KEPT_BYTES:
-        return torch.empty(shape, dtype=dtype)
-    start = _kept_at(math.prod(shape), dtype)
-    memory = torch.empty((start + room) // dtype.itemsize, dtype=dtype)
-    compiled.keep_at(memory.data_ptr() + start)
-    return memory.as_strided(shape, (*shape[1:], 1))
+        return nothing_kept(problem)
+    kept = problem.rows.new_empty(-(-room // problem.rows.itemsize))
+    compiled.keep_at(kept.data_ptr())
+    return kept.resize_(0)  # in place, of a size that is the same for tracing; the memory stays
 
 
-def _keep(compiled: Any, result: Tensor) -> None:
-    """Let the kernel have the products behind a result of ``_result``; a copy of a result has none."""
-    storage, start = result.untyped_storage(), _kept_at(result.numel(), result.dtype)
-    if storage.nbytes() > start and storage.nbytes() == start + compiled.kept_bytes():
-        compiled.keep_at(storage.data_ptr() + start)
+def _find(compiled: Any, kept: Tensor) -> None:
+    """Let the kernel have the products of a forward; a copy of what ``_keep`` returned has none."""
+    storage = kept.untyped_storage()
+    if storage.nbytes() >= compiled.kept_bytes():
+        compiled.keep_at(storage.data_ptr())
 
 
-def _kept_at(size: int, dtype: torch.dtype) -> int:
-    return -(-size * dtype.itemsize // CACHE_LINE) * CACHE_LINE
-
-
-def pair_stats(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor]:
-    n = problem.n_cols if both_sides and problem.cols is not None else 0
+def pair_stats(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor, Tensor]:
+    n, dtype = problem.n_cols if both_sides and problem.cols is not None else 0, accumulation_dtype(problem.rows.dtype)
+    row_stats, col_stats = (torch.empty(STATS + STATE, size, dtype=dtype) for size in (len(problem.rows), n))
     compiled = _compiled(problem)
-    row_stats = _result(problem, compiled, STATS + STATE, len(problem.rows))
-    col_stats = torch.empty(STATS + STATE, n, dtype=row_stats.dtype)
+    kept = _keep(problem, compiled)
     _C.pair_stats(compiled, row_stats.data_ptr(), _pointer(col_stats))
-    return row_stats, col_stats
+    return row_stats, col_stats, kept
 
 
 def pair_stats_backward(
     problem: Problem,
     row_stats: Tensor,
     col_stats: Tensor,
+    kept: Tensor,
     d_row_stats: list[Tensor | None],
     d_col_stats: list[Tensor | None],
     needs: Needs,
@@ -143,16 +148,17 @@ def pair_stats_backward(
     d_stats = [[_pointer(d) for d in side] for side in (d_row_stats, d_col_stats)]
     stats = _pointer(row_stats), _pointer(col_stats)
     compiled = _compiled(problem)
-    _keep(compiled, row_stats)
+    _find(compiled, kept)
     _C.pair_stats_backward(compiled, *stats, *d_stats, list(map(_pointer, out)))
     return out
 
 
-def pair_sum(problem: Problem) -> Tensor:
+def pair_sum(problem: Problem) -> tuple[Tensor, Tensor]:
+    out = torch.empty(len(problem.rows), dtype=accumulation_dtype(problem.rows.dtype))
     compiled = _compiled(problem)
-    out = _result(problem, compiled, len(problem.rows))
+    kept = _keep(problem, compiled)
     _C.pair_sum(compiled, out.data_ptr())
-    return out
+    return out, kept
 
 
 def pair_cross_entropy(
@@ -172,10 +178,10 @@ def pair_sum_total(problem: Problem, weight: float, needs: Needs) -> tuple[Tenso
     return total, *gradients
 
 
-def pair_sum_backward(problem: Problem, sums: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
+def pair_sum_backward(problem: Problem, kept: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
     out = empty_gradients(problem, needs)
     compiled = _compiled(problem)
-    _keep(compiled, sums)
+    _find(compiled, kept)
     _C.pair_sum_backward(compiled, d_sum.data_ptr(), list(map(_pointer, out)))
     return out
 

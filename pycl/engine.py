@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from . import backends
-from .autograd import StatsFunction, SumFunction, TotalFunction, WeightedSumFunction
+from .autograd import StatsFunction, SumFunction, TotalFunction, WeightedSumFunction, apply
 from .distributed import Group, together
 from .pairs import Pairs, Points
 from .problem import STATS, Problem
 from .reduction import check_reduction, reduce, zero_if_empty
 from .sharded import sharded
+from .tracing import observed
 from .validation import check_choice, check_count, check_values, one_set, problem_of
 
 __all__ = ["PairStats", "Pairs", "Points", "pair_average", "pair_cross_entropy", "pair_stats", "pair_sum"]
@@ -130,9 +131,9 @@ def _stats(args: Problem, sides: str, backend: str, group: Group | None) -> tupl
     """Of the rows and of the columns, or of the rows twice."""
     both = sides == "both" and args.cols is not None
     shards = sharded(group, "pair_stats", args, both)
-    stats = cast("tuple[Tensor, ...]", StatsFunction.apply(*args, both, backend, shards))
+    stats = cast("tuple[Tensor, ...]", apply(StatsFunction, *args, both, backend, shards))
     of_rows = PairStats(*stats[:STATS])
-    return of_rows, PairStats(*stats[STATS:]) if both else of_rows
+    return of_rows, PairStats(*stats[STATS : 2 * STATS]) if both else of_rows
 
 
 @together
@@ -188,7 +189,7 @@ def pair_cross_entropy(
         both = sides == "both" and args.cols is not None
         weight = (0.5 if both else 1.0) / (n if reduction == "mean" else 1)
         weights = both, weight, -weight / n_positives
-        return cast("Tensor", TotalFunction.apply(*args, "pair_cross_entropy", weights, name))
+        return cast("Tensor", apply(TotalFunction, *args, "pair_cross_entropy", weights, name)[0])
     of_rows, of_cols = _stats(args, sides, name, group)
     lses = [of_rows.lse] if sides == "rows" else [of_rows.lse, of_cols.lse]
     if positives & ~denominator:
@@ -232,17 +233,17 @@ def pair_sum(
     name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
     if reduction != "none" and group is None and _comes_at_once("pair_sum_total", args, name):
         weights = (1 / len(args.rows) if reduction == "mean" else 1.0,)
-        return cast("Tensor", TotalFunction.apply(*args, "pair_sum_total", weights, name))
-    terms = cast("Tensor", SumFunction.apply(*args, name, sharded(group, "pair_sum", args)))
+        return cast("Tensor", apply(TotalFunction, *args, "pair_sum_total", weights, name)[0])
+    terms = cast("Tensor", apply(SumFunction, *args, name, sharded(group, "pair_sum", args))[0])
     return reduce(terms, reduction, group)
 
 
 def _comes_at_once(operator: str, args: Problem, backend: str) -> bool:
     """Whether the gradients of a total are to come with it.
 
-    Not those of half types, which may not fit before they are scaled, nor in a compiled graph.
+    Not those of half types, which may not fit before they are scaled, nor where a graph is traced.
     """
-    if torch.compiler.is_compiling() or args.rows.dtype not in (torch.float32, torch.float64):
+    if observed() or args.rows.dtype not in (torch.float32, torch.float64):
         return False
     size = len(args.rows) * args.n_cols * args.rows.dtype.itemsize
     if size > getattr(backends.load(backend), "AT_ONCE", {}).get(operator, -1) or not torch.is_grad_enabled():
@@ -289,4 +290,4 @@ def pair_average(
         lse = torch.ops.pycl.pair_stats(*args, False, name)[0][0]
         shift = -lse.masked_fill(lse == -torch.inf, 0)
         args = args._replace(row_bias=shift if args.row_bias is None else args.row_bias + shift)
-    return cast("Tensor", WeightedSumFunction.apply(*args, values, name))
+    return cast("Tensor", apply(WeightedSumFunction, *args, values, name))

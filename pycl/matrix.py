@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import backends
-from .autograd import LogitsFunction
+from .autograd import LogitsFunction, apply
 from .pairs import Pairs, Points
 from .validation import check_k, one_set, problem_of
 
@@ -36,7 +36,7 @@ def pair_logits(
     """
     args = problem_of(rows, cols, logit_scale, one_set(pairs), row_bias, col_bias, offset, normalize)
     name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
-    return cast("Tensor", LogitsFunction.apply(*args.whole(), name))
+    return cast("Tensor", apply(LogitsFunction, *args.whole(), name))
 
 
 @torch.no_grad()

@@ -14,7 +14,17 @@ import torch
 from torch import Tensor
 
 from . import backends
-from .problem import STATE, STATS, Gradients, Needs, Problem, Transport, accumulation_dtype, empty_gradients
+from .problem import (
+    STATE,
+    STATS,
+    Gradients,
+    Needs,
+    Problem,
+    Transport,
+    accumulation_dtype,
+    empty_gradients,
+    nothing_kept,
+)
 
 _PROBLEM = (
     "Tensor rows, Tensor? cols, Tensor? row_ids, Tensor? row_views, Tensor? col_ids, Tensor? col_views, "
@@ -22,19 +32,22 @@ _PROBLEM = (
     "bool normalize"
 )
 _NEEDS = "bool[3] needs"
+# of lse, pos_lse and pos_sum of each side: no list, through which no vmap can see
+_SLOPES = ", ".join(f"Tensor? d_{side}_{name}" for side in ("row", "col") for name in ("lse", "pos_lse", "pos_sum"))
 _GRADIENTS = "Tensor, Tensor, Tensor, Tensor, Tensor"
 _WIDTH = len(Problem._fields)
 
 
-def _stats_shapes(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor]:
+def _stats_shapes(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor, Tensor]:
     new, dtype = problem.rows.new_empty, accumulation_dtype(problem.rows.dtype)
     n = problem.n_cols if both_sides and problem.cols is not None else 0
-    return new(STATS + STATE, problem.rows.shape[0], dtype=dtype), new(STATS + STATE, n, dtype=dtype)
+    stats = new(STATS + STATE, problem.rows.shape[0], dtype=dtype), new(STATS + STATE, n, dtype=dtype)
+    return *stats, nothing_kept(problem)
 
 
-def _sum_shape(problem: Problem) -> Tensor:
+def _sum_shape(problem: Problem) -> tuple[Tensor, Tensor]:
     rows = problem.rows
-    return rows.new_empty(rows.shape[0], dtype=accumulation_dtype(rows.dtype))
+    return rows.new_empty(rows.shape[0], dtype=accumulation_dtype(rows.dtype)), nothing_kept(problem)
 
 
 def _logits_shape(problem: Problem) -> Tensor:
@@ -62,15 +75,17 @@ def _total_shapes(problem: Problem, *more: Any) -> tuple[Tensor, ...]:
 
 # name, arguments beyond the problem, results, their shapes
 _PAIRS: tuple[tuple[str, str, str, Callable[..., Any]], ...] = (
-    ("pair_stats", "bool both_sides", "Tensor, Tensor", _stats_shapes),
+    # Beside its results a forward returns what its backward may use: an empty tensor, with whatever the backend keeps
+    # in the memory behind it. Nothing a user gets shares that memory.
+    ("pair_stats", "bool both_sides", "Tensor, Tensor, Tensor", _stats_shapes),
     (
         "pair_stats_backward",
-        f"Tensor row_stats, Tensor col_stats, Tensor?[] d_row_stats, Tensor?[] d_col_stats, {_NEEDS}",
+        f"Tensor row_stats, Tensor col_stats, Tensor kept, {_SLOPES}, {_NEEDS}",
         _GRADIENTS,
         _backward_shapes,
     ),
-    ("pair_sum", "", "Tensor", _sum_shape),
-    ("pair_sum_backward", f"Tensor sums, Tensor d_sum, {_NEEDS}", _GRADIENTS, _backward_shapes),
+    ("pair_sum", "", "Tensor, Tensor", _sum_shape),
+    ("pair_sum_backward", f"Tensor kept, Tensor d_sum, {_NEEDS}", _GRADIENTS, _backward_shapes),
     # Totals and their gradients at once, from operators that a backend may lack: of lse and pos_sum, each times its
     # weight, over the rows or both sides; of the sums times one weight.
     (
@@ -99,6 +114,17 @@ def _unpacked(body: Callable[..., Any], has_needs: bool) -> Callable[..., Any]:
         return body(backend, Problem(*args[:_WIDTH]), *more)
 
     return run
+
+
+def _run(name: str) -> Callable[..., Any]:
+    return lambda backend, *args: getattr(backends.load(backend), name)(*args)
+
+
+def _stats_backward(backend: str, problem: Problem, *args: Any) -> Gradients:
+    *saved, needs = args
+    saved, d_row_stats, d_col_stats = saved[:-6], saved[-6:-3], saved[-3:]
+    found: Gradients = backends.load(backend).pair_stats_backward(problem, *saved, d_row_stats, d_col_stats, needs)
+    return found
 
 
 def _sinkhorn(*args: Any) -> Any:
@@ -131,12 +157,29 @@ def _without_grad(implementation: Callable[..., Any]) -> Callable[..., Any]:
 _library = torch.library.Library("pycl", "DEF")
 
 
+def _one_by_one(name: str) -> Callable[..., Any]:
+    """The rule of an operator for torch.vmap: kernels take one problem at a time."""
+
+    def run(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        operator = getattr(torch.ops.pycl, name)
+        found = [
+            operator(*(x.select(dim, k) if isinstance(dim, int) else x for x, dim in zip(args, in_dims, strict=True)))
+            for k in range(info.batch_size)
+        ]
+        if isinstance(found[0], Tensor):
+            return torch.stack(found), 0
+        return tuple(map(torch.stack, zip(*found, strict=True))), (0,) * len(found[0])
+
+    return run
+
+
 def _register(
     name: str, arguments: str, results: str, implementation: Callable[..., Any], traced: Callable[..., Any]
 ) -> None:
     _library.define(f"{name}({arguments}, str backend) -> ({results})")
     _library.impl(name, _without_grad(implementation), "CompositeExplicitAutograd")
     torch.library.register_fake(f"pycl::{name}", traced, lib=_library)
+    torch.library.register_vmap(f"pycl::{name}", _one_by_one(name), lib=_library)
 
 
 for _name, _more, _results, _shapes in _PAIRS:
@@ -145,7 +188,7 @@ for _name, _more, _results, _shapes in _PAIRS:
         _name,
         _arguments,
         _results,
-        _unpacked(lambda backend, *a, _name=_name: getattr(backends.load(backend), _name)(*a), _has_needs),
+        _unpacked(_stats_backward if _name == "pair_stats_backward" else _run(_name), _has_needs),
         _unpacked(lambda _backend, *a, _shapes=_shapes: _shapes(*a), _has_needs),
     )
 # Codes and the potentials of the samples and of the prototypes.

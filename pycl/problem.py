@@ -144,3 +144,8 @@ def empty_gradients(problem: Problem, needs: Needs) -> Gradients:
         row_bias=rows.new_empty(m if needs.bias else 0, dtype=dtype),
         col_bias=rows.new_empty(n if needs.bias and cols is not None else 0, dtype=dtype),
     )
+
+
+def nothing_kept(problem: Problem) -> Tensor:
+    """What a forward hands its backward where it keeps nothing."""
+    return problem.rows.new_empty(0)

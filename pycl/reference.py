@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from .pairs import Pairs
-from .problem import FLOATS, STATE, STATS, Gradients, Needs, Problem, accumulation_dtype, empty_gradients
+from .problem import FLOATS, STATE, STATS, Gradients, Needs, Problem, accumulation_dtype, empty_gradients, nothing_kept
 from .reference_sinkhorn import sinkhorn as sinkhorn
 from .reference_sinkhorn import sinkhorn_codes as sinkhorn_codes
 from .reference_sinkhorn import sinkhorn_columns as sinkhorn_columns
@@ -117,7 +117,7 @@ def _reduce(strip: _Strip, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     )
 
 
-def pair_stats(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor]:
+def pair_stats(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor, Tensor]:
     rows, cols = _sides(problem)
     both_sides = both_sides and problem.cols is not None
     row_stats = rows.x.new_zeros(STATS + STATE, len(rows.x))
@@ -131,7 +131,7 @@ def pair_stats(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor]:
             col_stats[1] = torch.logaddexp(col_stats[1], part[1])
             col_stats[2] += part[2]
             col_stats[3] += part[3]
-    return row_stats, col_stats
+    return row_stats, col_stats, nothing_kept(problem)
 
 
 def _softmax_weights(strip: _Strip, stats: Tensor, d_stats: list[Tensor | None], dim: int) -> Tensor:
@@ -148,6 +148,7 @@ def pair_stats_backward(
     problem: Problem,
     row_stats: Tensor,
     col_stats: Tensor,
+    kept: Tensor,
     d_row_stats: list[Tensor | None],
     d_col_stats: list[Tensor | None],
     needs: Needs,
@@ -160,17 +161,17 @@ def pair_stats_backward(
     return _apply(problem, *sides, ((strip.i, weights(strip)) for strip in _strips(problem, *sides)), needs)
 
 
-def pair_sum(problem: Problem) -> Tensor:
+def pair_sum(problem: Problem) -> tuple[Tensor, Tensor]:
     rows, cols = _sides(problem)
     out = rows.x.new_empty(len(rows.x))
     for strip in _strips(problem, rows, cols):
         # softplus(l) = -logsigmoid(-l); torch's softplus turns linear above 20, short of float64
         negative = torch.where(strip.in_den, -logsigmoid(-strip.logits), 0)
         out[strip.i] = (negative - torch.where(strip.in_pos, logsigmoid(strip.logits), 0)).sum(1)
-    return out
+    return out, nothing_kept(problem)
 
 
-def pair_sum_backward(problem: Problem, sums: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
+def pair_sum_backward(problem: Problem, kept: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
     def weights(strip: _Strip) -> Tensor:
         slope = torch.where(strip.in_den, strip.logits.sigmoid(), 0)
         slope = slope - torch.where(strip.in_pos, (-strip.logits).sigmoid(), 0)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .distributed import Group, Ranks, ranks_of
 from .parcels import Gathered, Passed, Span, Stop, Transport
-from .problem import STATS, Gradients, Needs, Problem, accumulation_dtype
+from .problem import STATS, Gradients, Needs, Problem, accumulation_dtype, nothing_kept
 
 _WIDTH = len(Problem._fields)
 
@@ -65,26 +65,28 @@ class Sharded:
     def __init__(self, ranks: Ranks, sizes: Sequence[Sequence[int]]) -> None:
         self.ranks, self.sizes = ranks, sizes  # rows and columns of each rank
 
-    def pair_stats(self, *args: Any) -> tuple[Tensor, Tensor]:
+    def pair_stats(self, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
         problem, (both_sides, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
         symmetric = problem.cols is None
         columns_too = both_sides or symmetric
         transport = self._transport(symmetric)
         stops = transport.fetch(_columns(problem))
-        row_stats, col_stats = torch.ops.pycl.pair_stats(*args)
+        row_stats, col_stats, kept = torch.ops.pycl.pair_stats(*args)
         mine = row_stats if symmetric else col_stats
         returns = transport.returns([mine.T], lambda span, found: _merge(mine, span, found[0].T))
         for stop in stops:
-            of_rows, of_cols = torch.ops.pycl.pair_stats(*_part(problem, stop), columns_too, backend)
+            of_rows, of_cols, _ = torch.ops.pycl.pair_stats(*_part(problem, stop), columns_too, backend)
             _merge(row_stats, stop.rows, of_rows)
             if columns_too:
                 returns.give(stop, [of_cols.T])
         if columns_too:
             returns.finish()
-        return row_stats, col_stats
+        return row_stats, col_stats, kept
 
     def pair_stats_backward(self, *args: Any) -> Gradients:
-        problem, (row_stats, col_stats, d_rows, d_cols, needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
+        problem, more = Problem(*args[:_WIDTH]), args[_WIDTH:]
+        row_stats, col_stats, _, *d_stats, needs, backend = more
+        d_rows, d_cols = d_stats[: STATS - 1], d_stats[STATS - 1 :]
         symmetric = problem.cols is None
         stats, d_stats = (row_stats, d_rows) if symmetric else (col_stats, d_cols)
         given = (torch.zeros_like(stats[0]) if d is None else d for d in d_stats)
@@ -93,28 +95,33 @@ class Sharded:
         def backward(stop: Stop, needs: Needs) -> Gradients:
             at, (of_cols, *d_of_cols) = stop.rows, stop.columns[-len(slopes) :] if slopes else [col_stats.T, *d_cols]
             stats = row_stats[:, at.start : at.stop].contiguous(), of_cols.T.contiguous()
-            d_stats = [None if d is None else at.of(d) for d in d_rows], d_of_cols
+            d_of_rows = [None if d is None else at.of(d) for d in d_rows]
             part = _part(problem, stop)
-            return Gradients(*torch.ops.pycl.pair_stats_backward(*part, *stats, *d_stats, needs, backend))
+            kept = nothing_kept(part)
+            return Gradients(
+                *torch.ops.pycl.pair_stats_backward(*part, *stats, kept, *d_of_rows, *d_of_cols, needs, backend)
+            )
 
         transport = self._transport(symmetric)
         stops = transport.fetch([*_columns(problem), *slopes])
         own = Gradients(*torch.ops.pycl.pair_stats_backward(*args))
         return _add_gradients(problem, Needs(*needs), own, transport, stops, backward)
 
-    def pair_sum(self, *args: Any) -> Tensor:
+    def pair_sum(self, *args: Any) -> tuple[Tensor, Tensor]:
         problem, backend = Problem(*args[:_WIDTH]), args[_WIDTH]
         stops = self._transport(symmetric=False).fetch(_columns(problem))
-        found: Tensor = torch.ops.pycl.pair_sum(*args)
+        found, kept = torch.ops.pycl.pair_sum(*args)
         for stop in stops:
-            found += torch.ops.pycl.pair_sum(*_part(problem, stop), backend)
-        return found
+            found += torch.ops.pycl.pair_sum(*_part(problem, stop), backend)[0]
+        return found, kept
 
     def pair_sum_backward(self, *args: Any) -> Gradients:
-        problem, (sums, d_sum, needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
+        problem, (_, d_sum, needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
 
         def backward(stop: Stop, needs: Needs) -> Gradients:
-            return Gradients(*torch.ops.pycl.pair_sum_backward(*_part(problem, stop), sums, d_sum, needs, backend))
+            part = _part(problem, stop)
+            kept = nothing_kept(part)
+            return Gradients(*torch.ops.pycl.pair_sum_backward(*part, kept, d_sum, needs, backend))
 
         transport = self._transport(symmetric=False)
         stops = transport.fetch(_columns(problem))

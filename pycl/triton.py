@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .backends import BackendUnavailable
-from .problem import STATE, STATS, Gradients, Needs, Problem
+from .problem import STATE, STATS, Gradients, Needs, Problem, nothing_kept
 
 # the two products of a dense gradient are a library's, and so is what is left around them
 from .reference import pair_logits_backward
@@ -64,7 +64,7 @@ SHORTEST_RUN = 4  # column blocks a program of the search visits
 TOP_AT_ONCE = 64  # of the largest logits of a row: what a program has registers for
 
 
-def pair_stats(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor]:
+def pair_stats(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor, Tensor]:
     sides, symmetric = sides_of(problem), problem.cols is None
     x, y, _, offset = sides
     tile = tile_for("reduce", sides)
@@ -89,13 +89,14 @@ def pair_stats(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor]:
                 PARTS=4,
                 num_warps=4,
             )
-    return row_stats, col_stats
+    return row_stats, col_stats, nothing_kept(problem)
 
 
 def pair_stats_backward(
     problem: Problem,
     row_stats: Tensor,
     col_stats: Tensor,
+    kept: Tensor,
     d_row_stats: list[Tensor | None],
     d_col_stats: list[Tensor | None],
     needs: Needs,
@@ -108,17 +109,17 @@ def pair_stats_backward(
     return backward.gradients(problem, row_slopes, col_slopes, STATISTICS, needs)
 
 
-def pair_sum(problem: Problem) -> Tensor:
+def pair_sum(problem: Problem) -> tuple[Tensor, Tensor]:
     sides = sides_of(problem)
     tile, sets = tile_for("reduce", sides), (problem.denominator, problem.positives)
     out: Tensor = sides.x.reach.new_empty(sides.x.n)
     for plan, first, here in planned(sides, tile, sets):
         parts, *_ = _reduce_tiles(sides, tile, sets, plan, first, here, LOGISTIC)
         torch.sum(parts, 0, out=out[first : first + here])
-    return out
+    return out, nothing_kept(problem)
 
 
-def pair_sum_backward(problem: Problem, sums: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
+def pair_sum_backward(problem: Problem, kept: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
     slopes = Slopes(None, d_sum, None, None)
     return backward.gradients(problem, slopes, NOTHING, LOGISTIC, needs)
 

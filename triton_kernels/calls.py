@@ -84,7 +84,7 @@ def _own_scales(call: Call) -> None:
 def _siglip(call: Call) -> None:
     problem = _problem(call, True, Pairs.POSITIVE, col_bias=_empty(N))
     backend.pair_sum(problem)
-    backend.pair_sum_backward(problem, _empty(N), _empty(N), Needs(rows=True, cols=True, bias=True))
+    backend.pair_sum_backward(problem, _empty(0), _empty(N), Needs(rows=True, cols=True, bias=True))
 
 
 def _logits(call: Call) -> None:

@@ -45,6 +45,10 @@ int block_size(const Problem& problem, int threads) {
   return int(size < P::kMinBlock ? P::kMinBlock : aligned_to_views<P>(problem, size));
 }
 
+// An address for each type of product, of each instruction set.
+template <class P>
+constexpr char kProduct = 0;
+
 // What the products of all tiles take, with their header.
 template <class P>
 size_t kept_bytes(const Problem& problem, int threads) {
@@ -98,9 +102,9 @@ struct Sweep {
   void find_kept(bool forward) {
     if (!problem.kept) return;
     auto* header = static_cast<pycl::KeptHeader*>(problem.kept);
-    const void *rows = problem.rows.z.data, *cols = problem.cols.z.data;
-    if (forward) *header = {block, rows, cols};
-    reuse = !forward && header->block == block && header->rows == rows && header->cols == cols;
+    const pycl::KeptHeader mine{problem, &kProduct<P>, block, workers};
+    if (forward) *header = mine;
+    reuse = !forward && *header == mine;
     if (reuse || forward) kept = reinterpret_cast<T*>(header + 1);
   }
 
