@@ -98,7 +98,7 @@ class Row:
 LOSS_ROWS = (
     Row("clip-d128", "clip", 8192, 128, target=Target(3.8, "G", 5.5)),
     Row("clip-d512", "clip", 8192, 512, target=Target(4.2, "G", 2.2)),
-    Row("clip-d512-high", "clip", 8192, 512, precision="high", target=Target(2.5, "G")),
+    Row("clip-d512-medium", "clip", 8192, 512, precision="medium", target=Target(2.5, "G")),
     Row("nt_xent-d128", "nt_xent", 8192, 128, target=Target(2.0, "G", 6.0)),
     Row("nt_xent-d512", "nt_xent", 8192, 512, target=Target(2.0, "G")),
     Row("clip-d128-bf16", "clip", 8192, 128, torch.bfloat16, target=Target(3.8, "G", 12.0)),

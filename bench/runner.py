@@ -25,7 +25,7 @@ FORMS = ("eager", *dict.fromkeys(name for work in WORKS.values() for name in wor
 GATE_SIZE = 250  # ragged for every tile size
 SLACK = 2.0
 # error allowed against float64 beside SLACK times that of eager, relative to the largest entry
-FLOOR = {"float32": 4e-6, "float32, high": 1e-4, "bfloat16": 6e-3, "float16": 1e-3}
+FLOOR = {"float32": 4e-6, "float32, medium": 1e-4, "bfloat16": 6e-3, "float16": 1e-3}
 # distance allowed from float64 at full size, relative to the largest entry: about eager's own error there
 FULL_SIZE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
 

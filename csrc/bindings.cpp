@@ -77,10 +77,11 @@ struct Call : Host {
 };
 
 struct PyProblem : Problem {
-  int precision, threads;
+  bool halves;
+  int threads;
   py::object keep_alive;
 
-  const Kernels& kernels() const { return kernels_for(rows.z.dtype, precision); }
+  const Kernels& kernels() const { return kernels_for(rows.z.dtype, halves); }
 };
 
 Matrix matrix(const MatrixTuple& z) {
@@ -97,7 +98,7 @@ Side side(const MatrixTuple& z, Address ids, Address views, Address bias) {
 PyProblem make_problem(const MatrixTuple& rows, const MatrixTuple& cols, const std::array<Address, 4>& labels,
                        Address row_bias, Address col_bias, bool symmetric, Address logit_scale, bool scale_per_row,
                        uint32_t denominator, uint32_t positives, bool has_self, int64_t offset, bool normalize,
-                       int precision, int threads) {
+                       bool halves, int threads) {
   PyProblem p;
   p.rows = side(rows, labels[0], labels[1], row_bias);
   p.cols = side(cols, labels[2], labels[3], col_bias);
@@ -110,7 +111,7 @@ PyProblem make_problem(const MatrixTuple& rows, const MatrixTuple& cols, const s
   p.offset = offset;
   p.normalize = normalize;
   p.kept = nullptr;
-  p.precision = precision;
+  p.halves = halves;
   p.threads = threads;
   return p;
 }
@@ -198,14 +199,14 @@ PYBIND11_MODULE(_C, m) {
       [](const MatrixTuple& scores, double epsilon, Address sample_target, Address potential, Address out,
          int threads) {
         const Transport t{matrix(scores), epsilon, pointer(sample_target)};
-        kernels_for(t.scores.dtype, 0).sinkhorn_columns(t, Call(threads), pointer(potential), pointer(out));
+        kernels_for(t.scores.dtype, false).sinkhorn_columns(t, Call(threads), pointer(potential), pointer(out));
       },
       unlocked);
   m.def(
       "sinkhorn_samples",
       [](const MatrixTuple& scores, double epsilon, Address potential, Address out, int threads) {
         const Transport t{matrix(scores), epsilon, nullptr};
-        kernels_for(t.scores.dtype, 0).sinkhorn_samples(t, Call(threads), pointer(potential), pointer(out));
+        kernels_for(t.scores.dtype, false).sinkhorn_samples(t, Call(threads), pointer(potential), pointer(out));
       },
       unlocked);
   m.def(
@@ -213,7 +214,7 @@ PYBIND11_MODULE(_C, m) {
       [](const MatrixTuple& scores, double epsilon, Address sample_target, Address potential, int dtype, Address codes,
          Address u, int threads) {
         const Transport t{matrix(scores), epsilon, pointer(sample_target)};
-        kernels_for(t.scores.dtype, 0)
+        kernels_for(t.scores.dtype, false)
             .sinkhorn_codes(t, Call(threads), pointer(potential), DType(dtype), pointer(codes), pointer(u));
       },
       unlocked);

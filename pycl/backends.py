@@ -29,10 +29,16 @@ class BackendUnavailable(RuntimeError):
 
 @functools.cache
 def load(name: str) -> ModuleType:
-    """The module of a backend; raises ``BackendUnavailable`` where its compiled part is missing."""
+    """The module of a backend; raises ``BackendUnavailable`` where its compiled part is missing or does not load."""
     if name not in MODULES:
         raise BackendUnavailable(f"backend={name!r} is not available: it was not built; there are {sorted(MODULES)}")
-    return importlib.import_module(MODULES[name])
+    try:
+        return importlib.import_module(MODULES[name])
+    except BackendUnavailable:
+        raise
+    except Exception as error:  # a broken Triton may raise anything
+        said = f"{type(error).__name__}: {error}"
+        raise BackendUnavailable(f"backend={name!r} is not available: it fails to load ({said})") from error
 
 
 @functools.cache
@@ -55,12 +61,12 @@ def why_not(name: str, device_type: str, dtype: torch.dtype = torch.float32, ope
 
 def installed(device_type: str, dtype: torch.dtype = torch.float32, operator: str = PAIRS) -> list[str]:
     """The backends that can serve tensors of this device type and dtype, best first."""
-    order = dict.fromkeys((*_preference(device_type, operator), *MODULES))
-    return [name for name in order if why_not(name, device_type, dtype, operator) is None]
+    return [name for name in _in_order(device_type, operator) if why_not(name, device_type, dtype, operator) is None]
 
 
-def _preference(device_type: str, operator: str) -> tuple[str, ...]:
-    return PREFERENCE_OF.get(operator, PREFERENCE).get(device_type, ())
+def _in_order(device_type: str, operator: str) -> list[str]:
+    """All backends, those for a device type first."""
+    return list(dict.fromkeys((*PREFERENCE_OF.get(operator, PREFERENCE).get(device_type, ()), *MODULES)))
 
 
 def choose(name: str | None, device_type: str, dtype: torch.dtype = torch.float32, operator: str = PAIRS) -> str:
@@ -92,11 +98,12 @@ choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 @functools.cache
 def _automatic(device_type: str, dtype: torch.dtype, operator: str) -> str:
-    name = installed(device_type, dtype, operator)[0]
-    better = _preference(device_type, operator)
-    better = better[: better.index(name)] if name in better else better
-    skipped = [why_not(other, device_type, dtype, operator) for other in better]
-    reasons = "; ".join(reason for reason in skipped if reason)
+    skipped: list[str] = []
+    for name in _in_order(device_type, operator):  # those after the first that can serve are not even imported
+        if (reason := why_not(name, device_type, dtype, operator)) is None:
+            break
+        skipped.append(reason)
+    reasons = "; ".join(skipped)
     # not the best there is: a slow path must not be a silent one
     level = logging.WARNING if reasons else logging.INFO
     what = "" if operator == PAIRS else f"{operator} of "

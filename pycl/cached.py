@@ -8,11 +8,13 @@ from contextlib import ExitStack
 from typing import Any, Protocol, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pycl._replay import Buffers, modules_of, random_state, set_random_state, watch
 from pycl.functional._common import no_autocast
+from pycl.notices import warn_once
+from pycl.validation import check_integer
 
 __all__ = ["cached_step"]
 
@@ -53,8 +55,8 @@ def cached_step(
     found in an encoder that is a module or a method of one, and in a function, a partial or an object that refers to
     one; where they are hidden deeper, gradients are still exact, but each chunk communicates and buffers update twice.
 
-    Limits: BatchNorm in training mode normalises over a chunk, not over the batch, and SyncBatchNorm communicates in
-    every chunk, so that ranks need equally many of them. An encoder must compute the same with gradients on and off,
+    Limits: BatchNorm in training mode normalises over a chunk, not over the batch, which a warning says once;
+    SyncBatchNorm communicates in every chunk, so that ranks need equally many of them. An encoder must compute the same with gradients on and off,
     and take random numbers from nowhere but the default generators.
 
     Args:
@@ -92,6 +94,7 @@ def cached_step(
         return _backward(loss, [part.encode_with_graph() for part in parts], scaler)
 
     modules = [module for part in parts for module in part.modules]
+    _warn_of_batch_norm(modules)
     before = Buffers(modules)
     with torch.no_grad():
         embeddings = [part.encode() for part in parts]
@@ -109,19 +112,27 @@ def cached_step(
     return value
 
 
+def _warn_of_batch_norm(modules: Sequence[nn.Module]) -> None:
+    for module in modules:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            warn_once(
+                f"cached_step: {type(module).__name__} in training mode normalises over a chunk, not the batch, "
+                "so gradients are not those of the plain step: use GroupNorm or LayerNorm, or its eval()"
+            )
+            return
+
+
 def _sizes(chunk_size: int | Sequence[int], n_towers: int) -> list[int]:
     if n_towers == 0:
         raise ValueError("towers: at least one pair (encoder, inputs) is needed, got none")
-    sizes = [chunk_size] * n_towers if isinstance(chunk_size, int) else chunk_size
-    if (
-        not isinstance(sizes, Sequence)
-        or isinstance(sizes, str)
-        or any(isinstance(size, bool) or not isinstance(size, int) for size in sizes)
-    ):
-        raise TypeError(f"chunk_size must be an integer, or one for each tower, got {chunk_size!r}")
+    given = chunk_size if isinstance(chunk_size, (tuple, list)) else [chunk_size] * n_towers
+    try:
+        sizes = [check_integer("chunk_size", size) for size in given]
+    except TypeError:
+        raise TypeError(f"chunk_size must be an integer, or one for each tower, got {chunk_size!r}") from None
     if len(sizes) != n_towers or min(sizes) < 1:
         raise ValueError(f"chunk_size must be at least 1, or {n_towers} such numbers for the towers, got {chunk_size}")
-    return list(sizes)
+    return sizes
 
 
 class _Tower:

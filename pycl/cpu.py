@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import pages
+from . import pages, precision
 from ._load import extension
 from .backends import BackendUnavailable
 from .problem import (
@@ -57,11 +57,6 @@ except ValueError as error:
     raise BackendUnavailable(f"backend='cpu' is not available: PYCL_CPU_ISA: {error}") from error
 
 
-def _precision() -> int:
-    """How many bfloat16 products may stand for one of float32: 0 none, 1 one (medium), 3 three (high)."""
-    return {"highest": 0, "high": 3, "medium": 1}[torch.get_float32_matmul_precision()]
-
-
 def _matrix(z: Tensor) -> tuple[int, int, int, int, int, int]:
     return z.data_ptr(), z.shape[0], z.shape[1], z.stride(0), z.stride(1), DTYPES[z.dtype]
 
@@ -87,7 +82,7 @@ def _compiled(problem: Problem) -> Any:
         has_self=p.offset is not None,
         offset=p.offset or 0,
         normalize=p.normalize,
-        precision=_precision() if p.rows.dtype == torch.float32 else 0,
+        precision=precision.of_cpu() == "medium",
         threads=torch.get_num_threads(),
     )
     compiled.keep_alive = labels

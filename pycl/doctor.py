@@ -22,7 +22,7 @@ import torch
 
 import pycl
 
-from . import _gpu, _load, backends
+from . import _gpu, _load, backends, precision
 from .triton_kernels import assembler
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -45,7 +45,7 @@ def report() -> dict[str, Any]:
         "compiled": compiled,
         "cuda_library": _cuda_library(),
         "threads": _threads(),
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "float32_matmul_precision": {"cpu": precision.of_cpu(), "cuda": precision.of_cuda()},
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith("PYCL_")},
         "gpus": _gpus(),
         "warnings": _warnings(assemblers["takes"]),
@@ -236,7 +236,7 @@ def text(found: dict[str, Any]) -> str:
         ("instruction set", f"{cpu['isa'] or 'none'} (can run: {', '.join(cpu['isas']) or 'none'})"),
         ("AMX", cpu["amx"]),
         ("threads", f"{threads['count']} from {threads['from']}; {', '.join(limits)}"),
-        ("matmul precision", f"{found['float32_matmul_precision']} (float32)"),
+        ("matmul precision", ", ".join(f"{name} on {of}" for of, name in found["float32_matmul_precision"].items())),
         ("GPU", ", ".join(found["gpus"]) or "none that torch can use"),
         ("environment", " ".join(f"{k}={v}" for k, v in found["environment"].items()) or "no PYCL_ variable"),
     ]

@@ -177,7 +177,7 @@ def pair_cross_entropy(
         ValueError: an unknown reduction, n_positives below 1, both sides of a matrix that is not square.
     """
     check_choice("sides", sides, SIDES)
-    check_count("n_positives", n_positives)
+    n_positives = check_count("n_positives", n_positives)
     check_reduction(reduction)
     sets = {"denominator": denominator, "positives": positives}
     args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group)

@@ -75,7 +75,7 @@ def knn_accuracy(
     _check(bank=bank, queries=queries)
     bank_labels = _labels("bank_labels", bank_labels, bank)
     query_labels = _labels("query_labels", query_labels, queries)
-    check_count("k", k)
+    k = check_count("k", k)
     temperature = float(check_positive("temperature", temperature))
     cosine, neighbour = similarity_topk(queries, bank, min(k, len(bank)))
     classes, bank_class = bank_labels.unique(return_inverse=True)

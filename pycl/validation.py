@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,24 +74,29 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
 
 
-def check_integer(name: str, value: int) -> None:
-    """An int, or what stands for one while a graph is traced."""
-    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
+def check_integer(name: str, value: int) -> int:
+    """An int, also from a number of NumPy, or what stands for one while a graph is traced."""
+    if isinstance(value, torch.SymInt) or type(value) is int:
+        return value
+    if isinstance(value, (bool, np.bool_, Tensor)) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    return operator.index(value)
 
 
-def check_count(name: str, count: int) -> None:
+def check_count(name: str, count: int) -> int:
     """An integer of at least 1."""
-    check_integer(name, count)
+    count = check_integer(name, count)
     if count < 1:
         raise ValueError(f"{name} must be at least 1, got {count}")
+    return count
 
 
-def check_k(k: int, n: int) -> None:
+def check_k(k: int, n: int) -> int:
     """How many of n candidates are wanted: an integer between 1 and n."""
-    check_integer("k", k)
+    k = check_integer("k", k)
     if not 1 <= k <= n:
         raise ValueError(f"k must be between 1 and the number of candidates, {n}, got {k}")
+    return k
 
 
 def check_values(values: Tensor, problem: Problem) -> None:

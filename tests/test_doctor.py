@@ -51,7 +51,7 @@ def test_report(backends: list[str]) -> None:
     assert found["torch"]["version"] == torch.__version__
     assert found["cpu"]["model"]
     assert found["threads"]["count"] >= 1
-    assert found["float32_matmul_precision"] == "highest"
+    assert found["float32_matmul_precision"] == {"cpu": "highest", "cuda": "highest"}
     assert found["environment"] == {}
     assert found["backends"]["cpu"]["takes"] == backends[0]
     assert set(found["backends"]["cpu"]["why_not"]).isdisjoint(backends)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .. import precision
 from ..ops import Problem
 from . import operands, pairs, tiles, weights
 from .launch import INTERPRETED, launch, recorded_architecture
@@ -112,10 +113,10 @@ def _precision(dtype: torch.dtype, normalize: bool) -> tuple[torch.dtype, int]:
     "high" is three products of bfloat16 parts, not tf32: 16 bits instead of 10, and the tensor cores cannot read tf32
     operands transposed. Unit vectors need no range: as float16 they keep three bits more than as bfloat16.
     """
-    precision = torch.get_float32_matmul_precision() if dtype == torch.float32 else "medium"
-    if precision == "highest":
+    digits = precision.of_cuda() if dtype == torch.float32 else "medium"
+    if digits == "highest":
         return torch.float32, 1
-    if precision == "high":
+    if digits == "high":
         return torch.bfloat16, 3
     return torch.float16 if normalize else torch.bfloat16 if dtype == torch.float32 else dtype, 1
 

@@ -90,11 +90,10 @@ std::string select_isa(const std::string& name) {
   throw std::invalid_argument(message);
 }
 
-const Kernels& kernels_for(DType dtype, int bfloat16_products) {
+const Kernels& kernels_for(DType dtype, bool halves) {
   if (dtype == DType::kFloat64) return *chosen.float64;
   if (dtype == DType::kBFloat16 && chosen.bfloat16) return *chosen.bfloat16;
-  if (dtype == DType::kFloat32 && bfloat16_products == 1 && chosen.bfloat16) return *chosen.bfloat16;
-  if (dtype == DType::kFloat32 && bfloat16_products == 3 && chosen.bfloat16x3) return *chosen.bfloat16x3;
+  if (dtype == DType::kFloat32 && halves && chosen.bfloat16x3) return *chosen.bfloat16x3;
   return *chosen.float32;
 }
 

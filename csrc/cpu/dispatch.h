@@ -13,7 +13,7 @@ std::vector<std::string> supported_isas();
 // Chooses by name, or the best for an empty name; throws std::invalid_argument for a name that cannot run here.
 std::string select_isa(const std::string& name);
 
-// The kernels for inputs of a dtype. Float32 inputs may be taken as bfloat16 products: 0 never, 1 one, 3 three.
-const Kernels& kernels_for(DType dtype, int bfloat16_products);
+// The kernels for inputs of a dtype. Where `halves`, float32 inputs may be taken as two bfloat16 halves.
+const Kernels& kernels_for(DType dtype, bool halves);
 
 }  // namespace pycl

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pycl.problem import accumulation_dtype
+from pycl.tracing import observed
 
 Views: TypeAlias = Tensor | Sequence[Tensor]
 Scalar: TypeAlias = float | Tensor
@@ -19,25 +22,33 @@ NORM_EPS = 1e-12  # as torch.nn.functional.normalize
 
 
 def as_scalar(name: str, value: Scalar) -> Scalar:
-    """A python float, or a 0-d tensor of at least float32 that keeps its gradient."""
+    """A python float, or a 0-d tensor of at least float32 that keeps its gradient; numbers of NumPy are numbers."""
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(f"{name} must be a number or a tensor with one element, got shape {tuple(value.shape)}")
-        if not value.is_floating_point():
-            raise TypeError(f"{name} must be floating point, got {value.dtype}")
-        return widen(value) if value.dim() == 0 else widen(value).reshape(())
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if value.is_complex() or value.dtype == torch.bool:
+            raise TypeError(f"{name} must be a real number, got {value.dtype}")
+        value = widen(value) if value.is_floating_point() else value.float()
+        return value if value.dim() == 0 else value.reshape(())
+    if isinstance(value, (bool, np.bool_)) or not is_number(value):
         raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
     return float(value)
+
+
+def is_number(value: object) -> bool:
+    """A real number of Python or of NumPy, whose arrays without dimensions are numbers, too."""
+    if isinstance(value, (int, float)):
+        return True
+    return isinstance(value, numbers.Real) or (isinstance(value, np.ndarray) and value.ndim == 0)
 
 
 def check_positive(name: str, value: Scalar) -> Scalar:
     """``as_scalar`` that also refuses zero, negative and non-finite values.
 
-    The value of a tensor is looked at where that costs nothing: on the CPU, outside ``torch.compile``.
+    The value of a tensor is looked at where that costs nothing and disturbs nobody: on the CPU, in eager mode.
     """
     value = as_scalar(name, value)
-    readable = not isinstance(value, Tensor) or (value.device.type == "cpu" and not torch.compiler.is_compiling())
+    readable = not isinstance(value, Tensor) or (value.device.type == "cpu" and not observed())
     if readable and not 0.0 < (number := float(value.detach() if isinstance(value, Tensor) else value)) < math.inf:
         raise ValueError(f"{name} must be positive and finite, got {number}")
     return value

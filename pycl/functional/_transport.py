@@ -69,8 +69,7 @@ def check_penalty(name: str, value: Scalar) -> float:
 
 def check_iterations(value: int) -> int:
     """How many prototype steps there are: an integer from 1 on."""
-    check_count("iterations", value)
-    return value
+    return check_count("iterations", value)
 
 
 def check_marginal(name: str, marginal: Tensor, n: int, like: Tensor, group: ProcessGroup | None = None) -> Tensor:

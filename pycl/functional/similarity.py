@@ -12,6 +12,7 @@ from torch import Tensor
 from pycl.functional._common import Scalar, as_scalar, check_features, no_autocast, unit
 from pycl.matrix import pair_logits, pair_top
 from pycl.pairs import Points, check_labels
+from pycl.validation import check_count
 
 ROWS, COLUMNS = 256, 4096  # one tile of similarities: 4 MiB of float32
 
@@ -105,11 +106,10 @@ def similarity_histogram(
         its lower edge; the last bin holds 1 as well.
 
     Raises:
-        TypeError: features that are not floating point, ids that are not integers.
+        TypeError: features that are not floating point, ids or bins that are not integers.
         ValueError: differing numbers of features or devices, an empty input, bins < 1, ids of another length.
     """
-    if not isinstance(bins, int) or bins < 1:
-        raise ValueError(f"bins must be an integer >= 1, got {bins!r}")
+    bins = check_count("bins", bins)
     within = y is None
     x, y = _pair(x, y)
     if ids is None:

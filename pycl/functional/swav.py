@@ -19,6 +19,7 @@ from pycl.functional._transport import check_epsilon, check_iterations, log_targ
 from pycl.pairs import Pairs, Points
 from pycl.reduction import check_reduction, reduce
 from pycl.sinkhorn import prototype_potential, step
+from pycl.validation import check_integer
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -85,7 +86,7 @@ def swav(
     codes = check_code_crops(code_crops, len(z))
     earlier = None if queue is None else stack("queue", queue, prototypes, least=len(codes), most=len(codes))
     check_epsilon("epsilon", epsilon)
-    check_iterations(iterations)
+    iterations = check_iterations(iterations)
     facts: dict[str, Any] = {
         "K": len(prototypes),
         "code_crops": len(codes),
@@ -154,7 +155,7 @@ def stack(name: str, tensors: Views, prototypes: Tensor, least: int, most: float
 
 def check_code_crops(code_crops: Sequence[int], n_crops: int) -> list[int]:
     """Different crops that exist, at least one."""
-    codes = list(code_crops)
-    if not codes or len(set(codes)) != len(codes) or not all(isinstance(i, int) and 0 <= i < n_crops for i in codes):
+    codes = [check_integer("code_crops", i) for i in code_crops]
+    if not codes or len(set(codes)) != len(codes) or not all(0 <= i < n_crops for i in codes):
         raise ValueError(f"code_crops must be different indices of the {n_crops} crops, got {tuple(codes)}")
     return codes

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Warnings that are said once a process."""
+
+from __future__ import annotations
+
+import warnings
+
+_said: set[str] = set()
+
+
+def warn_once(message: str) -> None:
+    """A ``UserWarning`` the first time, whatever the filters make of repetitions."""
+    if message not in _said:
+        _said.add(message)
+        warnings.warn(message, UserWarning, stacklevel=3)
