@@ -56,8 +56,8 @@ def cached_step(
     one; where they are hidden deeper, gradients are still exact, but each chunk communicates and buffers update twice.
 
     Limits: BatchNorm in training mode normalises over a chunk, not over the batch, which a warning says once;
-    SyncBatchNorm communicates in every chunk, so that ranks need equally many of them. An encoder must compute the same with gradients on and off,
-    and take random numbers from nowhere but the default generators.
+    SyncBatchNorm communicates in every chunk, so that ranks need equally many of them. An encoder must compute
+    the same with gradients on and off, and take random numbers from nowhere but the default generators.
 
     Args:
         loss: called once, ``loss(z1, z2, ...)`` with the embeddings of each tower; returns one number. Any function or
