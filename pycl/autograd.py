@@ -31,7 +31,7 @@ def apply(rule: type[torch.autograd.Function], *args: Any) -> Any:
         _refuse_tangents(args)
     if observed():
         return rule.apply(*args)
-    return super(torch.autograd.Function, rule).apply(*args)
+    return super(torch.autograd.Function, rule).apply(*args)  # type: ignore[misc]  # what Function.apply ends in
 
 
 def _refuse_tangents(args: Sequence[Any]) -> None:

@@ -125,7 +125,7 @@ def _warn_of_batch_norm(modules: Sequence[nn.Module]) -> None:
 def _sizes(chunk_size: int | Sequence[int], n_towers: int) -> list[int]:
     if n_towers == 0:
         raise ValueError("towers: at least one pair (encoder, inputs) is needed, got none")
-    given = chunk_size if isinstance(chunk_size, (tuple, list)) else [chunk_size] * n_towers
+    given: Sequence[Any] = chunk_size if isinstance(chunk_size, (tuple, list)) else [chunk_size] * n_towers
     try:
         sizes = [check_integer("chunk_size", size) for size in given]
     except TypeError:

@@ -14,6 +14,7 @@ from pycl.distributed import Group
 from pycl.functional._common import Views
 from pycl.functional._transport import check_iterations
 from pycl.modules import Loss
+from pycl.tracing import observed
 
 __all__ = ["Prototypes", "SwAVLoss"]
 
@@ -30,8 +31,8 @@ class Prototypes(nn.Module):
         super().__init__()
         if min(dim, n_prototypes) < 1:
             raise ValueError(f"dim and n_prototypes must be at least 1, got {dim} and {n_prototypes}")
-        self.weight = nn.Parameter(torch.randn(n_prototypes, dim))
-        self.normalize_()
+        self.weight = nn.Parameter(torch.empty(n_prototypes, dim))
+        self.reset_parameters()
 
     @torch.no_grad()
     def normalize_(self) -> Prototypes:
@@ -47,6 +48,11 @@ class Prototypes(nn.Module):
         ``requires_grad_(False)`` DistributedDataParallel sees the same graph in every step.
         """
         self.weight.grad = None
+
+    def reset_parameters(self) -> None:
+        """Draw the prototypes anew."""
+        nn.init.normal_(self.weight)
+        self.normalize_()
 
     def forward(self, z: Tensor) -> Tensor:
         return z @ self.weight.T
@@ -67,6 +73,7 @@ class SwAVLoss(Loss):
     """
 
     function = staticmethod(functional.swav)
+    fixed = Loss.fixed | {"queue_size", "dim"}
     queue: Tensor | None
     queue_pointer: Tensor | None
 
@@ -85,45 +92,55 @@ class SwAVLoss(Loss):
         group: Group | None = None,
         backend: str | None = None,
     ) -> None:
-        arguments = dict(locals())
-        queue_size, dim = arguments.pop("queue_size"), arguments.pop("dim")
-        super().__init__(arguments)
-        check_iterations(iterations)
+        given = dict(locals())
+        super().__init__({name: value for name, value in given.items() if name not in ("queue_size", "dim")})
         if queue_size < 0 or (queue_size > 0 and (dim is None or dim < 1)):
             raise ValueError(f"queue_size must be >= 0, and > 0 only with dim >= 1, got {queue_size} with dim={dim}")
         has_queue = queue_size > 0 and dim is not None
         self.register_buffer("queue", torch.zeros(len(code_crops), queue_size, dim or 0) if has_queue else None)
         self.register_buffer("queue_pointer", torch.zeros((), dtype=torch.int64) if has_queue else None)
-        self._written: int | None = 0  # queue_pointer on the host; None where it has to be looked up
+
+    def check(self, name: str, value: Any) -> Any:
+        if name == "iterations":
+            return check_iterations(value)
+        queue = self._buffers.get("queue")
+        if name == "code_crops" and queue is not None and len(value) != len(queue):
+            raise ValueError(f"code_crops must be {len(queue)} as in the queue, got {value}")
+        return super().check(name, value)
+
+    def reset_parameters(self) -> None:
+        """Empty the queue, and give a learnable temperature the value it was built with."""
+        super().reset_parameters()
+        for buffer in self.buffers(recurse=False):
+            buffer.zero_()
 
     def forward(self, crops: Views, prototypes: Tensor | Prototypes) -> Tensor:
         """The loss of V crops ``[B, dim]`` and prototypes ``[K, dim]``; writes the code crops to the queue."""
         weight = prototypes.weight if isinstance(prototypes, Prototypes) else prototypes
-        if self.queue is None:
+        if self.queue is None or self.queue_pointer is None:
             return self._call(crops, weight)
-        full = self._rows_written() >= self.queue.shape[1]
-        loss = self._call(crops, weight, queue=self.queue if full else None)
+        if not observed() and torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                "SwAVLoss with a queue was called by a backward pass, as torch.utils.checkpoint does: it has "
+                "changed since, so that the loss would be another one. Keep the loss out of what is checkpointed"
+            )
+        loss = self._call(crops, weight, **self._earlier(self.queue, self.queue_pointer))
         self._write([crops[i] for i in self.options["code_crops"]])
         return loss
 
-    def _rows_written(self) -> int:
-        if self._written is None:
-            assert self.queue_pointer is not None
-            self._written = int(self.queue_pointer)
-        return self._written
+    def _earlier(self, queue: Tensor, pointer: Tensor) -> dict[str, Tensor | None]:
+        """The queue where it is full; a mask where looking would wait for a device or needs a graph of its own."""
+        full = pointer >= queue.shape[1]
+        if pointer.device.type == "cpu" and not observed():
+            return {"queue": queue if full else None}
+        return {"queue": queue, "queue_mask": full.expand(queue.shape[1])}
 
     @torch.no_grad()
     def _write(self, features: list[Tensor]) -> None:
         assert self.queue is not None
         assert self.queue_pointer is not None
-        size, n = self.queue.shape[1], len(features[0])
+        size, n = self.queue.shape[1], features[0].shape[0]
         kept = min(n, size)  # of a batch larger than the queue, its last rows
-        written = self._rows_written() + n
-        at = torch.arange(written - kept, written, device=self.queue.device) % size
+        at = (self.queue_pointer + torch.arange(n - kept, n, device=self.queue.device)) % size
         self.queue[:, at] = torch.stack([z[n - kept :] for z in features]).to(self.queue)
-        self.queue_pointer.fill_(written)
-        self._written = written
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._written = None
+        self.queue_pointer.add_(n)

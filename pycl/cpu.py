@@ -191,6 +191,12 @@ def _transport(t: Transport) -> tuple[Any, ...]:
     return _matrix(t.scores), t.epsilon, _pointer(t.sample_target)
 
 
+def sinkhorn_scores(z: Tensor, prototypes: Tensor) -> Tensor:
+    dtype = accumulation_dtype(z.dtype)
+    scores = pages.empty((len(z), len(prototypes)), dtype)
+    return torch.mm(z.to(dtype), prototypes.to(dtype).T, out=scores)
+
+
 def sinkhorn_columns(t: Transport, potential: Tensor | None) -> Tensor:
     lse = torch.empty(t.scores.shape[1], dtype=accumulation_dtype(t.scores.dtype))
     _C.sinkhorn_columns(*_transport(t), _pointer(potential), lse.data_ptr(), torch.get_num_threads())

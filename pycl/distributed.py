@@ -2,9 +2,11 @@
 """What ranks of a ``torch.distributed`` group tell each other; without a group nothing is said.
 
 ``group=`` of a loss takes a process group, whose columns are gathered, or ``Ring(group)``, whose columns come by one
-rank at a time. Either way every rank passes its own batch and the candidates are those of all ranks. The losses that
-the ranks return have the global batch's loss as their mean, and the gradient at a rank's embeddings is that of the sum
-of all ranks' losses, so that the averaging of DistributedDataParallel gives the gradient of one process.
+rank at a time; ``"world"`` is the group of all ranks at the time of the call, so that a loss may be built before
+torch.distributed runs, and ``"local"`` this rank alone. Every rank of a group passes its own batch and the candidates
+are those of all ranks. The losses that the ranks return have the global batch's loss as their mean, and the gradient at
+a rank's embeddings is that of the sum of all ranks' losses, so that the averaging of DistributedDataParallel gives the
+gradient of one process.
 """
 
 from __future__ import annotations
@@ -12,11 +14,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import _resolve_process_group as resolve  # type: ignore[attr-defined]
+
+from .notices import warn_once
+from .tracing import eager
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,7 +43,7 @@ class Ring(NamedTuple):
     Takes as much transfer as gathering and less memory: two ranks' columns and their gradients instead of all ranks'.
     """
 
-    group: dist.ProcessGroup
+    group: dist.ProcessGroup | Literal["world"] | Named
 
 
 class Ranks:
@@ -89,15 +95,55 @@ class Ranks:
         return [json.loads(bytes(row)) for row in all_ranks.view(self.size, MESSAGE).cpu().numpy()]
 
 
-Group: TypeAlias = "dist.ProcessGroup | Ring | Ranks"
+class Named(NamedTuple):
+    """A process group by the name that torch.distributed has for it: what a copy of a loss has until it is called."""
+
+    name: str
+
+
+Group: TypeAlias = "dist.ProcessGroup | Literal['world', 'local'] | Named | Ring | Ranks"
+WORLD, LOCAL = "world", "local"
 
 
 def check_group(group: Group | None) -> None:
-    """``None``, or a process group this rank belongs to, maybe as a ``Ring``."""
+    """``None``, ``"world"``, ``"local"`` or a process group this rank belongs to, maybe in a ``Ring``."""
     process_group = group.group if isinstance(group, (Ring, Ranks)) else group
-    if group is not None and not isinstance(process_group, dist.ProcessGroup):
-        given = type(process_group).__name__
-        raise TypeError(f"group must be None or a torch.distributed process group this rank is in, got {given}")
+    names = (WORLD, LOCAL) if process_group is group else (WORLD,)
+    if process_group is None and group is None:
+        return
+    if process_group not in names and not isinstance(process_group, (dist.ProcessGroup, Named)):
+        given = repr(process_group) if isinstance(process_group, str) else type(process_group).__name__
+        way_out = "; its get_group() is one" if hasattr(process_group, "get_group") else ""
+        raise TypeError(
+            f"group must be None, 'world', 'local' or a torch.distributed process group this rank is in, got {given}"
+            + way_out
+        )
+
+
+def named(group: Any) -> Any:
+    """A group in a form that can be copied and saved."""
+    if isinstance(group, Ring):
+        return Ring(named(group.group))
+    if not isinstance(group, dist.ProcessGroup):
+        return group
+    return WORLD if group is dist.group.WORLD else Named(group.group_name)
+
+
+def members_of(group: Any) -> dist.ProcessGroup | None:
+    """The process group itself; None for the world where torch.distributed does not run."""
+    if group == WORLD:
+        return dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
+    if isinstance(group, Named):
+        try:
+            return resolve(cast("Any", group.name))
+        except (RuntimeError, ValueError) as error:
+            raise RuntimeError(f"group {group.name!r} is of another run, make it again and set loss.group") from error
+    return cast("dist.ProcessGroup", group)
+
+
+def several_ranks() -> bool:
+    """Whether torch.distributed runs with more than this rank."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def together(function: Callable[P, R]) -> Callable[P, R]:
@@ -113,17 +159,38 @@ def together(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **options)
         return on_ranks(*args, **options)
 
+    @eager
     def on_ranks(*args: P.args, **options: P.kwargs) -> R:
         check_group(cast("Group", group := options["group"]))
         ring = isinstance(group, Ring)
-        ranks = Ranks(group.group if isinstance(group, Ring) else cast("dist.ProcessGroup", group), ring)
-        options["group"] = ranks if ranks.size > 1 else None
+        members = None if group == LOCAL else members_of(group.group if isinstance(group, Ring) else group)
+        if members is None or members.size() == 1:
+            options["group"] = None
+            return function(*args, **options)
+        options["group"] = ranks = Ranks(members, ring)
         try:
             return function(*args, **options)
         except Exception as error:
-            if ranks.size > 1:
-                ranks.leave(error)
+            ranks.leave(error)
             raise
+
+    return call
+
+
+def of_the_batch(function: Callable[P, R]) -> Callable[P, R]:
+    """``together`` for a loss of a whole batch: one that runs on several ranks and was given no group says so once."""
+    run = together(function)
+
+    @wraps(function)
+    def call(*args: P.args, **options: P.kwargs) -> R:
+        if options.get("group") is not None:
+            return run(*args, **options)
+        if not torch.compiler.is_compiling() and several_ranks():
+            warn_once(
+                f"{function.__name__} was given no group on one of {dist.get_world_size()} ranks, so candidates are "
+                "this rank's alone: group='world' takes those of all ranks, group='local' says that these are meant"
+            )
+        return function(*args, **options)
 
     return call
 

@@ -181,7 +181,7 @@ def pair_cross_entropy(
     check_reduction(reduction)
     sets = {"denominator": denominator, "positives": positives}
     args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group)
-    n = len(args.rows)
+    n = args.rows.shape[0]
     if sides == "both" and args.n_cols != n:
         raise ValueError(f"sides='both' takes as many cols as rows, got {args.n_cols} and {n}")
     name = backends.choose(backend, rows.z.device.type, args.rows.dtype)

@@ -173,7 +173,7 @@ def alignment(x: Tensor, y: Tensor) -> float:
     Raises:
         TypeError, ValueError: as :func:`pycl.functional.alignment`.
     """
-    return functional.alignment(x, y, normalize=True).item()
+    return functional.alignment(x, y, normalize=True, group="local").item()
 
 
 @torch.no_grad()
@@ -187,7 +187,7 @@ def uniformity(x: Tensor, *, t: float = 2.0) -> float:
     Raises:
         TypeError, ValueError: as :func:`pycl.functional.uniformity`.
     """
-    return functional.uniformity(x, t=t, normalize=True).item()
+    return functional.uniformity(x, t=t, normalize=True, group="local").item()
 
 
 class Assignments(NamedTuple):

@@ -2,7 +2,8 @@
 """The operators ``torch.ops.pycl.*``: schemas, shapes for tracing, and the hand-over to a backend.
 
 Operators are opaque to ``torch.compile`` and carry no autograd: gradients live in ``autograd.py`` alone. All of them
-share one argument list, the ``Problem``; a backend is a module with one function for each operator.
+on pairs share one argument list, the ``Problem``; a backend is a module with one function for each operator. Those of
+Sinkhorn are in ``transport_ops.py``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from .problem import (
     Gradients,
     Needs,
     Problem,
-    Transport,
     accumulation_dtype,
     empty_gradients,
     nothing_kept,
@@ -127,18 +127,6 @@ def _stats_backward(backend: str, problem: Problem, *args: Any) -> Gradients:
     return found
 
 
-def _sinkhorn(*args: Any) -> Any:
-    *transport, backend = args
-    return backends.load(backend).sinkhorn(Transport(*transport))
-
-
-def _sinkhorn_shapes(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    t = Transport(*args[:-1])
-    new, dtype = t.scores.new_empty, accumulation_dtype(t.scores.dtype)
-    n_samples, n_prototypes = t.scores.shape
-    return t.new_codes(), new(n_samples, dtype=dtype), new(n_prototypes, dtype=dtype)
-
-
 def _without_grad(implementation: Callable[..., Any]) -> Callable[..., Any]:
     """With ``create_graph=True`` a backward runs in grad mode, and backends write into tensors of their own.
 
@@ -173,9 +161,10 @@ def _one_by_one(name: str) -> Callable[..., Any]:
     return run
 
 
-def _register(
+def register(
     name: str, arguments: str, results: str, implementation: Callable[..., Any], traced: Callable[..., Any]
 ) -> None:
+    """An operator of these arguments and the backend's name."""
     _library.define(f"{name}({arguments}, str backend) -> ({results})")
     _library.impl(name, _without_grad(implementation), "CompositeExplicitAutograd")
     torch.library.register_fake(f"pycl::{name}", traced, lib=_library)
@@ -184,18 +173,10 @@ def _register(
 
 for _name, _more, _results, _shapes in _PAIRS:
     _arguments, _has_needs = f"{_PROBLEM}, {_more}" if _more else _PROBLEM, _NEEDS in _more
-    _register(
+    register(
         _name,
         _arguments,
         _results,
         _unpacked(_stats_backward if _name == "pair_stats_backward" else _run(_name), _has_needs),
         _unpacked(lambda _backend, *a, _shapes=_shapes: _shapes(*a), _has_needs),
     )
-# Codes and the potentials of the samples and of the prototypes.
-_register(
-    "sinkhorn",
-    "Tensor scores, float epsilon, int iterations, Tensor? sample_target, Tensor prototype_target, ScalarType dtype",
-    "Tensor, Tensor, Tensor",
-    _sinkhorn,
-    _sinkhorn_shapes,
-)

@@ -17,6 +17,7 @@ from torch import Tensor
 from .distributed import Group, Ranks, ranks_of
 from .parcels import Gathered, Passed, Span, Stop, Transport
 from .problem import STATS, Gradients, Needs, Problem, accumulation_dtype, nothing_kept
+from .tracing import eager
 
 _WIDTH = len(Problem._fields)
 
@@ -60,11 +61,16 @@ def _needs_grad(x: Tensor | None) -> bool:
 
 
 class Sharded:
-    """Stands for ``torch.ops.pycl`` once the ranks have agreed on the problem."""
+    """Stands for ``torch.ops.pycl`` once the ranks have agreed on the problem.
+
+    Nothing of it is traced, not even in a backward that a compiled step calls: what torch.compile makes of a parcel's
+    views is wrong once a batch has another size (torch 2.13).
+    """
 
     def __init__(self, ranks: Ranks, sizes: Sequence[Sequence[int]]) -> None:
         self.ranks, self.sizes = ranks, sizes  # rows and columns of each rank
 
+    @eager
     def pair_stats(self, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
         problem, (both_sides, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
         symmetric = problem.cols is None
@@ -83,6 +89,7 @@ class Sharded:
             returns.finish()
         return row_stats, col_stats, kept
 
+    @eager
     def pair_stats_backward(self, *args: Any) -> Gradients:
         problem, more = Problem(*args[:_WIDTH]), args[_WIDTH:]
         row_stats, col_stats, _, *d_stats, needs, backend = more
@@ -107,6 +114,7 @@ class Sharded:
         own = Gradients(*torch.ops.pycl.pair_stats_backward(*args))
         return _add_gradients(problem, Needs(*needs), own, transport, stops, backward)
 
+    @eager
     def pair_sum(self, *args: Any) -> tuple[Tensor, Tensor]:
         problem, backend = Problem(*args[:_WIDTH]), args[_WIDTH]
         stops = self._transport(symmetric=False).fetch(_columns(problem))
@@ -115,6 +123,7 @@ class Sharded:
             found += torch.ops.pycl.pair_sum(*_part(problem, stop), backend)[0]
         return found, kept
 
+    @eager
     def pair_sum_backward(self, *args: Any) -> Gradients:
         problem, (_, d_sum, needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pycl import backends, pages
+from pycl import backends, transport_ops
 from pycl.engine import pair_stats
 from pycl.functional._common import no_autocast, unit
 from pycl.pairs import Pairs, Points
@@ -28,26 +28,30 @@ def feature_logits(
     sample_target: Tensor | None = None,
     soft_step: Callable[[Tensor], Tensor] | None = None,
     *,
+    taking_part: Tensor | None = None,
     normalize: bool = False,
     backend: str | None = None,
 ) -> Sweeps | Stored:
-    """What reduces the logits ``<z_b, c_k> / epsilon`` over samples and over prototypes.
+    """What reduces the logits ``<z_b, c_k> / epsilon`` over samples, maybe some of them, and over prototypes.
 
     Few scores are stored where the backend has the steps for it. Those keep sums in range by what a sample step makes
-    of them: a soft marginal, whose step is given, takes the engine's sweeps.
+    of them: a soft marginal, whose step is given, takes the engine's sweeps, and so do samples that take no part.
     """
     dtype = accumulation_dtype(torch.promote_types(z.dtype, prototypes.dtype))
-    few = len(z) * len(prototypes) * dtype.itemsize <= WORKSPACE
-    if few and soft_step is None and not torch.compiler.is_compiling():
+    few = z.shape[0] * prototypes.shape[0] * dtype.itemsize <= WORKSPACE
+    if few and soft_step is None and taking_part is None and not torch.compiler.is_compiling():
         name = backends.choose(backend, z.device.type, z.dtype)
         if hasattr(backends.load(name), "sinkhorn_samples"):
-            scores = pages.empty((len(z), len(prototypes)), dtype)
             with no_autocast(z):
-                torch.mm(unit(z, normalize).to(dtype), unit(prototypes, normalize).to(dtype).T, out=scores)
+                operands = unit(z, normalize).to(dtype), unit(prototypes, normalize).to(dtype)
+                scores = transport_ops.scores(*operands, name)
             # a step reads neither how many there are nor the prototypes' target
             return Stored(name, Transport(scores, epsilon, 1, sample_target, scores.new_empty(0), dtype))
     sample_step = soft_step or partial(step, target=sample_target)
-    return Sweeps(z, prototypes, epsilon, sample_step, normalize, backend)
+    bias = None
+    if taking_part is not None:
+        bias = torch.zeros(z.shape[0], dtype=dtype, device=z.device).masked_fill(~taking_part, -torch.inf)
+    return Sweeps(z, prototypes, epsilon, sample_step, bias, normalize, backend)
 
 
 class Stored(NamedTuple):
@@ -57,12 +61,10 @@ class Stored(NamedTuple):
     transport: Transport
 
     def prototype_lse(self, v: Tensor | None) -> Tensor:
-        found: Tensor = backends.load(self.backend).sinkhorn_columns(self.transport, v)
-        return found
+        return transport_ops.columns(self.transport, v, self.backend)
 
     def sample_lse(self, v: Tensor) -> Tensor:
-        found: Tensor = backends.load(self.backend).sinkhorn_samples(self.transport, v)
-        return found
+        return transport_ops.samples(self.transport, v, self.backend)
 
 
 class Sweeps(NamedTuple):
@@ -72,12 +74,16 @@ class Sweeps(NamedTuple):
     prototypes: Tensor
     epsilon: float
     sample_step: Callable[[Tensor], Tensor]
+    bias: Tensor | None = None  # of the samples: -inf for those that take no part
     normalize: bool = False
     backend: str | None = None
 
     def prototype_lse(self, v: Tensor | None) -> Tensor:
         """``log sum_b exp(L_bk + u_b)`` [K], ``u`` from the sample step, or 0 where ``v`` is None."""
-        return self._lse(self.prototypes, self.z, None if v is None else self.sample_step(self.sample_lse(v)))
+        u = None if v is None else self.sample_step(self.sample_lse(v))
+        if self.bias is not None:
+            u = self.bias if u is None else u + self.bias
+        return self._lse(self.prototypes, self.z, u)
 
     def sample_lse(self, v: Tensor) -> Tensor:
         """``log sum_k exp(L_bk + v_k)`` [B]."""

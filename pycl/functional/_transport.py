@@ -12,6 +12,7 @@ from torch import Tensor
 from pycl.distributed import total
 from pycl.functional._common import Scalar, as_scalar
 from pycl.problem import FLOATS, accumulation_dtype
+from pycl.tracing import log, observed
 from pycl.validation import check_count
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def check_marginal(name: str, marginal: Tensor, n: int, like: Tensor, group: Pro
     if marginal.device != like.device:
         raise ValueError(f"{name} must be on {like.device} as the rest is, got {marginal.device}")
     marginal = marginal.detach().to(accumulation_dtype(like.dtype))
+    if observed():  # there are no values to look at
+        return marginal
     positive = bool(((marginal > 0) & marginal.isfinite()).all())
     # NaN from a rank with bad entries: then all ranks raise, and none waits for another
     mine = marginal.sum(dtype=torch.float64) if positive else like.new_tensor(torch.nan, dtype=torch.float64)
@@ -102,7 +105,7 @@ def log_targets(
     group: ProcessGroup | None,
 ) -> tuple[Tensor | None, Tensor]:
     """``log(B a)`` [B], None for uniform, and ``log(B m)`` [K]; B counts the samples of all ranks."""
-    mass = float(n_samples)
+    mass: float | Tensor = n_samples
     if group is not None:
         mass = total(like.new_tensor(mass, dtype=torch.float64), group).item()
         if mass == 0:
@@ -113,6 +116,11 @@ def log_targets(
     if prototype_marginal is not None:
         prototype_target = (check_marginal("prototype_marginal", prototype_marginal, n_prototypes, like) * mass).log()
     else:
-        share = math.log(mass / n_prototypes)
-        prototype_target = torch.full((n_prototypes,), share, dtype=accumulation_dtype(like.dtype), device=like.device)
+        prototype_target = uniform_target(mass, n_prototypes, like)
     return sample_target, prototype_target
+
+
+def uniform_target(mass: float | Tensor, n_prototypes: int, like: Tensor) -> Tensor:
+    """``log(B m)`` [K] of equal shares of a mass B."""
+    share = log(mass / n_prototypes, like)
+    return torch.zeros(n_prototypes, dtype=accumulation_dtype(like.dtype), device=like.device) + share

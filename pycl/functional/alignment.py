@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
-from pycl.distributed import Group, agree, join_lse, ranks_of, together
+from pycl.distributed import Group, agree, join_lse, of_the_batch, ranks_of
 from pycl.engine import pair_stats
 from pycl.functional._common import Scalar, check_features, check_matched, check_positive, unit
 from pycl.pairs import Pairs, Points
 from pycl.reduction import check_reduction, reduce
+from pycl.tracing import log
 
 
-@together
+@of_the_batch
 def alignment(
     x: Tensor,
     y: Tensor,
@@ -50,7 +49,7 @@ def alignment(
     return reduce((unit(x, normalize) - unit(y, normalize)).square().sum(-1), reduction, group)
 
 
-@together
+@of_the_batch
 def uniformity(
     x: Tensor,
     *,
@@ -89,7 +88,7 @@ def uniformity(
     t = check_positive("t", t)
     check_features(x=x)
     z = unit(x, normalize)
-    n, bias = len(z), -t * z.square().sum(-1)
+    n, bias = z.shape[0], -t * z.square().sum(-1)
     if n == 1 and group is None:
         return 0.0 * bias.sum()
     stats = pair_stats(
@@ -105,4 +104,4 @@ def uniformity(
     lse, ranks = stats.lse.logsumexp(0), ranks_of(group)
     if ranks is not None:
         lse, n = join_lse(lse, ranks), ranks.n_rows
-    return lse - math.log(n * (n - 1))
+    return lse - log(n * (n - 1), lse)

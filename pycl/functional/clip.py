@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pycl.distributed import Group, together
+from pycl.distributed import Group, of_the_batch
 from pycl.engine import pair_cross_entropy, pair_sum
 from pycl.functional._common import Scalar, as_scalar, check_matched, expand_scalar
 from pycl.pairs import Pairs, Points
 
 
-@together
+@of_the_batch
 def clip(
     image: Tensor,
     text: Tensor,
@@ -70,7 +70,7 @@ def clip(
     )
 
 
-@together
+@of_the_batch
 def siglip(
     image: Tensor,
     text: Tensor,

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pycl.distributed import Group, merge_lse, ranks_of, together
+from pycl.distributed import Group, merge_lse, of_the_batch, ranks_of
 from pycl.engine import pair_cross_entropy, pair_stats
 from pycl.functional._common import Scalar, Views, check_positive, check_two_views, to_logit_scale
 from pycl.pairs import Pairs, stack_views
 from pycl.reduction import by_view, check_reduction, reduce, zero_if_empty
 
 
-@together
+@of_the_batch
 def dcl(
     views: Views,
     *,
@@ -68,7 +68,7 @@ def dcl(
     return by_view(terms, n_views)
 
 
-@together
+@of_the_batch
 def dclw(
     views: Views,
     *,
@@ -129,5 +129,5 @@ def dclw(
 def _share(x: Tensor, group: Group | None) -> Tensor:
     """``softmax(x)`` over the batch, in units of its mean."""
     if (ranks := ranks_of(group)) is None:
-        return len(x) * x.softmax(0)
+        return x.shape[0] * x.softmax(0)
     return (x - merge_lse(x.logsumexp(0), ranks.group)).exp() * (ranks.n_rows / 2)

@@ -7,14 +7,14 @@ import math
 
 from torch import Tensor
 
-from pycl.distributed import Group, together
+from pycl.distributed import Group, of_the_batch
 from pycl.engine import pair_stats
 from pycl.functional._common import Scalar, Views, check_two_views, to_logit_scale
 from pycl.pairs import Pairs, stack_views
 from pycl.reduction import check_reduction, reduce, zero_if_empty
 
 
-@together
+@of_the_batch
 def dhel(
     views: Views,
     *,
@@ -71,7 +71,7 @@ def dhel(
     return reduce(zero_if_empty(stats.lse).view(2, -1).sum(0) - stats.pos_sum.view(2, -1)[0], reduction, group)
 
 
-@together
+@of_the_batch
 def mv_dhel(
     views: Views,
     *,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pycl.distributed import Group, together
+from pycl.distributed import Group, of_the_batch
 from pycl.engine import pair_stats
 from pycl.functional._common import Scalar, Views, no_autocast, to_logit_scale, unit
 from pycl.pairs import Pairs, stack_views
@@ -20,7 +20,7 @@ DENOMINATORS = {"all": Pairs.OTHERS, "cross_view": Pairs.POS_OTHER_VIEW | Pairs.
 MEANS = ("geometric", "arithmetic")
 
 
-@together
+@of_the_batch
 def mv_info_nce(
     views: Views,
     *,
@@ -82,7 +82,7 @@ def mv_info_nce(
     return reduce(lse - pos_lse, reduction, group)
 
 
-@together
+@of_the_batch
 def poly_view(
     views: Views,
     *,

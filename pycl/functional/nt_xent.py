@@ -8,14 +8,14 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from pycl.distributed import Group, together
+from pycl.distributed import Group, of_the_batch
 from pycl.engine import pair_cross_entropy, pair_stats
 from pycl.functional._common import Scalar, Views, to_logit_scale
 from pycl.pairs import Pairs, Points, stack_views
 from pycl.reduction import by_view, check_reduction, reduce
 
 
-@together
+@of_the_batch
 def nt_xent(
     views: Views,
     *,
@@ -71,7 +71,7 @@ def nt_xent(
     return by_view(terms, n_views)
 
 
-@together
+@of_the_batch
 def pairwise_nt_xent(
     views: Views,
     *,

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pycl import backends
-from pycl.distributed import Group, agree, together
+from pycl import backends, transport_ops
+from pycl.distributed import Group, agree, of_the_batch
 from pycl.functional._common import check_features
 from pycl.functional._features import feature_logits
 from pycl.functional._transport import (
@@ -26,7 +26,7 @@ from pycl.problem import Transport
 from pycl.sinkhorn import check_finite, prototype_potential, solve, step
 
 
-@together
+@of_the_batch
 @torch.no_grad()
 def sinkhorn(
     scores: Tensor,
@@ -99,21 +99,18 @@ def sinkhorn(
         dtype=out.dtype if out is not None else scores.dtype if dtype is None else dtype,
         out=out,
     )
+    operator = backends.SINKHORN if ranks is None else backends.SINKHORN_STEPS
+    name = backends.choose(backend, scores.device.type, scores.dtype, operator)
     if ranks is None:
-        name = backends.choose(backend, scores.device.type, scores.dtype, backends.SINKHORN)
-        if out is None:
-            codes, u, v = torch.ops.pycl.sinkhorn(*t[:-1], name)
-        else:
-            codes, u, v = backends.load(name).sinkhorn(t)
+        codes, u, v = transport_ops.sinkhorn(t, name)
     else:
-        name = backends.choose(backend, scores.device.type, scores.dtype, backends.SINKHORN_STEPS)
-        steps = backends.load(name)
-        codes, u, v = solve(steps.sinkhorn_columns, steps.sinkhorn_codes, t, ranks)
+        steps = partial(transport_ops.columns, backend=name), partial(transport_ops.codes, backend=name)
+        codes, u, v = solve(*steps, t, ranks)
     check_finite(t, u, v, ranks)
-    return cast("Tensor", codes)
+    return codes
 
 
-@together
+@of_the_batch
 @torch.no_grad()
 def sinkhorn_potentials(
     z: Tensor,
@@ -161,7 +158,7 @@ def sinkhorn_potentials(
     epsilon, iterations = check_epsilon("epsilon", epsilon), check_iterations(iterations)
     sample_penalty = check_penalty("sample_penalty", sample_penalty)
     prototype_penalty = check_penalty("prototype_penalty", prototype_penalty)
-    n_samples, n_prototypes = len(z), len(prototypes)
+    n_samples, n_prototypes = z.shape[0], prototypes.shape[0]
     penalties = {"sample_penalty": sample_penalty, "prototype_penalty": prototype_penalty}
     penalties |= {"sample_marginal is given": sample_marginal is not None}
     facts: dict[str, Any] = {"operator": "potentials", "K": n_prototypes, "epsilon": epsilon, "iterations": iterations}

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pycl.distributed import Group, together
+from pycl.distributed import Group, of_the_batch
 from pycl.engine import pair_stats
 from pycl.functional._common import Scalar, Views, to_logit_scale
 from pycl.pairs import Pairs, stack_views
@@ -15,7 +15,7 @@ from pycl.validation import check_choice
 FORMS = ("out", "in")
 
 
-@together
+@of_the_batch
 def sup_con(
     views: Views,
     labels: Tensor,

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pycl.distributed import Group, agree, together
+from pycl.distributed import Group, agree, of_the_batch, total
 from pycl.engine import pair_average, pair_stats
 from pycl.functional._common import Scalar, Views, check_features, to_logit_scale, unit
 from pycl.functional._features import feature_logits
-from pycl.functional._transport import check_epsilon, check_iterations, log_targets
+from pycl.functional._transport import check_epsilon, check_iterations, log_targets, uniform_target
 from pycl.pairs import Pairs, Points
 from pycl.reduction import check_reduction, reduce
 from pycl.sinkhorn import prototype_potential, step
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-@together
+@of_the_batch
 def swav(
     crops: Views,
     prototypes: Tensor,
@@ -35,6 +35,7 @@ def swav(
     iterations: int = 3,
     code_crops: Sequence[int] = (0, 1),
     queue: Views | None = None,
+    queue_mask: Tensor | None = None,
     reduction: str = "mean",
     normalize: bool = False,
     group: Group | None = None,
@@ -61,6 +62,8 @@ def swav(
         code_crops: which crops have codes that the others predict, I of them.
         queue: earlier features, a tensor ``[I, Q, d]`` or a sequence of I ``[Q, d]``, which join the assignment of each
             code crop and have no other part.
+        queue_mask: bool ``[Q]``, which rows of the queue take part; None for all. Nothing waits for its values, and a
+            compiled graph is one for all of them.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         normalize: L2-normalise crops, queue and prototypes inside.
         group: ranks that share the prototypes: codes are assigned jointly, and the ranks' losses have the
@@ -73,8 +76,8 @@ def swav(
     Raises:
         TypeError: features that are not floating point, numbers that are none.
         ValueError: fewer than two crops, crops of differing shape, a width other than the prototypes', a code crop that
-            is not there or named twice, a queue of another number or width, a temperature or epsilon <= 0,
-            iterations < 1.
+            is not there or named twice, a queue of another number or width, a mask of another length or without a
+            queue, a temperature or epsilon <= 0, iterations < 1.
         RuntimeError: the backend asked for is not built.
 
     Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", arXiv 2006.09882,
@@ -85,10 +88,12 @@ def swav(
     z = stack("crops", crops, prototypes, least=2)
     codes = check_code_crops(code_crops, len(z))
     earlier = None if queue is None else stack("queue", queue, prototypes, least=len(codes), most=len(codes))
-    check_epsilon("epsilon", epsilon)
+    if queue_mask is not None:
+        check_mask(queue_mask, None if earlier is None else earlier.shape[1])
+    epsilon = check_epsilon("epsilon", epsilon)
     iterations = check_iterations(iterations)
     facts: dict[str, Any] = {
-        "K": len(prototypes),
+        "K": prototypes.shape[0],
         "code_crops": len(codes),
         "iterations": iterations,
         "epsilon": epsilon,
@@ -99,12 +104,16 @@ def swav(
         earlier = None if earlier is None else unit(earlier)
     scale = to_logit_scale(temperature)
     n_crops, n_samples, d = z.shape
-    means = torch.stack(
-        [
-            _code_means(z[i], prototypes, None if earlier is None else earlier[k], epsilon, iterations, ranks, backend)
-            for k, i in enumerate(codes)
-        ]
+    assign = partial(
+        _code_means,
+        queue_mask=queue_mask,
+        prototypes=prototypes,
+        epsilon=epsilon,
+        iterations=iterations,
+        group=ranks,
+        backend=backend,
     )
+    means = torch.stack([assign(z[i], None if earlier is None else earlier[k]) for k, i in enumerate(codes)])
     lse = pair_stats(
         Points(z.reshape(-1, d)), Points(prototypes), scale, denominator=Pairs.ALL, offset=None, backend=backend
     ).lse.view(n_crops, n_samples)
@@ -117,8 +126,10 @@ def swav(
 
 def _code_means(
     z: Tensor,
-    prototypes: Tensor,
     earlier: Tensor | None,
+    *,
+    queue_mask: Tensor | None,
+    prototypes: Tensor,
     epsilon: float,
     iterations: int,
     group: ProcessGroup | None,
@@ -128,8 +139,13 @@ def _code_means(
     z, keys = z.detach(), prototypes.detach()
     samples = z if earlier is None else torch.cat([earlier.detach().to(z.dtype), z])
     with torch.no_grad():
-        logits = feature_logits(samples, keys, epsilon, backend=backend)
-        _, target = log_targets(None, None, len(samples), len(keys), samples, group)
+        if queue_mask is None:
+            taking_part = None
+            _, target = log_targets(None, None, samples.shape[0], keys.shape[0], samples, group)
+        else:
+            taking_part = torch.cat([queue_mask, queue_mask.new_ones(z.shape[0])])
+            target = uniform_target(total(taking_part.sum(dtype=torch.float64), group), keys.shape[0], samples)
+        logits = feature_logits(samples, keys, epsilon, taking_part=taking_part, backend=backend)
         v = prototype_potential(logits.prototype_lse, partial(step, target=target), iterations, group)
     return pair_average(
         Points(z), Points(keys), prototypes, 1 / epsilon, col_bias=v, offset=None, backend=backend
@@ -151,6 +167,15 @@ def stack(name: str, tensors: Views, prototypes: Tensor, least: int, most: float
         if t.shape != tensors[0].shape:
             raise ValueError(f"{key} must have the shape of {name}[0], {tuple(tensors[0].shape)}, got {tuple(t.shape)}")
     return torch.stack(list(tensors))
+
+
+def check_mask(mask: Tensor, n: int | None) -> None:
+    """Which of n rows of a queue take part."""
+    if n is None:
+        raise ValueError("queue_mask is of a queue, got none")
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != (n,):
+        given = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"queue_mask must be a bool tensor [{n}], one entry for each row of the queue, got {given}")
 
 
 def check_code_crops(code_crops: Sequence[int], n_crops: int) -> list[int]:
