@@ -116,8 +116,9 @@ def _warn_of_batch_norm(modules: Sequence[nn.Module]) -> None:
     for module in modules:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
             warn_once(
+                "cached_step and BatchNorm",
                 f"cached_step: {type(module).__name__} in training mode normalises over a chunk, not the batch, "
-                "so gradients are not those of the plain step: use GroupNorm or LayerNorm, or its eval()"
+                "so gradients are not those of the plain step: use GroupNorm or LayerNorm, or its eval()",
             )
             return
 
@@ -140,8 +141,10 @@ class _Tower:
 
     def __init__(self, name: str, tower: Tower, chunk_size: int) -> None:
         if not isinstance(tower, tuple) or len(tower) != 2 or not callable(tower[0]):
-            got = f"({', '.join(type(part).__name__ for part in tower)})" if isinstance(tower, tuple) else tower
-            raise TypeError(f"{name} must be a pair (encoder, inputs) with a callable encoder, got {got}")
+            parts = ", ".join(type(part).__name__ for part in tower) if isinstance(tower, tuple) else ""
+            got = f"({parts})" if parts else type(tower).__name__
+            way_out = ": it encodes the inputs itself, chunk by chunk" if isinstance(tower, Tensor) else ""
+            raise TypeError(f"{name} must be a pair (encoder, inputs) with a callable encoder, got {got}{way_out}")
         self.name = name
         self.encoder, inputs = tower
         self.by_name = isinstance(inputs, Mapping)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from functools import wraps
+from inspect import signature
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
 
 import torch
@@ -180,15 +181,24 @@ def together(function: Callable[P, R]) -> Callable[P, R]:
 def of_the_batch(function: Callable[P, R]) -> Callable[P, R]:
     """``together`` for a loss of a whole batch: one that runs on several ranks and was given no group says so once."""
     run = together(function)
+    kinds = signature(function).parameters.values()
+    positional = [parameter.name for parameter in kinds if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
 
     @wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> R:
+        if len(args) > len(positional):
+            several = ": several views are one argument, (z1, z2)" if positional == ["views"] else ""
+            raise TypeError(
+                f"{function.__name__} takes {', '.join(positional)} by position and the rest by name, got {len(args)} "
+                f"arguments by position{several}"
+            )
         if options.get("group") is not None:
             return run(*args, **options)
         if not torch.compiler.is_compiling() and several_ranks():
             warn_once(
+                "no group",
                 f"{function.__name__} was given no group on one of {dist.get_world_size()} ranks, so candidates are "
-                "this rank's alone: group='world' takes those of all ranks, group='local' says that these are meant"
+                "this rank's alone: group='world' takes those of all ranks, group='local' says that these are meant",
             )
         return function(*args, **options)
 

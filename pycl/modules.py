@@ -39,6 +39,12 @@ __all__ = [
 ]
 
 CHOICES = {"denominator": DENOMINATORS, "mean": MEANS, "form": FORMS}
+OF_RANKS = "the candidates of all ranks come with group='world'"
+FOREIGN = {  # arguments of other libraries' losses, and what there is for them
+    **dict.fromkeys(("gather_distributed", "gather_with_grad", "local_loss", "world_size"), OF_RANKS),
+    "tau": "it is called temperature",
+    "memory_bank_size": "a queue is an argument of the call, InfoNCELoss()(query, key, queue)",
+}
 POSITIVE = ("temperature", "sigma", "epsilon")
 
 
@@ -50,6 +56,11 @@ class Loss(nn.Module):
 
     function: ClassVar[Callable[..., Tensor]]
     fixed: ClassVar[frozenset[str]] = frozenset({"learnable_temperature"})  # arguments that make parameters or buffers
+
+    def __new__(cls, *args: Any, **options: Any) -> Loss:
+        for name in options.keys() & FOREIGN.keys():
+            raise TypeError(f"{cls.__name__} takes no {name}: {FOREIGN[name]}")
+        return super().__new__(cls)
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         super().__init__()

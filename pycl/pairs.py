@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 
 from .distributed import Group, instances
+from .notices import warn_once
+from .problem import check_whole
+
+MANY_VIEWS = 16  # than which instances are few: one may have meant them
 
 
 class Pairs(IntFlag):
@@ -70,15 +74,24 @@ def stack_views(
     """
     if isinstance(views, Tensor):
         if views.dim() != 3:
-            raise ValueError(f"views must be a [V, N, d] tensor or V tensors [N, d], got shape {tuple(views.shape)}")
+            way_out = ": of two halves make views.view(2, -1, d)" if views.dim() == 2 else ""
+            raise ValueError(
+                f"views must be a [V, N, d] tensor or V tensors [N, d], got shape {tuple(views.shape)}{way_out}"
+            )
+        check_whole("views", views)
         z, n_views, n = views.flatten(0, 1), views.shape[0], views.shape[1]
+        _warn_of_views_last(n_views, n)
     else:
         views = tuple(views)
         if not all(isinstance(v, Tensor) for v in views):
             raise TypeError(f"views must be tensors, got {[type(v).__name__ for v in views]}")
+        for k, view in enumerate(views):
+            check_whole(f"views[{k}]", view)
         shapes = [tuple(v.shape) for v in views]
-        if any(v.dim() != 2 for v in views) or len(set(shapes)) > 1:
-            raise ValueError(f"every view must have one and the same shape [N, d], got {shapes}")
+        if any(v.dim() != 2 for v in views) or any(v.shape != views[0].shape for v in views):
+            labelled = bool(views) and views[-1].dim() == 1 and not views[-1].is_floating_point()
+            way_out = "; labels are for sup_con and SupConLoss" if labelled else ""
+            raise ValueError(f"every view must have one and the same shape [N, d], got {shapes}{way_out}")
         if len({v.device for v in views}) > 1:
             raise ValueError(f"every view must be on one device, got {[str(v.device) for v in views]}")
         if len({v.dtype for v in views}) > 1:
@@ -92,8 +105,22 @@ def stack_views(
         raise TypeError(f"views must be floating point, got {z.dtype}")
     if n == 0:
         raise ValueError(f"views must hold at least one instance, got N = 0 (V = {n_views})")
+    if isinstance(labels, Tensor) and labels.shape == (n_views,) != (n,):
+        raise ValueError(
+            f"labels must have shape [{n}], one per instance, got ({n_views},), one per view: views come first, "
+            "so of [N, V, d] make views.transpose(0, 1)"
+        )
     ids = instances(n, z.device, group) if labels is None else check_labels(labels, n, z)
     return Points(z, ids.expand(n_views, n).reshape(-1), torch.arange(n_views * n, device=z.device) // n), n_views
+
+
+def _warn_of_views_last(n_views: int, n: int) -> None:
+    if not torch.compiler.is_compiling() and n_views >= MANY_VIEWS and n_views > n:
+        warn_once(
+            "views last",
+            f"views [{n_views}, {n}, d] are {n_views} views of {n} instances: of [N, V, d], as other libraries have "
+            "them, make views.transpose(0, 1)",
+        )
 
 
 def check_labels(labels: Tensor, n: int, like: Tensor) -> Tensor:

@@ -127,6 +127,15 @@ STATS, STATE = 4, 2
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+def check_whole(name: str, z: Tensor) -> None:
+    """A tensor of this rank's own: operators on a sharded one would see one shard as if it were all."""
+    if type(z) is not Tensor and type(z).__name__ == "DTensor":
+        raise TypeError(
+            f"{name} must be a plain tensor, got a DTensor: pass {name}.to_local() with the group of its mesh, "
+            f"group=mesh.get_group(), or {name}.full_tensor()"
+        )
+
+
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 accumulates in itself, everything else in float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32

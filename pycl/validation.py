@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .distributed import Group, instances
 from .pairs import Pairs, Points
-from .problem import FLOATS, Problem, accumulation_dtype
+from .problem import FLOATS, Problem, accumulation_dtype, check_whole
 
 
 def problem_of(
@@ -31,13 +31,19 @@ def problem_of(
     Points without ids are numbered; those of a ``group`` get numbers that no two ranks have in common. Outside a
     group, a problem where no side has labels has none: kernels count by themselves.
     """
+    for name, points in (("rows", rows), ("cols", cols)):
+        if not isinstance(points, Points) and (points is not None or name == "rows"):
+            way_out = f": make it pycl.Points({name})" if isinstance(points, Tensor) else ""
+            raise TypeError(f"{name} must be pycl.Points, got {type(points).__name__}{way_out}")
     for name, pairs in sets.items():
         if not isinstance(pairs, Pairs):
-            raise TypeError(f"{name} must be a union of pycl.Pairs, got {pairs!r}")
+            raise TypeError(f"{name} must be a union of pycl.Pairs, got {_described(pairs)}")
     den, pos = map(int, sets.values())
     z = _embeddings("rows", rows.z)
     unlabelled = all(p is None or (p.ids is None and p.views is None) for p in (rows, cols))
     bare = unlabelled and group is None
+    if unlabelled and cols is not None:
+        _check_meaning(sets, rows.z.shape[0] == cols.z.shape[0], offset)
     row_ids, row_views = (None, None) if bare else _integers("rows", rows, group)
     if cols is None:
         if offset != 0:
@@ -63,6 +69,30 @@ def problem_of(
     return Problem(z, cols_z, *labels, scale, row_bias, col_bias, den, pos, offset, normalize)
 
 
+def _described(pairs: object) -> str:
+    if not isinstance(pairs, Tensor):
+        return repr(pairs)
+    shape = tuple(pairs.shape)
+    return f"a tensor {shape}: ids and views say which pairs count; a mask of pairs is for what pair_logits returns"
+
+
+def _check_meaning(sets: dict[str, Pairs], square: bool, offset: int | None) -> None:
+    """Points of two sides without labels are numbered: what a set that asks for numbers then means."""
+    for name, pairs in sets.items():
+        if bool(pairs & Pairs.POS_SAME_VIEW) == bool(pairs & Pairs.NEG_SAME_VIEW):
+            continue  # the numbers do not matter
+        if not square:
+            raise ValueError(
+                f"{name} {pairs!r} asks which points are of one instance, and rows and cols of different lengths came "
+                "without ids: give both their ids, or take Pairs.OTHERS"
+            )
+        if pairs & Pairs.POS_SAME_VIEW and offset == 0 and not pairs & Pairs.SELF:
+            raise ValueError(
+                f"{name} {pairs!r} has no pair: without ids only row i and column i are of one instance, and with "
+                "offset=0 they are one point, Pairs.SELF. Of two different sets say offset=None"
+            )
+
+
 def one_set(pairs: Pairs) -> dict[str, Pairs]:
     """The sets of a problem that has one."""
     return {"pairs": pairs, "positives": Pairs.NONE}
@@ -78,9 +108,12 @@ def check_integer(name: str, value: int) -> int:
     """An int, also from a number of NumPy, or what stands for one while a graph is traced."""
     if isinstance(value, torch.SymInt) or type(value) is int:
         return value
-    if isinstance(value, (bool, np.bool_, Tensor)) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    return operator.index(value)
+    try:
+        if isinstance(value, (bool, np.bool_, Tensor)):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
 
 
 def check_count(name: str, count: int) -> int:
@@ -132,6 +165,7 @@ def _embeddings(name: str, z: Tensor) -> Tensor:
     if not isinstance(z, Tensor) or z.dtype not in FLOATS:
         got = z.dtype if isinstance(z, Tensor) else type(z).__name__
         raise TypeError(f"{name}.z must be a floating-point tensor ({', '.join(map(str, FLOATS))}), got {got}")
+    check_whole(f"{name}.z", z)
     if z.dim() != 2 or 0 in z.shape:
         raise ValueError(f"{name}.z must have shape [n, d] with n >= 1 and d >= 1, got {tuple(z.shape)}")
     return z
@@ -146,6 +180,8 @@ def _integers(name: str, points: Points, group: Group | None) -> tuple[Tensor, T
 
 
 def _labels(name: str, values: Tensor, z: Tensor) -> Tensor:
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name} must be an integer tensor, got {type(values).__name__}")
     if values.is_floating_point() or values.is_complex():
         raise TypeError(f"{name} must be integers, got {values.dtype}")
     if values.shape != z.shape[:1]:

@@ -52,6 +52,7 @@ def test_against_dense(name: str, reduction: str, dtype: torch.dtype, backend: s
 
 
 Z = torch.randn(4, 3)
+IDS = torch.arange(4)
 SETS = {"denominator": Pairs.OTHERS, "positives": Pairs.POSITIVE}
 
 
@@ -61,7 +62,7 @@ SETS = {"denominator": Pairs.OTHERS, "positives": Pairs.POSITIVE}
         (lambda: pair_cross_entropy(Points(Z), **SETS, reduction="max"), ValueError, "reduction .*'sum'.* 'max'"),
         (lambda: pair_cross_entropy(Points(Z), **SETS, sides="columns"), ValueError, "sides .*'both'.* 'columns'"),
         (
-            lambda: pair_cross_entropy(Points(Z), Points(Z[:3]), **SETS, sides="both"),
+            lambda: pair_cross_entropy(Points(Z, IDS), Points(Z[:3], IDS[:3]), **SETS, sides="both"),
             ValueError,
             "as many cols .* 3 and 4",
         ),

@@ -127,7 +127,7 @@ def test_a_rank_that_dies_fails_the_others(moment: str, transport: str, tmp_path
 def test_only_process_groups_are_taken() -> None:
     for group in ("gloo", 1, -100, Ring(None)):  # type: ignore[arg-type]
         with pytest.raises(
-            TypeError, match=r"group must be None or a torch\.distributed process group this rank is in"
+            TypeError, match=r"group must be None, 'world', 'local' or a torch\.distributed process group"
         ):
             F.nt_xent(torch.randn(2, 3, 4), group=group)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="group"):

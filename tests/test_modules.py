@@ -9,6 +9,7 @@ import math
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -91,3 +92,141 @@ def test_views_one_by_one() -> None:
     for call in ((VIEWS, LABELS), ((VIEWS[0], VIEWS[1]), LABELS), (VIEWS[0], VIEWS[1], LABELS)):
         assert torch.equal(pycl.SupConLoss()(*call), wanted)
     assert torch.equal(pycl.SupConLoss()(VIEWS[0], VIEWS[1], labels=LABELS), wanted)
+
+
+# ---- arguments are attributes
+
+THREE = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+SET: list[tuple[Any, str, Any, tuple[Any, ...]]] = [
+    (pycl.NTXentLoss, "temperature", 0.1, (VIEWS,)),
+    (pycl.NTXentLoss, "reduction", "none", (VIEWS,)),
+    (pycl.NTXentLoss, "normalize", False, (VIEWS,)),
+    (pycl.NTXentLoss, "backend", "reference", (VIEWS,)),
+    (pycl.DCLWLoss, "sigma", np.float32(0.25), (VIEWS,)),
+    (pycl.InfoNCELoss, "symmetric", True, (VIEWS[0], VIEWS[1])),
+    (pycl.MVInfoNCELoss, "denominator", "cross_view", (THREE,)),
+    (pycl.PolyViewLoss, "mean", "arithmetic", (THREE,)),
+    (pycl.SupConLoss, "form", "in", (VIEWS, LABELS)),
+    (pycl.CLIPLoss, "reduction", "sum", (VIEWS[0], VIEWS[1], 10.0)),
+    (pycl.SwAVLoss, "epsilon", 0.01, (VIEWS, VIEWS[0])),
+    (pycl.SwAVLoss, "iterations", np.int64(1), (VIEWS, VIEWS[0])),
+    (pycl.SwAVLoss, "code_crops", (1,), (VIEWS, VIEWS[0])),
+]
+
+
+@pytest.mark.parametrize(("module", "name", "value", "inputs"), SET, ids=[f"{m.__name__}-{n}" for m, n, *_ in SET])
+def test_an_attribute_that_is_set_counts(module: Any, name: str, value: Any, inputs: tuple[Any, ...]) -> None:
+    loss, wanted = module(), module(**{name: value})
+    before = loss(*inputs)
+    setattr(loss, name, value)
+    assert torch.equal(loss(*inputs), wanted(*inputs))
+    assert getattr(loss, name) == value
+    if name != "backend":
+        assert not torch.equal(loss(*inputs), before)
+
+
+@rows
+def test_every_argument_is_an_attribute(module: Any, function: Any, inputs: tuple[Any, ...]) -> None:
+    loss = module()
+    for name, parameter in inspect.signature(module).parameters.items():
+        if name != "learnable_temperature":
+            assert getattr(loss, name) == parameter.default
+            setattr(loss, name, parameter.default)
+    assert torch.equal(loss(*inputs), function(*inputs))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("temperature", -1.0, ValueError),
+        ("reduction", "avg", ValueError),
+        ("backend", "gpu", ValueError),
+        ("group", 3, TypeError),
+        ("learnable_temperature", True, AttributeError),
+    ],
+)
+def test_an_attribute_that_cannot_count_is_refused(name: str, value: Any, error: type[Exception]) -> None:
+    loss = pycl.NTXentLoss()
+    with pytest.raises(error, match=name):
+        setattr(loss, name, value)
+    assert torch.equal(loss(VIEWS), F.nt_xent(VIEWS))
+    with pytest.raises(AttributeError, match="queue_size of SwAVLoss is fixed"):
+        pycl.SwAVLoss().queue_size = 3
+
+
+def test_a_learnable_temperature_can_be_set_and_reset() -> None:
+    loss = pycl.NTXentLoss(0.3, learnable_temperature=True)
+    parameter = loss.log_temperature
+    loss.temperature = 0.1
+    assert loss.log_temperature is parameter
+    assert loss.temperature.item() == pytest.approx(0.1)
+    torch.nn.init.constant_(parameter, 7.0)
+    loss.reset_parameters()
+    assert loss.temperature.item() == pytest.approx(0.1)
+
+
+def test_a_parameter_as_temperature_is_one_of_the_loss() -> None:
+    temperature = torch.nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+    for loss in (pycl.NTXentLoss(temperature), pycl.NTXentLoss()):
+        loss.temperature = temperature
+        assert list(loss.state_dict()) == ["temperature"]
+        assert list(loss.parameters()) == [temperature]
+        temperature.grad = None
+        loss(VIEWS).backward()
+        assert temperature.grad is not None
+        assert torch.equal(loss(VIEWS), F.nt_xent(VIEWS, temperature=temperature))
+        assert loss.float().temperature.dtype == torch.float32
+        loss.double()
+
+
+def test_built_on_meta() -> None:
+    with torch.device("meta"):
+        modules = pycl.NTXentLoss(0.3, learnable_temperature=True), pycl.SwAVLoss(queue_size=4, dim=3)
+        prototypes = pycl.Prototypes(3, 5)
+    for module in (*modules, prototypes):
+        module.to_empty(device="cpu")
+        module.reset_parameters()
+    assert modules[0].temperature.item() == pytest.approx(0.3)
+    assert modules[1].queue_pointer == 0
+    assert not modules[1].queue.any()
+    torch.testing.assert_close(prototypes.weight.norm(dim=1), torch.ones(5))
+
+
+def test_states_of_earlier_versions_load() -> None:
+    loss = torch.nn.Sequential(pycl.NTXentLoss(0.3, learnable_temperature=True))
+    assert loss[0].log_temperature.shape == (1,)
+    loss.load_state_dict({"0.log_temperature": torch.tensor(math.log(0.05))})
+    assert loss[0].temperature.item() == pytest.approx(0.05)
+
+
+def test_a_temperature_in_bfloat16_is_exponentiated_in_float32() -> None:
+    loss = pycl.NTXentLoss(0.07, learnable_temperature=True).bfloat16()
+    assert loss.temperature.dtype == torch.float32
+    assert loss.temperature.item() == pytest.approx(0.07, rel=2**-7)
+
+
+NUMBERS = [np.float32(0.5), np.float64(0.5), np.array(0.5), np.array(0.5, dtype=np.float32), torch.tensor(0.5)]
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=lambda x: f"{type(x).__name__}-{x.dtype}")
+def test_numbers_of_numpy(number: Any) -> None:
+    assert torch.allclose(F.nt_xent(VIEWS, temperature=number), F.nt_xent(VIEWS, temperature=0.5))
+    assert torch.allclose(pycl.NTXentLoss(number)(VIEWS), F.nt_xent(VIEWS, temperature=0.5))
+    assert torch.allclose(F.clip(VIEWS[0], VIEWS[1], number), F.clip(VIEWS[0], VIEWS[1], 0.5))
+    assert torch.allclose(F.sinkhorn(VIEWS[0], epsilon=number), F.sinkhorn(VIEWS[0], epsilon=0.5))
+
+
+@pytest.mark.parametrize("number", [1, np.int64(1), np.uint8(1), np.array(1), torch.tensor(1)], ids=str)
+def test_integers_of_numpy(number: Any) -> None:
+    assert torch.allclose(F.nt_xent(VIEWS, temperature=number), F.nt_xent(VIEWS, temperature=1.0))
+    if not isinstance(number, torch.Tensor):
+        assert torch.equal(F.sinkhorn(VIEWS[0], iterations=number), F.sinkhorn(VIEWS[0], iterations=1))
+        assert torch.equal(F.similarity_topk(*VIEWS, k=number)[1], F.similarity_topk(*VIEWS, k=1)[1])
+
+
+@pytest.mark.parametrize("number", [True, np.bool_(True), torch.tensor(True), "1", None, 1j, np.ones(2)], ids=str)
+def test_what_is_no_number(number: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="temperature"):
+        F.nt_xent(VIEWS, temperature=number)
+    with pytest.raises(TypeError, match="iterations"):
+        F.sinkhorn(VIEWS[0], iterations=number)

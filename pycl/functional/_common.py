@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pycl.problem import accumulation_dtype
+from pycl.problem import accumulation_dtype, check_whole
 from pycl.tracing import observed
 
 Views: TypeAlias = Tensor | Sequence[Tensor]
@@ -86,6 +86,7 @@ def check_features(**tensors: Tensor) -> None:
             raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
         if not t.is_floating_point():
             raise TypeError(f"{name} must be floating point, got {t.dtype}")
+        check_whole(name, t)
         if t.dim() != 2 or t.numel() == 0:
             raise ValueError(f"{name} must have shape [n, d] with n, d >= 1, got {tuple(t.shape)}")
         if t.shape[1] != x.shape[1]:

@@ -71,6 +71,11 @@ def info_nce(
     if negatives is not None:
         if symmetric:
             raise ValueError("symmetric=True needs negatives=None: shared negatives belong to the queries only")
+        if isinstance(negatives, Tensor) and negatives.dim() == 3:
+            raise ValueError(
+                f"negatives must have shape [M, d], shared by all queries, got {tuple(negatives.shape)}: those of each "
+                "query's own make no large matrix, (query[:, None] * negatives).sum(2) beside the positive's logits"
+            )
         check_features(query=query, negatives=negatives)
         own = scale * (unit(query, normalize) * unit(key, normalize)).sum(1)
         others = pair_stats(Points(query), Points(negatives), scale, group=group, **among)
