@@ -13,7 +13,7 @@ from pycl import functional
 from pycl.distributed import Group
 from pycl.functional._common import Views
 from pycl.functional._transport import check_iterations
-from pycl.modules import Loss
+from pycl.loss import Loss
 from pycl.tracing import observed
 
 __all__ = ["Prototypes", "SwAVLoss"]

@@ -43,7 +43,7 @@ def problem_of(
     unlabelled = all(p is None or (p.ids is None and p.views is None) for p in (rows, cols))
     bare = unlabelled and group is None
     if unlabelled and cols is not None:
-        _check_meaning(sets, rows.z.shape[0] == cols.z.shape[0], offset)
+        _check_numbering(sets, rows.z.shape[0] == cols.z.shape[0], offset)
     row_ids, row_views = (None, None) if bare else _integers("rows", rows, group)
     if cols is None:
         if offset != 0:
@@ -76,15 +76,16 @@ def _described(pairs: object) -> str:
     return f"a tensor {shape}: ids and views say which pairs count; a mask of pairs is for what pair_logits returns"
 
 
-def _check_meaning(sets: dict[str, Pairs], square: bool, offset: int | None) -> None:
-    """Points of two sides without labels are numbered: what a set that asks for numbers then means."""
+def _check_numbering(sets: dict[str, Pairs], square: bool, offset: int | None) -> None:
+    """Without ids points are numbered, so that row i and column i are of one instance: where nobody can mean that."""
+    positive = any(pairs & Pairs.POS_SAME_VIEW for pairs in sets.values())
     for name, pairs in sets.items():
         if bool(pairs & Pairs.POS_SAME_VIEW) == bool(pairs & Pairs.NEG_SAME_VIEW):
             continue  # the numbers do not matter
-        if not square:
+        if not square and not positive:
             raise ValueError(
-                f"{name} {pairs!r} asks which points are of one instance, and rows and cols of different lengths came "
-                "without ids: give both their ids, or take Pairs.OTHERS"
+                f"{name} {pairs!r} leaves candidate i out for anchor i, since points without ids are numbered: give ids, "
+                "or take Pairs.OTHERS where no candidate is of an anchor's instance"
             )
         if pairs & Pairs.POS_SAME_VIEW and offset == 0 and not pairs & Pairs.SELF:
             raise ValueError(

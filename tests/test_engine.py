@@ -198,10 +198,10 @@ def test_a_point_removed_by_bias_has_no_statistics(n: int | None, backend: str) 
     z, bias = torch.randn(50, 4), torch.zeros(50).index_fill(0, torch.tensor([7]), -torch.inf)
     cols = None if n is None else Points(torch.randn(n, 4))
     options: dict[str, Any] = {"row_bias": bias, "backend": backend} | ({"col_bias": bias} if n is None else {})
-    stats = pair_stats(Points(z), cols, denominator=Pairs.NEGATIVE, **options)
+    stats = pair_stats(Points(z), cols, denominator=Pairs.OTHERS, **options)
     assert stats.lse[7] == -torch.inf
     assert stats.lse.isfinite().sum() == 49
-    assert pair_sum(Points(z), cols, negatives=Pairs.NEGATIVE, **options)[7] == 0
+    assert pair_sum(Points(z), cols, negatives=Pairs.OTHERS, **options)[7] == 0
 
 
 @pytest.mark.parametrize("itself", [True, False], ids=["itself", "columns"])
@@ -217,6 +217,7 @@ def test_points_without_labels_are_numbered_and_of_one_view(itself: bool, pairs:
 
         cols = None if itself else points(y, "cols")
         options: dict[str, Any] = {"denominator": pairs, "positives": Pairs.POSITIVE, "backend": backend}
+        options["offset"] = 0 if itself else None
         rows, columns = pair_stats(points(x, "rows"), cols, sides="both", **options)
         terms = pair_sum(points(x, "rows"), cols, negatives=pairs, positives=Pairs.POSITIVE, backend=backend)
         kept = [*rows, *columns, terms]
