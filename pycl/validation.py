@@ -84,7 +84,7 @@ def _check_numbering(sets: dict[str, Pairs], square: bool, offset: int | None) -
             continue  # the numbers do not matter
         if not square and not positive:
             raise ValueError(
-                f"{name} {pairs!r} leaves candidate i out for anchor i, since points without ids are numbered: give ids, "
+                f"{name} {pairs!r} leaves candidate i out for anchor i, as points without ids are numbered: give ids, "
                 "or take Pairs.OTHERS where no candidate is of an anchor's instance"
             )
         if pairs & Pairs.POS_SAME_VIEW and offset == 0 and not pairs & Pairs.SELF:

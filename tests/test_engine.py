@@ -219,7 +219,14 @@ def test_points_without_labels_are_numbered_and_of_one_view(itself: bool, pairs:
         options: dict[str, Any] = {"denominator": pairs, "positives": Pairs.POSITIVE, "backend": backend}
         options["offset"] = 0 if itself else None
         rows, columns = pair_stats(points(x, "rows"), cols, sides="both", **options)
-        terms = pair_sum(points(x, "rows"), cols, negatives=pairs, positives=Pairs.POSITIVE, backend=backend)
+        terms = pair_sum(
+            points(x, "rows"),
+            cols,
+            negatives=pairs,
+            positives=Pairs.POSITIVE,
+            offset=options["offset"],
+            backend=backend,
+        )
         kept = [*rows, *columns, terms]
         finite = sum(t.masked_fill(t == -torch.inf, 0).sum() for t in kept)
         return [*kept, *torch.autograd.grad(finite, x)]

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from pycl.backends import why_not
 from pycl.functional import _features, sinkhorn_potentials, swav
+from pycl.functional._common import unit
 
 if reason := why_not("cpu", "cpu"):
     pytest.skip(reason, allow_module_level=True)
@@ -85,3 +86,13 @@ def test_what_is_swept(stored: list[int], monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(_features, "WORKSPACE", 9 * 7 * 4 - 1)
     sinkhorn_potentials(z, c, epsilon=1.0, backend="cpu")
     assert not stored
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-38, 1e-40, 1e-42, 1e-44])
+def test_units_of_tiny_rows(size: float) -> None:
+    """Below 1e-12 a row is divided by that, in the range of denormal numbers too."""
+    z = (torch.tensor([[1.0, 2.0, -3.0, 0.5]]) * size).requires_grad_()
+    found = unit(z)
+    torch.testing.assert_close(found, z.detach() / 1e-12, rtol=1e-5, atol=0)
+    (gradient,) = torch.autograd.grad(found[0, 1], z)
+    torch.testing.assert_close(gradient, torch.tensor([[0.0, 1e12, 0.0, 0.0]]), rtol=1e-5, atol=0)

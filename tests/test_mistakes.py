@@ -151,3 +151,23 @@ def test_a_sharded_tensor_is_refused_with_one_wording() -> None:
             TypeError, match=r"must be a plain tensor, got a DTensor: pass .*to_local\(\) with the group"
         ):
             call()
+
+
+def test_features_that_nobody_normalised_are_noticed_once() -> None:
+    unit = nn.functional.normalize(Z, dim=-1)
+    for loss in (lambda z, **o: F.clip(z[0], z[1], 5.0, **o), lambda z, **o: F.siglip(z[0], z[1], 5.0, -5.0, **o)):
+        notices._said.clear()
+        (message,) = warned(lambda loss=loss: loss(20 * unit))
+        assert "norms up to 20;" in message
+        assert "normalize=True" in message
+        for quiet in (lambda loss=loss: loss(unit.bfloat16()), lambda loss=loss: loss(20 * unit, normalize=True)):
+            notices._said.clear()
+            assert not warned(quiet)
+
+
+def test_a_scale_that_is_still_a_logarithm_is_noticed_once() -> None:
+    unit, scale = nn.functional.normalize(Z, dim=-1), nn.Parameter(torch.tensor(2.66))
+    (message,) = warned(lambda: F.clip(unit[0], unit[1], scale))
+    assert "pass logit_scale.exp()" in message
+    notices._said.clear()
+    assert not warned(lambda: F.clip(unit[0], unit[1], scale.exp()))

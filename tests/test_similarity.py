@@ -7,6 +7,7 @@ import importlib
 
 import pytest
 import torch
+from settings import threads
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -126,3 +127,16 @@ def test_histogram_of_two_sets_with_their_own_ids() -> None:
     assert negative.tolist() == [0, 3]
     y[0, 0] = torch.nan
     assert sum(sum(counts.tolist()) for counts in F.similarity_histogram(x, y[:2], bins=2)[:2]) == 2
+
+
+def test_a_gradient_of_neighbours_is_repeatable() -> None:
+    x, y = (torch.randn(700, 128, requires_grad=True) for _ in range(2))
+    weights = torch.randn(700, 5)
+
+    def gradients() -> tuple[Tensor, ...]:
+        return torch.autograd.grad((F.similarity_topk(x, y, 5)[0] * weights).sum(), [x, y])
+
+    with threads(2):
+        first = gradients()
+        for _ in range(5):
+            assert all(map(torch.equal, gradients(), first))

@@ -117,7 +117,7 @@ def unit(z: Tensor, normalize: bool = True) -> Tensor:
     if not normalize:
         return z
     peak = z.detach().abs().amax(-1, keepdim=True)
-    peak = peak.masked_fill(zero := peak == 0, 1.0)
+    peak = peak.masked_fill(zero := peak == 0, 1.0).clamp_min(torch.finfo(z.dtype).tiny)  # or eps / peak overflows
     z = z / peak
     if half:
         z = z.masked_fill(zero, 0.0)

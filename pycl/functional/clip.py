@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from pycl.distributed import Group, of_the_batch
 from pycl.engine import pair_cross_entropy, pair_sum
 from pycl.functional._common import Scalar, as_scalar, check_matched, expand_scalar
+from pycl.notices import first_time, warn_once
 from pycl.pairs import Pairs, Points
+from pycl.tracing import observed
+
+UNIT = 0.05  # how far from 1 the norm of a normalised feature may be, in the worst of dtypes
 
 
 @of_the_batch
@@ -54,6 +59,7 @@ def clip(
     Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", arXiv 2103.00020, figure 3.
     """
     check_matched(image=image, text=text)
+    _look_once(image, text, logit_scale, normalize)
     return pair_cross_entropy(
         Points(image),
         Points(text),
@@ -112,6 +118,7 @@ def siglip(
     Zhai et al., "Sigmoid Loss for Language Image Pre-Training", arXiv 2303.15343, section 3.2 and algorithm 1.
     """
     check_matched(image=image, text=text)
+    _look_once(image, text, logit_scale, normalize)
     return pair_sum(
         Points(image),
         Points(text),
@@ -125,3 +132,21 @@ def siglip(
         group=group,
         backend=backend,
     )
+
+
+def _look_once(image: Tensor, text: Tensor, logit_scale: Scalar, normalize: bool) -> None:
+    """At the first call of a process: features that nobody normalised, a scale that is still a logarithm."""
+    if observed() or not first_time("features of clip"):
+        return
+    if isinstance(logit_scale, nn.Parameter):
+        warn_once(
+            "logarithm of a scale",
+            "logit_scale is a Parameter and multiplies as it is; models keep its logarithm: pass logit_scale.exp()",
+        )
+    norms = torch.stack([x.detach().float().norm(dim=1).amax() for x in (image, text)])
+    if not normalize and (norms - 1).abs().amax() > UNIT:
+        warn_once(
+            "features without norm",
+            f"image and text features are taken as they are given, with norms up to {norms.amax():.3g}; CLIP and "
+            "SigLIP compare unit vectors: normalise them, or pass normalize=True",
+        )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from pycl.functional._common import Scalar, as_scalar, check_features, no_autocast, unit
 from pycl.matrix import pair_logits, pair_top
@@ -60,7 +61,8 @@ def similarity_topk(
 
     Args:
         x: ``[M, d]``; float64, float32, bfloat16 or float16.
-        y: ``[N, d]``, N >= k. With ``y = x`` every point is its own first neighbour.
+        y: ``[N, d]``, N >= k. With ``y = x`` every point is its own first neighbour,
+            or one that is equal to it: products of equal rows may differ in the last bit.
         k: how many, k >= 1.
         normalize: L2-normalise the rows of both first.
         backend: None chooses by device; otherwise ``"cpu" | "triton" | "cuda" | "reference"``.
@@ -77,7 +79,9 @@ def similarity_topk(
     check_features(x=x, y=y)
     values, index = pair_top(Points(x), Points(y), k, normalize=normalize, backend=backend)
     if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
-        again = (unit(x, normalize).unsqueeze(1) * unit(y, normalize)[index]).sum(-1)
+        # the sums into rows of y that several have chosen come in one order, which those of an index do not
+        chosen = embedding(index.clamp_min(0), unit(y, normalize))
+        again = (unit(x, normalize).unsqueeze(1) * chosen).sum(-1)
         values = torch.where(index < 0, values, again)
     return values, index
 
