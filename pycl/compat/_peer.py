@@ -43,7 +43,7 @@ def forward_names(module: str, library: str, distribution: str) -> tuple[Callabl
     """
     drop_in, theirs = sys.modules[module], find_peer(library)
     public: list[str] = vars(drop_in)["__all__"]
-    ours = {name: getattr(drop_in, name) for name in public}
+    ours = list(public)
     itself = library.rpartition(".")[2]
     names = sorted({itself, *_public(theirs)} - {*vars(drop_in)}) if theirs else []
     public += names
@@ -56,7 +56,11 @@ def forward_names(module: str, library: str, distribution: str) -> tuple[Callabl
         if name == itself:
             return drop_in
         found = getattr(theirs, name)
-        return _overlaid(found, library, ours) if isinstance(found, ModuleType) else found
+        return (
+            _overlaid(found, library, {n: getattr(drop_in, n) for n in ours})
+            if isinstance(found, ModuleType)
+            else found
+        )
 
     return get, lambda: sorted({*vars(drop_in), *names})
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -23,10 +24,13 @@ def as_scalar(name: str, value: Scalar) -> Scalar:
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(f"{name} must be a number or a tensor with one element, got shape {tuple(value.shape)}")
-        if not value.is_floating_point():
-            raise TypeError(f"{name} must be floating point, got {value.dtype}")
-        return widen(value) if value.dim() == 0 else widen(value).reshape(())
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if value.is_complex() or value.dtype == torch.bool:
+            raise TypeError(f"{name} must be a real number, got {value.dtype}")
+        value = widen(value) if value.is_floating_point() else value.to(torch.get_default_dtype())
+        return value if value.dim() == 0 else value.reshape(())
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()  # a number of NumPy's, or its array of one
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
     return float(value)
 
