@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pycl.functional import sinkhorn
-from pycl.functional._common import Scalar, widen
+from pycl.functional._common import Scalar, to_logit_scale, widen
 from pycl.sinkhorn import NotFiniteError
 
 
@@ -60,6 +60,16 @@ def is_negative(temperature: Scalar) -> bool:
     if isinstance(temperature, Tensor) and (temperature.device.type != "cpu" or torch.compiler.is_compiling()):
         return False
     return bool(temperature < 0)
+
+
+def signed_scale(temperature: Scalar) -> Scalar:
+    """``1 / temperature`` of either sign."""
+    return -to_logit_scale(-temperature) if is_negative(temperature) else to_logit_scale(temperature)
+
+
+def signed(query: Tensor, temperature: Scalar) -> tuple[Tensor, Scalar]:
+    """The same products over a temperature that is not negative."""
+    return (-query, -temperature) if is_negative(temperature) else (query, temperature)
 
 
 def nothing(*embeddings: Tensor) -> Tensor:

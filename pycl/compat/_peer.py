@@ -29,7 +29,8 @@ def find_peer(module: str) -> ModuleType | None:
     try:
         return importlib.import_module(module)
     except Exception as error:  # a foreign package may fail in any way
-        if not (isinstance(error, ModuleNotFoundError) and error.name == module):  # not another package of that name
+        another = isinstance(error, ModuleNotFoundError) and module.startswith(error.name or " ")
+        if not another:  # package of that name, which has no such module
             warn_once(module, f"{module} is installed but does not import ({error}); pycl's losses stand alone")
         return None
 
