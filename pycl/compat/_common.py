@@ -72,9 +72,9 @@ def signed(query: Tensor, temperature: Scalar) -> tuple[Tensor, Scalar]:
     return (-query, -temperature) if is_negative(temperature) else (query, temperature)
 
 
-def nothing(*embeddings: Tensor) -> Tensor:
-    """Exactly 0 with a graph, in the dtype of sums; NaN where an entry is not finite."""
-    return reduce(add, [(widen(z) * 0).sum() for z in embeddings])
+def nothing(*inputs: Scalar | None) -> Tensor:
+    """The loss of one candidate, which is the positive: exactly 0 with a graph; NaN where an entry is not finite."""
+    return reduce(add, [(widen(z) * 0).sum() for z in inputs if isinstance(z, Tensor)])
 
 
 def codes_of(scores: Tensor, **options: Any) -> Tensor:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pycl.compat._common import nothing
 from pycl.engine import pair_average
 from pycl.functional._common import Scalar, as_scalar, widen
 from pycl.pairs import Points
@@ -29,6 +30,8 @@ def surplus(
 
     Both have the same log-sum-exp. A softmax times a row of logits is the product with the softmax's mean of features.
     """
+    if len(image) == 1:
+        return nothing(image, text, logit_scale)
     image, text = widen(image), widen(text)
     scale = as_scalar("dist_logit_scale", teacher_scale)
     of_text = pair_average(Points(teacher_image), Points(teacher_text), text, scale)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from pycl import functional
-from pycl.compat._common import as_input, of_one_dtype, signed
+from pycl.compat._common import as_input, nothing, of_one_dtype, signed
 from pycl.compat._peer import find_peer, forward_names
 from pycl.functional._common import Scalar, no_autocast, to_logit_scale, unit, widen
 from pycl.reduction import check_reduction
@@ -66,7 +66,10 @@ def info_nce(
     _check(query, positive_key, negative_keys, negative_mode)
     query, positive_key, negative_keys = _of_dtypes(query, positive_key, negative_keys)
     query, temperature = signed(query, temperature)
-    if negative_keys is not None and (negative_mode == "paired" or len(negative_keys) == 0):
+    if negative_keys is None and len(query) == 1:
+        check_reduction(reduction)
+        loss = nothing(query, positive_key).expand(1 if reduction == "none" else ())
+    elif negative_keys is not None and (negative_mode == "paired" or len(negative_keys) == 0):
         loss = _paired(query, positive_key, negative_keys.expand(len(query), -1, -1), temperature, reduction)
     else:
         loss = functional.info_nce(query, positive_key, negative_keys, temperature=temperature, reduction=reduction)

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from pycl.compat._common import as_input
+from pycl.compat._common import as_input, nothing
 from pycl.compat._open_clip_alone import DIST_IMPLS, ClipAlone, SigLipAlone, packed
 from pycl.compat._open_clip_distill import surplus, taught
 from pycl.compat._open_clip_ranks import against_constants, is_rank, over_all_rows, world
@@ -98,6 +98,8 @@ class ClipLoss(_ClipBase):
         return packed(as_input(self._fused(*features, *scalars), image_features), output_dict)
 
     def _fused(self, image: Tensor, text: Tensor, scale: Scalar, bias: Scalar | None = None) -> Tensor:
+        if self.world_size <= 1 and len(image) == 1:
+            return nothing(image, text, scale, bias)
         if self.world_size <= 1:
             return clip(image, text, scale, bias)
         if not self.local_loss:

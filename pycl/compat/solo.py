@@ -21,6 +21,7 @@ from pycl.compat._common import (
     all_ranks,
     as_input,
     codes_of,
+    nothing,
     signed,
     signed_scale,
     soft_cross_entropy,
@@ -80,8 +81,11 @@ def nnclr_loss_func(nn: Tensor, p: Tensor, temperature: float = 0.1) -> Tensor:
     Shape:
         nn and p [N, d]; a scalar in their dtype (float32 under autocast).
     """
+    group = all_ranks()
+    if group is None and nn.shape == p.shape and len(nn) == 1:
+        return as_input(nothing(nn, p), nn)
     query, positive = signed(nn, temperature)
-    return as_input(functional.info_nce(query, p, temperature=positive, group=all_ranks()), nn)
+    return as_input(functional.info_nce(query, p, temperature=positive, group=group), nn)
 
 
 def swav_loss_func(preds: Sequence[Tensor], assignments: Sequence[Tensor], temperature: float = 0.1) -> Tensor:
