@@ -46,7 +46,7 @@ def forward_names(module: str, library: str, distribution: str) -> tuple[Callabl
     public: list[str] = vars(drop_in)["__all__"]
     ours = list(public)
     itself = library.rpartition(".")[2]
-    names = sorted({itself, *_public(theirs)} - {*vars(drop_in)}) if theirs else []
+    names = sorted({itself, *(_public(theirs) if theirs else ())} - {*public})
     public += names
 
     def get(name: str) -> Any:

@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 
 from pycl.compat._common import all_ranks, as_input, is_negative, nothing, of_one_dtype
 from pycl.compat._peer import fall_back, find_peer
+from pycl.compat._plain import is_plain
 from pycl.compat.lightly import _alone
 from pycl.distributed import Group, agree, together
 from pycl.functional import info_nce, nt_xent
@@ -78,8 +79,8 @@ class NTXentLoss(peer.NTXentLoss):
         if is_negative(self.temperature):
             return "a negative temperature"
         ce = self.cross_entropy
-        plain = type(ce) is nn.CrossEntropyLoss and ce.weight is None and not ce.label_smoothing
-        if not plain or ce.ignore_index >= 0 or ce._forward_hooks or ce._forward_pre_hooks or "forward" in vars(ce):
+        plain = is_plain(ce, nn.CrossEntropyLoss) and ce.weight is None and not ce.label_smoothing
+        if not plain or ce.ignore_index >= 0:
             return "a cross_entropy that is more than a reduction"
         if getattr(type(self.memory_bank), "forward", None) is not BANK_FORWARD or "forward" in vars(self.memory_bank):
             return "a memory_bank with a forward of its own"
