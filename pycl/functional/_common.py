@@ -8,6 +8,7 @@ import numbers
 from collections.abc import Sequence
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,19 +21,24 @@ NORM_EPS = 1e-12  # as torch.nn.functional.normalize
 
 
 def as_scalar(name: str, value: Scalar) -> Scalar:
-    """A python float, or a 0-d tensor of at least float32 that keeps its gradient."""
+    """A python float, or a 0-d tensor of at least float32 that keeps its gradient; numbers of NumPy are numbers."""
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(f"{name} must be a number or a tensor with one element, got shape {tuple(value.shape)}")
         if value.is_complex() or value.dtype == torch.bool:
             raise TypeError(f"{name} must be a real number, got {value.dtype}")
-        value = widen(value) if value.is_floating_point() else value.to(torch.get_default_dtype())
+        value = widen(value) if value.is_floating_point() else value.float()
         return value if value.dim() == 0 else value.reshape(())
-    if getattr(value, "shape", None) == () and hasattr(value, "item"):
-        value = value.item()  # a number of NumPy's, or its array of one
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if isinstance(value, (bool, np.bool_)) or not is_number(value):
         raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
     return float(value)
+
+
+def is_number(value: object) -> bool:
+    """A real number of Python or of NumPy, whose arrays without dimensions are numbers, too."""
+    if isinstance(value, (int, float)):
+        return True
+    return isinstance(value, numbers.Real) or (isinstance(value, np.ndarray) and value.ndim == 0)
 
 
 def check_positive(name: str, value: Scalar) -> Scalar:

@@ -82,7 +82,8 @@ class NTXentLoss(peer.NTXentLoss):
         plain = is_plain(ce, nn.CrossEntropyLoss) and ce.weight is None and not ce.label_smoothing
         if not plain or ce.ignore_index >= 0:
             return "a cross_entropy that is more than a reduction"
-        if getattr(type(self.memory_bank), "forward", None) is not BANK_FORWARD or "forward" in vars(self.memory_bank):
+        bank = self.memory_bank
+        if type(bank).forward is not BANK_FORWARD or "forward" in vars(bank):
             return "a memory_bank with a forward of its own"
         return ""
 
