@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from pycl.distributed import Group, agree, together
 from pycl.functional import sinkhorn
 from pycl.functional._common import Scalar, to_logit_scale, widen
 from pycl.sinkhorn import NotFiniteError
@@ -23,6 +24,12 @@ def all_ranks() -> dist.ProcessGroup | None:
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         return dist.group.WORLD
     return None
+
+
+@together
+def check_even(z: Tensor, *, group: Group | None) -> None:
+    """What is joined in one shape on all ranks: anything else ends or stops the processes in the collective."""
+    agree(group, z, **{"the number of samples": len(z)})
 
 
 def as_input(loss: Tensor, embeddings: Tensor, on_cpu: str = "float32") -> Tensor:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor
 
 from pycl.distributed import Group, together, total
 from pycl.engine import pair_stats
-from pycl.functional import clip
 from pycl.functional._common import Scalar, as_scalar, expand_scalar
 from pycl.pairs import Pairs, Points
 from pycl.reduction import reduce
@@ -43,18 +43,18 @@ class _Shared(torch.autograd.Function):
         return total(d_value, ctx.group) * ctx.weight, None, None
 
 
-def over_all_rows(
-    image: Tensor, text: Tensor, logit_scale: Scalar, logit_bias: Scalar | None, gather_with_grad: bool
-) -> Tensor:
-    """``local_loss=False``: open_clip computes all rows on every rank, this each rank's rows once."""
+def over_all_rows(local: Callable[..., Tensor], scalars: Sequence[Scalar | None], gather_with_grad: bool) -> Tensor:
+    """``local_loss=False``: open_clip computes all rows on every rank, this each rank's rows once.
+
+    ``local`` makes the rank's loss of the scalars, with gradients to the features of all ranks.
+    """
     group = world()
     part = 1 / group.size()
-    # clip's gradient at the features is W times that of the mean over all rows, which open_clip has with gathered
+    # its gradient at the features is W times that of the mean over all rows, which open_clip has with gathered
     # gradients; its gradients at the scalars are one rank's share of W
     of_loss, of_scalars = (1.0, part) if gather_with_grad else (part, 1.0)
-    scale = _Shared.apply(logit_scale, of_scalars, group) if isinstance(logit_scale, Tensor) else logit_scale
-    bias = _Shared.apply(logit_bias, of_scalars, group) if isinstance(logit_bias, Tensor) else logit_bias
-    return cast("Tensor", _OfAllRows.apply(clip(image, text, scale, bias, group=group), of_loss, group))
+    shared = [_Shared.apply(x, of_scalars, group) if isinstance(x, Tensor) else x for x in scalars]
+    return cast("Tensor", _OfAllRows.apply(local(*shared), of_loss, group))
 
 
 def against_constants(image: Tensor, text: Tensor, logit_scale: Scalar, logit_bias: Scalar | None) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -103,7 +104,7 @@ class ClipLoss(_ClipBase):
         if self.world_size <= 1:
             return clip(image, text, scale, bias)
         if not self.local_loss:
-            return over_all_rows(image, text, scale, bias, self.gather_with_grad)
+            return over_all_rows(partial(clip, image, text, group=world()), (scale, bias), self.gather_with_grad)
         if self.gather_with_grad:
             return clip(image, text, scale, bias, group=world())
         return against_constants(image, text, scale, bias)
@@ -195,8 +196,9 @@ if _PEER:
             mean_i [ - sum_j softmax_j(t_ij) log softmax_j(l_ij) - sum_j softmax_j(t_ji) log softmax_j(l_ji) ] / 2
 
         Neither the student's nor the teacher's logits are stored: what the sum over j needs is the mean of the other
-        side's features under the teacher's softmax. Many processes, a teacher that requires a gradient and a subclass
-        with a ``dist_loss`` of its own run open_clip's code.
+        side's features under the teacher's softmax. Value and gradients on many processes, whose batches must be even,
+        are open_clip's, by the flags of :class:`ClipLoss`. A teacher that requires a gradient and a ``dist_loss`` of
+        its own run open_clip's code.
 
         Shape:
             features [N, d], the teacher's [N, d'], scales as in :class:`ClipLoss`; two scalars, or ``{
@@ -220,12 +222,13 @@ if _PEER:
                 found = _DistillBase.forward(self, *student, *teacher, output_dict)
                 return cast("tuple[Tensor, Tensor] | dict[str, Tensor]", found)
             clip_loss = self._fused(*student)
-            distilled = as_input(clip_loss + surplus(*student, *teacher), image_features, "product")
+            flags = (self.local_loss, self.gather_with_grad) if self.world_size > 1 else None
+            distilled = as_input(clip_loss + surplus(student, teacher, flags), image_features, "product")
             losses = as_input(clip_loss, image_features), distilled
             return dict(zip(("contrastive_loss", "distill_loss"), losses, strict=True)) if output_dict else losses
 
         def _pycl_why_not(self) -> str:
-            return "many processes" if self.world_size > 1 else super()._pycl_why_not() or _DISTILL.replaced_in(self)
+            return super()._pycl_why_not() or _DISTILL.replaced_in(self)
 
     _DISTILL = Hooks(_DistillBase, "dist_loss")
     __all__ += ["CoCaLoss", "DistillClipLoss"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from parity import declare_torchvision, embeddings
+from parity import declare_torchvision, embeddings, peer
 from ranks import on_ranks
 from torch import Tensor
 
@@ -104,16 +104,21 @@ def test_codes_are_shared() -> None:
     torch.testing.assert_close(mean, lightly.SwaVLoss()([scores, scores.flip(1)], []))
 
 
-def banked(rank: int, world: int) -> str:
-    loss = lightly.NTXentLoss(0.3, (8, D), gather_distributed=True).double()
+def refused(rank: int, world: int) -> list[str]:
+    peer("open_clip.loss")
+    bank = lightly.NTXentLoss(0.3, (8, D), gather_distributed=True).double()
+    taught = open_clip.DistillClipLoss(rank=rank, world_size=world)
     z = embeddings(SIZES[rank], D, rank).requires_grad_()
-    try:
-        loss(z, 2 * z)
-    except ValueError as error:
-        return str(error)
-    return ""
+    said = []
+    for call in (lambda: bank(z, 2 * z), lambda: taught(z, z, 3.0, z.detach(), z.detach(), 3.0)):
+        try:
+            call()
+        except ValueError as error:
+            said.append(str(error))
+    return said
 
 
-def test_a_bank_of_all_ranks_refuses() -> None:
+def test_what_takes_even_batches_alone() -> None:
+    peer("open_clip.loss")
     said = "the number of samples must be the same on all ranks of the group, got 5 on rank 0, 3 on rank 1, 1 on rank 2"
-    assert on_ranks(len(SIZES), banked, seconds=120) == [said] * len(SIZES)
+    assert on_ranks(len(SIZES), refused, seconds=120) == [[said] * 2] * len(SIZES)

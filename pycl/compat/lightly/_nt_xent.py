@@ -8,11 +8,10 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from pycl.compat._common import all_ranks, as_input, is_negative, nothing, of_one_dtype
+from pycl.compat._common import all_ranks, as_input, check_even, is_negative, nothing, of_one_dtype
 from pycl.compat._peer import fall_back, find_peer
 from pycl.compat._plain import is_plain
 from pycl.compat.lightly import _alone
-from pycl.distributed import Group, agree, together
 from pycl.functional import info_nce, nt_xent
 from pycl.functional._common import widen
 
@@ -58,7 +57,7 @@ class NTXentLoss(peer.NTXentLoss):
             return as_input(self._within(out0, out1, reduction), out0)
         query, key = (normalize(widen(out), dim=1) for out in (out0, out1))
         if self.memory_bank.gather_distributed and query.requires_grad:
-            _check_even(key, group=all_ranks())
+            check_even(key, group=all_ranks())
         key, keys = self.memory_bank.forward(key, update=query.requires_grad)
         keys = keys.t().to(query.device)
         loss = info_nce(query, key, keys, temperature=self.temperature, normalize=False, reduction=reduction)
@@ -86,12 +85,6 @@ class NTXentLoss(peer.NTXentLoss):
         if type(bank).forward is not BANK_FORWARD or "forward" in vars(bank):
             return "a memory_bank with a forward of its own"
         return ""
-
-
-@together
-def _check_even(key: Tensor, *, group: Group | None) -> None:
-    """A bank joins what has one shape on all ranks: anything else ends or stops the processes in the collective."""
-    agree(group, key, **{"the number of samples": len(key)})
 
 
 BANK_FORWARD = type(NTXentLoss().memory_bank).forward
