@@ -62,8 +62,8 @@ class ClipLoss(_ClipBase):
     With ``local_loss`` the gradients of ``logit_scale`` and ``logit_bias`` are open_clip's in the mean over the ranks,
     which is what training sees.
 
-    ``get_logits`` and ``get_ground_truth`` are open_clip's, and a subclass with its own runs open_clip's code, as does
-    Horovod. For half features the sums are taken in float32, and the result is rounded to their dtype (outside
+    ``get_logits`` and ``get_ground_truth`` are open_clip's, and a loss with one of its own runs open_clip's code, as do
+    ``labels`` that were set and Horovod. For half features the sums are taken in float32, and the result is rounded to their dtype (outside
     autocast), as open_clip returns it.
 
     Shape:
@@ -130,8 +130,8 @@ class SigLipLoss(_SigLipBase):
     DistributedDataParallel the gradient is that of one process with all pairs. No logits are stored for the backward
     pass, which needs no ``chunk_size`` for that; the argument of newer versions of open_clip is accepted.
 
-    ``get_logits`` and ``get_ground_truth`` are open_clip's, and a subclass with its own runs open_clip's code. For
-    half features the sums are taken in float32, and the result is rounded to their dtype (outside autocast).
+    ``get_logits``, ``get_ground_truth`` and ``_loss`` are open_clip's, and a loss with one of its own runs open_clip's
+    code. For half features the sums are taken in float32, and the result is rounded to the dtype that open_clip returns.
 
     Shape:
         ``image_features`` and ``text_features`` [N, d], ``logit_scale`` and ``logit_bias`` numbers or tensors of one

@@ -82,7 +82,7 @@ class NTXentLoss(peer.NTXentLoss):
         if not plain or ce.ignore_index >= 0:
             return "a cross_entropy that is more than a reduction"
         bank = self.memory_bank
-        if type(bank).forward is not BANK_FORWARD or "forward" in vars(bank):
+        if bank.forward != BANK_FORWARD.__get__(bank):
             return "a memory_bank with a forward of its own"
         return ""
 
