@@ -63,8 +63,8 @@ class ClipLoss(_ClipBase):
     which is what training sees.
 
     ``get_logits`` and ``get_ground_truth`` are open_clip's, and a loss with one of its own runs open_clip's code, as do
-    ``labels`` that were set and Horovod. For half features the sums are taken in float32, and the result is rounded to their dtype (outside
-    autocast), as open_clip returns it.
+    ``labels`` that were set and Horovod. For half features the sums are taken in float32, and the result is rounded to
+    their dtype (float32 under autocast), as open_clip returns it.
 
     Shape:
         ``image_features`` and ``text_features`` [N, d], ``logit_scale`` and ``logit_bias`` numbers or tensors of one
@@ -131,7 +131,7 @@ class SigLipLoss(_SigLipBase):
     pass, which needs no ``chunk_size`` for that; the argument of newer versions of open_clip is accepted.
 
     ``get_logits``, ``get_ground_truth`` and ``_loss`` are open_clip's, and a loss with one of its own runs open_clip's
-    code. For half features the sums are taken in float32, and the result is rounded to the dtype that open_clip returns.
+    code. For half features the sums are taken in float32, and the result is rounded to the dtype of open_clip's.
 
     Shape:
         ``image_features`` and ``text_features`` [N, d], ``logit_scale`` and ``logit_bias`` numbers or tensors of one
