@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from pycl.distributed import Group, agree, together
 from pycl.functional import sinkhorn
-from pycl.functional._common import Scalar, to_logit_scale, widen
+from pycl.functional._common import Scalar, as_scalar, to_logit_scale, widen
 from pycl.sinkhorn import NotFiniteError
 
 
@@ -95,10 +95,10 @@ def codes_of(scores: Tensor, **options: Any) -> Tensor:
         return torch.full_like(scores, torch.nan, dtype=options.get("dtype"))
 
 
-def soft_cross_entropy(scores: Tensor, codes: Tensor, temperature: float) -> Tensor:
+def soft_cross_entropy(scores: Tensor, codes: Tensor, temperature: Scalar) -> Tensor:
     """Mean over samples of ``-sum_k codes_k log softmax_k(scores / temperature)``, in at least float32."""
     scores = widen(scores)
-    return cross_entropy(scores / temperature, codes.to(scores.dtype))
+    return cross_entropy(scores / as_scalar("temperature", temperature), codes.to(scores.dtype))
 
 
 def swapped_prediction(
