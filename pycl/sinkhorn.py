@@ -69,8 +69,12 @@ def solve(
     return *codes(t, v), v
 
 
+class NotFiniteError(ValueError):
+    """Scores with NaN or infinity, or with a row or a column of nothing but -inf."""
+
+
 def check_finite(t: Transport, u: Tensor, v: Tensor, group: ProcessGroup | None = None) -> None:
-    """Raise ValueError that says what in the scores made a potential infinite or NaN.
+    """Raise NotFiniteError that says what in the scores made a potential infinite or NaN.
 
     Looks on the CPU alone: there it costs B + K comparisons, on a GPU it would wait for the device.
     """
@@ -80,18 +84,18 @@ def check_finite(t: Transport, u: Tensor, v: Tensor, group: ProcessGroup | None 
         return
     scores = t.scores
     if t.out is not None and t.out.data_ptr() == scores.data_ptr():
-        raise ValueError("scores had NaN, infinity or a row or column of -inf; out=scores has overwritten where")
+        raise NotFiniteError("scores had NaN, infinity or a row or column of -inf; out=scores has overwritten where")
     bad = (scores.isnan() | (scores == torch.inf)).nonzero()
     if len(bad):
         b, k = bad[0].tolist()
-        raise ValueError(
+        raise NotFiniteError(
             f"scores must be finite (or -inf for a pair that is ruled out), got {len(bad)} that are not, "
             f"the first {scores[b, k].item()} at [{b}, {k}]"
         )
     for dim, what in ((1, "row"), (0, "column")):
         empty = (scores == -torch.inf).all(dim).nonzero().flatten().tolist()
         if empty and (dim == 1 or group is None):
-            raise ValueError(f"scores must have a finite entry in every {what}, {what} {empty[0]} has only -inf")
+            raise NotFiniteError(f"scores must have a finite entry in every {what}, {what} {empty[0]} has only -inf")
     if group is not None:
-        raise ValueError("scores are fine on this rank, but NaN, infinite or ruled out on another")
-    raise ValueError(f"scores / epsilon is beyond the range of its dtype, epsilon={t.epsilon:g}")
+        raise NotFiniteError("scores are fine on this rank, but NaN, infinite or ruled out on another")
+    raise NotFiniteError(f"scores / epsilon is beyond the range of its dtype, epsilon={t.epsilon:g}")

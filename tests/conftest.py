@@ -38,6 +38,7 @@ TOGETHER = {
     "test_lightly_distributed",
     "test_sentence_transformers_training",
     "test_triton_aot",
+    "test_uneven",
 }
 
 

@@ -3,8 +3,17 @@
 
 Change the import and nothing else: the arguments, their order and defaults, the errors, the shape of the result and
 the gradient's scale on many processes are those of the library. Where the library is installed its class is the base
-class, so ``isinstance`` and lists of class names go on working. A legal option without a fused form runs the
-library's own code, with one :class:`FallbackWarning`; ``PYCL_STRICT=1`` in the environment makes that an error.
+class, so ``isinstance`` and lists of class names go on working, and every other name of the library's module is the
+library's own.
+
+A legal option without a fused form, an attribute that was set to one and a method that a subclass overrides run the
+library's own code, with one :class:`FallbackWarning` for each kind of reason; ``PYCL_STRICT=1`` in the environment
+makes that an error. :func:`explain` lists what is fused, and which losses of the process are not and why.
+
+The dtype of a result is the library's. Sums are in float32 for half inputs and in float64 for float64; what comes out
+is rounded to the dtype of the embeddings, or to the one that the library's last operation has under ``torch.autocast``:
+float32 on a GPU and for a cross entropy anywhere, autocast's own dtype on a CPU for a loss that ends in ``logsumexp``
+or ``exp``, which autocast leaves alone there.
 
 =========================================  ==================================================
 ``from lightly.loss import ...``           ``from pycl.compat.lightly import ...``
@@ -19,6 +28,7 @@ library's own code, with one :class:`FallbackWarning`; ``PYCL_STRICT=1`` in the 
 
 from __future__ import annotations
 
+from ._explain import explain
 from ._peer import FallbackWarning
 
-__all__ = ["FallbackWarning"]
+__all__ = ["FallbackWarning", "explain"]

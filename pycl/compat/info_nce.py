@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from pycl import functional
-from pycl.compat._common import as_input
-from pycl.compat._peer import find_peer
+from pycl.compat._common import as_input, nothing, of_one_dtype, signed
+from pycl.compat._peer import find_peer, forward_names
 from pycl.functional._common import Scalar, no_autocast, to_logit_scale, unit, widen
 from pycl.reduction import check_reduction
 from pycl.validation import check_choice
 
 __all__ = ["InfoNCE", "info_nce"]
+__getattr__, __dir__ = forward_names(__name__, "info_nce", "info-nce-pytorch")
 
 _Base: Any = getattr(find_peer("info_nce"), "InfoNCE", nn.Module)
 
@@ -53,21 +54,35 @@ def info_nce(
     the first two are never stored; those of paired negatives, [N, M], are, beside their [N, M, d] numbers.
 
     For half inputs everything is in float32, and the loss is rounded to their dtype, as the package returns it
-    (float32 under autocast).
+    (float32 under autocast). A negative temperature looks for the least similar key.
 
     Shape:
         query and positive_key [N, d], negative_keys [M, d] or [N, M, d]; a scalar, or [N] with ``reduction="none"``.
 
     Raises:
-        ValueError: inputs of other shapes or that do not fit, an unknown reduction or mode, a temperature that is not
-            positive.
+        RuntimeError: two dtypes that are to be multiplied, outside autocast.
+        ValueError: inputs of other shapes or that do not fit, an unknown reduction or mode, a temperature of 0.
     """
     _check(query, positive_key, negative_keys, negative_mode)
-    if negative_keys is not None and (negative_mode == "paired" or len(negative_keys) == 0):
+    query, positive_key, negative_keys = _of_dtypes(query, positive_key, negative_keys)
+    query, temperature = signed(query, temperature)
+    if negative_keys is None and len(query) == 1:
+        check_reduction(reduction)
+        loss = nothing(query, positive_key).expand(1 if reduction == "none" else ())
+    elif negative_keys is not None and (negative_mode == "paired" or len(negative_keys) == 0):
         loss = _paired(query, positive_key, negative_keys.expand(len(query), -1, -1), temperature, reduction)
     else:
         loss = functional.info_nce(query, positive_key, negative_keys, temperature=temperature, reduction=reduction)
     return as_input(loss, query)
+
+
+def _of_dtypes(query: Tensor, key: Tensor, negatives: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What the package multiplies must have one dtype; next to negatives the own key need not, which makes a sum."""
+    if negatives is None:
+        return *of_one_dtype(query, key), None
+    query, negatives = of_one_dtype(query, negatives)
+    common = torch.promote_types(query.dtype, key.dtype)
+    return query.to(common), key.to(common), negatives
 
 
 def _paired(query: Tensor, positive_key: Tensor, negatives: Tensor, temperature: Scalar, reduction: str) -> Tensor:

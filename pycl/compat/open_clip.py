@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""open_clip's image-text losses: ``ClipLoss``, ``SigLipLoss`` and, where open_clip is installed, ``CoCaLoss``.
+"""open_clip's image-text losses: ``ClipLoss``, ``SigLipLoss`` and, where open_clip is installed, ``CoCaLoss``
+and ``DistillClipLoss``; every other name of ``open_clip.loss`` is open_clip's own.
 
 Change ``from open_clip.loss import ClipLoss`` to ``from pycl.compat.open_clip import ClipLoss``. open_clip's own
 training script builds its losses inside the library: call :func:`patch` before it does.
@@ -9,27 +10,32 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from pycl.compat._common import as_input
-from pycl.compat._open_clip_alone import ClipAlone, SigLipAlone, packed
-from pycl.compat._peer import fall_back, find_peer
-from pycl.distributed import total
-from pycl.engine import pair_stats
+from pycl.compat._common import as_input, nothing
+from pycl.compat._open_clip_alone import DIST_IMPLS, ClipAlone, SigLipAlone, packed
+from pycl.compat._open_clip_distill import surplus, taught
+from pycl.compat._open_clip_ranks import against_constants, is_rank, over_all_rows, world
+from pycl.compat._peer import Hooks, fall_back, find_peer, forward_names
 from pycl.functional import clip, siglip
-from pycl.functional._common import Scalar, as_scalar, expand_scalar
-from pycl.pairs import Pairs, Points
+from pycl.functional._common import Scalar
 
 __all__ = ["ClipLoss", "SigLipLoss", "patch", "unpatch"]
 
+LOSSES = "ClipLoss", "SigLipLoss", "CoCaLoss", "DistillClipLoss"
+GATHERING = "gather_features", "neighbour_exchange_with_grad", "neighbour_exchange_bidir_with_grad"
+
 _PEER = find_peer("open_clip.loss")
 _ClipBase: Any = _PEER.ClipLoss if _PEER else ClipAlone
-_ORIGINALS = {name: getattr(_PEER, name) for name in ("ClipLoss", "SigLipLoss", "CoCaLoss") if _PEER}
 _SigLipBase: Any = _PEER.SigLipLoss if _PEER else SigLipAlone
+_CLIP = Hooks(_ClipBase, "get_logits", "get_ground_truth")
+_SIGLIP = Hooks(_SigLipBase, "get_logits", "get_ground_truth", "_loss")
+_ORIGINALS = {name: getattr(_PEER, name) for name in LOSSES if hasattr(_PEER, name)}
+_FUNCTIONS = {name: getattr(_PEER, name) for name in GATHERING if hasattr(_PEER, name)}
 
 
 class ClipLoss(_ClipBase):
@@ -56,9 +62,9 @@ class ClipLoss(_ClipBase):
     With ``local_loss`` the gradients of ``logit_scale`` and ``logit_bias`` are open_clip's in the mean over the ranks,
     which is what training sees.
 
-    ``get_logits`` and ``get_ground_truth`` are open_clip's, and a subclass with its own runs open_clip's code, as does
-    Horovod. For half features the sums are taken in float32, and the result is rounded to their dtype (outside
-    autocast), as open_clip returns it.
+    ``get_logits`` and ``get_ground_truth`` are open_clip's, and a loss with one of its own runs open_clip's code, as do
+    ``labels`` that were set and Horovod. For half features the sums are taken in float32, and the result is rounded to
+    their dtype (float32 under autocast), as open_clip returns it.
 
     Shape:
         ``image_features`` and ``text_features`` [N, d], ``logit_scale`` and ``logit_bias`` numbers or tensors of one
@@ -86,20 +92,30 @@ class ClipLoss(_ClipBase):
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
         features, scalars = (image_features, text_features), (logit_scale, logit_bias)
-        why = "use_horovod=True" if self.use_horovod and self.world_size > 1 else ""
-        if why := why or _why_not(self, ClipLoss, ("get_logits", "get_ground_truth"), *features, *scalars):
-            fall_back("ClipLoss", why)
+        if why := self._pycl_why_not() or _why_not(self, *features, *scalars):
+            fall_back(type(self).__name__, why)
             found = super().forward(image_features, text_features, logit_scale, logit_bias, output_dict)
             return cast("Tensor | dict[str, Tensor]", found)
-        if self.world_size == 1:
-            loss = clip(*features, *scalars)
-        elif not self.local_loss:
-            loss = _over_all_rows(*features, *scalars, self.gather_with_grad)
-        elif self.gather_with_grad:
-            loss = clip(*features, *scalars, group=_world())
-        else:
-            loss = _against_constants(*features, *scalars)
-        return packed(as_input(loss, image_features), output_dict)
+        return packed(as_input(self._fused(*features, *scalars), image_features), output_dict)
+
+    def _fused(self, image: Tensor, text: Tensor, scale: Scalar, bias: Scalar | None = None) -> Tensor:
+        if self.world_size <= 1 and len(image) == 1:
+            return nothing(image, text, scale, bias)
+        if self.world_size <= 1:
+            return clip(image, text, scale, bias)
+        if not self.local_loss:
+            return over_all_rows(partial(clip, image, text, group=world()), (scale, bias), self.gather_with_grad)
+        if self.gather_with_grad:
+            return clip(image, text, scale, bias, group=world())
+        return against_constants(image, text, scale, bias)
+
+    def _pycl_why_not(self) -> str:
+        """Why this loss runs open_clip's code whatever it is given, or nothing."""
+        if self.labels and not self.cache_labels:  # open_clip puts its own there with cache_labels=True alone
+            return "labels of its own"
+        if self.world_size > 1 and (why := "use_horovod=True" if self.use_horovod else _patched("gather_features")):
+            return why
+        return _CLIP.replaced_in(self)
 
 
 class SigLipLoss(_SigLipBase):
@@ -114,8 +130,8 @@ class SigLipLoss(_SigLipBase):
     DistributedDataParallel the gradient is that of one process with all pairs. No logits are stored for the backward
     pass, which needs no ``chunk_size`` for that; the argument of newer versions of open_clip is accepted.
 
-    ``get_logits`` and ``get_ground_truth`` are open_clip's, and a subclass with its own runs open_clip's code. For
-    half features the sums are taken in float32, and the result is rounded to their dtype (outside autocast).
+    ``get_logits``, ``get_ground_truth`` and ``_loss`` are open_clip's, and a loss with one of its own runs open_clip's
+    code. For half features the sums are taken in float32, and the result is rounded to the dtype of open_clip's.
 
     Shape:
         ``image_features`` and ``text_features`` [N, d], ``logit_scale`` and ``logit_bias`` numbers or tensors of one
@@ -145,14 +161,23 @@ class SigLipLoss(_SigLipBase):
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
         inputs = image_features, text_features, logit_scale, logit_bias
-        if why := _why_not(self, SigLipLoss, ("get_logits", "get_ground_truth", "_loss"), *inputs):
-            fall_back("SigLipLoss", why)
+        if why := self._pycl_why_not() or _why_not(self, *inputs):
+            fall_back(type(self).__name__, why)
             found = super().forward(image_features, text_features, logit_scale, logit_bias, output_dict)
             return cast("Tensor | dict[str, Tensor]", found)
-        group = _world() if self.world_size > 1 else None
+        group = world() if self.world_size > 1 else None
         bias = 0.0 if logit_bias is None else logit_bias
         loss = siglip(image_features, text_features, logit_scale, bias, group=group)
-        return packed(as_input(loss, image_features), output_dict)
+        return packed(as_input(loss, image_features, "both"), output_dict)
+
+    def _pycl_why_not(self) -> str:
+        """Why this loss runs open_clip's code whatever it is given, or nothing."""
+        if self.world_size > 1:
+            if self.dist_impl not in DIST_IMPLS:
+                return f"dist_impl={self.dist_impl!r}"
+            if why := _patched("neighbour_exchange_with_grad", "neighbour_exchange_bidir_with_grad"):
+                return why
+        return _SIGLIP.replaced_in(self)
 
 
 if _PEER:
@@ -161,7 +186,54 @@ if _PEER:
     class CoCaLoss(_CoCaBase, ClipLoss):
         """open_clip's ``CoCaLoss``, whose contrastive part is :class:`ClipLoss`."""
 
-    __all__ += ["CoCaLoss"]
+    _DistillBase: Any = _PEER.DistillClipLoss
+
+    class DistillClipLoss(_DistillBase, ClipLoss):
+        r"""open_clip's ``DistillClipLoss``: :class:`ClipLoss`, and the cross entropy with a teacher's softmax.
+
+        With ``t_ij`` the teacher's logits, the second loss is::
+
+            mean_i [ - sum_j softmax_j(t_ij) log softmax_j(l_ij) - sum_j softmax_j(t_ji) log softmax_j(l_ji) ] / 2
+
+        Neither the student's nor the teacher's logits are stored: what the sum over j needs is the mean of the other
+        side's features under the teacher's softmax. Value and gradients on many processes, whose batches must be even,
+        are open_clip's, by the flags of :class:`ClipLoss`. A teacher that requires a gradient and a ``dist_loss`` of
+        its own run open_clip's code.
+
+        Shape:
+            features [N, d], the teacher's [N, d'], scales as in :class:`ClipLoss`; two scalars, or ``{
+            "contrastive_loss": scalar, "distill_loss": scalar}`` with ``output_dict=True``.
+        """
+
+        def forward(  # type: ignore[override]  # as open_clip's own
+            self,
+            image_features: Tensor,
+            text_features: Tensor,
+            logit_scale: Scalar,
+            dist_image_features: Tensor,
+            dist_text_features: Tensor,
+            dist_logit_scale: Scalar,
+            output_dict: bool = False,
+        ) -> tuple[Tensor, Tensor] | dict[str, Tensor]:
+            student = image_features, text_features, logit_scale
+            teacher = dist_image_features, dist_text_features, dist_logit_scale
+            if why := self._pycl_why_not() or _why_not(self, *student) or _why_not(self, *teacher) or taught(*teacher):
+                fall_back(type(self).__name__, why)
+                found = _DistillBase.forward(self, *student, *teacher, output_dict)
+                return cast("tuple[Tensor, Tensor] | dict[str, Tensor]", found)
+            clip_loss = self._fused(*student)
+            flags = (self.local_loss, self.gather_with_grad) if self.world_size > 1 else None
+            distilled = as_input(clip_loss + surplus(student, teacher, flags), image_features, "product")
+            losses = as_input(clip_loss, image_features), distilled
+            return dict(zip(("contrastive_loss", "distill_loss"), losses, strict=True)) if output_dict else losses
+
+        def _pycl_why_not(self) -> str:
+            return super()._pycl_why_not() or _DISTILL.replaced_in(self)
+
+    _DISTILL = Hooks(_DistillBase, "dist_loss")
+    __all__ += ["CoCaLoss", "DistillClipLoss"]
+
+__getattr__, __dir__ = forward_names(__name__, "open_clip.loss", "open_clip_torch")
 
 
 def patch() -> None:
@@ -188,94 +260,26 @@ def _set_classes(classes: Mapping[str, Any]) -> None:
                 setattr(module, name, classes[name])
 
 
-class _OfAllRows(torch.autograd.Function):
-    """The mean of the ranks' losses, whose gradient goes, times ``weight``, to the rank's own."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, weight: float, group: dist.ProcessGroup) -> Tensor:
-        ctx.weight = weight
-        return total(loss, group) / group.size()
-
-    @staticmethod
-    def backward(ctx: Any, d_loss: Tensor) -> Any:
-        return d_loss * ctx.weight, None, None
-
-
-class _Shared(torch.autograd.Function):
-    """A parameter of all rows: every rank gets the sum of the ranks' gradients, times ``weight``."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, weight: float, group: dist.ProcessGroup) -> Tensor:
-        ctx.weight, ctx.group = weight, group
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, d_value: Tensor) -> Any:
-        return total(d_value, ctx.group) * ctx.weight, None, None
-
-
-def _over_all_rows(
-    image: Tensor, text: Tensor, logit_scale: Scalar, logit_bias: Scalar | None, gather_with_grad: bool
-) -> Tensor:
-    """``local_loss=False``: open_clip computes all rows on every rank, this each rank's rows once."""
-    group = _world()
-    part = 1 / group.size()
-    # clip's gradient at the features is W times that of the mean over all rows, which open_clip has with gathered
-    # gradients; its gradients at the scalars are one rank's share of W
-    of_loss, of_scalars = (1.0, part) if gather_with_grad else (part, 1.0)
-    scale = _Shared.apply(logit_scale, of_scalars, group) if isinstance(logit_scale, Tensor) else logit_scale
-    bias = _Shared.apply(logit_bias, of_scalars, group) if isinstance(logit_bias, Tensor) else logit_bias
-    return cast("Tensor", _OfAllRows.apply(clip(image, text, scale, bias, group=group), of_loss, group))
-
-
-def _against_constants(image: Tensor, text: Tensor, logit_scale: Scalar, logit_bias: Scalar | None) -> Tensor:
-    """``local_loss=True, gather_with_grad=False``: the gathered columns, the rank's own among them, get no gradient."""
-    scale = as_scalar("logit_scale", logit_scale)
-    bias = None if logit_bias is None else expand_scalar("logit_bias", logit_bias, image)
-
-    def terms(rows: Tensor, cols: Tensor) -> Tensor:
-        stats = pair_stats(
-            Points(rows),
-            Points(cols.detach()),
-            scale,
-            denominator=Pairs.ALL,
-            positives=Pairs.SELF,
-            row_bias=bias,
-            group=_world(),
-        )
-        return stats.lse - stats.pos_sum
-
-    return (terms(image, text) + terms(text, image)).mean() / 2
-
-
-def _world() -> dist.ProcessGroup:
-    return cast("dist.ProcessGroup", dist.group.WORLD)
-
-
-def _why_not(
-    loss: Any,
-    ours: type,
-    methods: tuple[str, ...],
-    image: Tensor,
-    text: Tensor,
-    logit_scale: Scalar,
-    logit_bias: Scalar | None,
-) -> str:
-    """Why the loss cannot be fused, or nothing."""
-    for name in methods:
-        if getattr(getattr(loss, name), "__func__", None) is not getattr(ours, name):
-            return f"{type(loss).__name__} has a {name} of its own"
+def _why_not(loss: Any, image: Tensor, text: Tensor, *scalars: Scalar | None) -> str:
+    """Why the loss of these features cannot be fused, or nothing."""
     if image.dim() != 2 or image.shape != text.shape or image.numel() == 0:
-        return f"features of shapes {tuple(image.shape)} and {tuple(text.shape)}"
-    if not image.is_floating_point() or image.dtype != text.dtype or image.device != text.device:
+        return f"features that are not two of one shape [N, d]: {tuple(image.shape)} and {tuple(text.shape)}"
+    if not image.is_floating_point() or image.device != text.device or not _multiply(image, text):
         return f"features of {image.dtype} on {image.device} and of {text.dtype} on {text.device}"
-    if any(isinstance(s, Tensor) and s.numel() != 1 for s in (logit_scale, logit_bias)):
+    if any(isinstance(s, Tensor) and s.numel() != 1 for s in scalars):
         return "a logit_scale or a logit_bias with more than one element"
-    if loss.world_size > 1 and not _is_rank(loss.rank, loss.world_size):
+    if loss.world_size > 1 and not is_rank(loss.rank, loss.world_size):
         return f"torch.distributed is not running as rank {loss.rank} of {loss.world_size}"
     return ""
 
 
-def _is_rank(rank: int, world_size: int) -> bool:
-    running = dist.is_available() and dist.is_initialized()
-    return running and (dist.get_rank(), dist.get_world_size()) == (rank, world_size)
+def _multiply(a: Tensor, b: Tensor) -> bool:
+    """Whether plain torch multiplies these: of one dtype, or of two that autocast makes one."""
+    autocast = a.dtype != b.dtype and torch.is_autocast_enabled(a.device.type) and b.is_floating_point()
+    return a.dtype == b.dtype or (autocast and torch.float64 not in (a.dtype, b.dtype))
+
+
+def _patched(*functions: str) -> str:
+    """What in open_clip.loss is no longer the function that open_clip gathers with, or nothing."""
+    names = [name for name in functions if name in _FUNCTIONS and getattr(_PEER, name, None) is not _FUNCTIONS[name]]
+    return f"another {names[0]} in open_clip.loss" if names else ""

@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pycl.compat._common import is_negative, nothing, signed_scale
 from pycl.engine import pair_stats
 from pycl.functional import sup_con
-from pycl.functional._common import Scalar, no_autocast, to_logit_scale, widen
+from pycl.functional._common import Scalar, no_autocast, widen
 from pycl.pairs import Pairs, Points
 
 __all__ = ["SupConLoss"]
@@ -39,7 +40,7 @@ class SupConLoss(nn.Module):
 
     Raises:
         ValueError: features of fewer than three dimensions, labels and a mask, labels of another length, a mask of
-            another shape, an unknown contrast_mode, a temperature that is not positive.
+            another shape, an unknown contrast_mode, a temperature of 0.
     """
 
     def __init__(self, temperature: Scalar = 0.07, contrast_mode: str = "all", base_temperature: Scalar = 0.07) -> None:
@@ -57,7 +58,10 @@ class SupConLoss(nn.Module):
             raise ValueError(f"contrast_mode must be 'all' or 'one', got {self.contrast_mode!r}")
         z = features.flatten(2).transpose(0, 1)  # [V, B, d]
         ids = torch.arange(z.shape[1], device=z.device) if labels is None else _ids(labels, z)
-        if mask is None and self.contrast_mode == "all":
+        n_views, n = z.shape[:2]
+        if n_views * n == 2 and (mask is None or mask.shape == (n, n)):
+            loss = nothing(z)  # the only candidate is the positive, or there is none
+        elif mask is None and self.contrast_mode == "all" and not is_negative(self.temperature):
             loss = sup_con(z, ids, temperature=self.temperature, normalize=False)
         else:
             loss = self._of_anchors(z, ids, mask)
@@ -65,7 +69,7 @@ class SupConLoss(nn.Module):
 
     def _of_anchors(self, z: Tensor, ids: Tensor, mask: Tensor | None) -> Tensor:
         n_views = len(z)
-        scale = to_logit_scale(self.temperature)
+        scale = signed_scale(self.temperature)
         anchors = z if self.contrast_mode == "all" else z[:1]
         points = Points(z.flatten(0, 1), ids.repeat(n_views))
         rows, cols = (points, None) if anchors is z else (Points(z[0], ids), points)

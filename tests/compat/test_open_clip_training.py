@@ -113,6 +113,9 @@ FLAGS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+DISTILLED = [options for name, options in FLAGS if name == "ClipLoss"]
+
+
 def rank_results(rank: int, world: int) -> dict[str, list[list[Tensor]]]:
     """Value and gradients with every flag, by ours and by the library."""
     found: dict[str, list[list[Tensor]]] = {"ours": [], "theirs": []}
@@ -124,14 +127,22 @@ def rank_results(rank: int, world: int) -> dict[str, list[list[Tensor]]]:
             loss = getattr(lib, name)(rank=rank, world_size=world, **options)(x, y, scale, bias)
             loss.backward()
             found[whose].append([loss.detach(), x.grad, y.grad, scale.grad, bias.grad])
+        for options in DISTILLED:
+            x, y = (z.view(world, n, d)[rank].clone().requires_grad_() for z in features(world * n, d))
+            teacher = [z.view(world, n, d - 1)[rank] for z in features(world * n, d - 1)]
+            scale = scalar(6.0).requires_grad_()
+            losses = lib.DistillClipLoss(rank=rank, world_size=world, **options)(x, y, scale, *teacher, scalar(4.0))
+            (losses[0] + 3 * losses[1]).backward()
+            found[whose].append([losses[1].detach(), x.grad, y.grad, scale.grad, losses[0].detach()])
     return found
 
 
 def test_two_ranks(library: ModuleType) -> None:
     ranks = on_ranks(2, rank_results, seconds=120)
-    for flag, (_, options) in enumerate(FLAGS):
+    called = [*FLAGS, *(("DistillClipLoss", options) for options in DISTILLED)]
+    for flag, (_, options) in enumerate(called):
 
-        def say(text: str, flag: Any = FLAGS[flag]) -> str:
+        def say(text: str, flag: Any = called[flag]) -> str:
             return f"{flag}: {text}"
 
         for rank in ranks:

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pycl.compat._common import all_ranks, as_input
-from pycl.compat._peer import fall_back, find_peer
+from pycl.compat._common import all_ranks, as_input, is_negative, of_one_dtype
+from pycl.compat._peer import Hooks, fall_back, find_peer
 from pycl.compat.lightly import _alone
-from pycl.compat.lightly._nt_xent import is_negative
+from pycl.distributed import Group, together
 from pycl.functional import dcl
-from pycl.functional._common import widen
+from pycl.functional._common import Scalar, to_logit_scale, widen
+from pycl.reduction import reduce
 
 peer: Any = find_peer("lightly.loss") or _alone
+HOOKS = Hooks(peer.DCLLoss, "_loss")
 
 
 class DCLLoss(peer.DCLLoss):
@@ -30,30 +32,43 @@ class DCLLoss(peer.DCLLoss):
 
     The logits are never stored. ``weight_fn`` gets this rank's normalised views, in at least float32, and gradients
     flow through what it returns, as in lightly; so does the gradient on many processes: what DistributedDataParallel
-    averages is that of one process with all samples. One instance has no negatives: its first term is 0, where lightly
-    raises.
+    averages is that of one process with all samples, also where ranks bring batches of different sizes, which lightly
+    does not take. One instance has no negatives: its first term is 0, where lightly returns -inf.
 
-    For half outputs normalisation and sums are in float32, and the loss is rounded to their dtype, as lightly returns
-    it (float32 under autocast). A negative temperature runs lightly's code.
+    A subclass with a ``_loss`` of its own and a negative temperature run lightly's code. For half outputs normalisation
+    and sums are in float32, and the loss is rounded to the dtype that lightly returns: theirs, under autocast that of
+    autocast on a CPU and float32 on a GPU.
 
     Shape:
         ``out0`` and ``out1`` [N, d]; a scalar.
 
     Raises:
+        RuntimeError: outputs of two dtypes outside autocast.
         ValueError: outputs of differing shape, a temperature of 0.
     """
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
-        if is_negative(self.temperature):
-            fall_back(type(self).__name__, "a negative temperature")
+        if why := self._pycl_why_not():
+            fall_back(type(self).__name__, why)
             return cast("Tensor", super().forward(out0, out1))
+        out0, out1 = of_one_dtype(out0, out1)
         group = all_ranks() if self.gather_distributed else None
-        loss = dcl((out0, out1), temperature=self.temperature, group=group)
-        if self.weight_fn is not None:
-            u0, u1 = (normalize(widen(out), dim=1) for out in (out0, out1))
-            surplus = 2 - self.weight_fn(u0, u1) - self.weight_fn(u1, u0)
-            loss = loss + (surplus * (u0 * u1).sum(1)).mean() / (2 * self.temperature)
-        return as_input(loss, out0)
+        loss = _weighted(out0, out1, self.temperature, self.weight_fn, group=group)
+        return as_input(loss, out0, "product")
+
+    def _pycl_why_not(self) -> str:
+        """Why this loss runs lightly's code whatever it is given, or nothing."""
+        return "a negative temperature" if is_negative(self.temperature) else HOOKS.replaced_in(self)
+
+
+@together
+def _weighted(out0: Tensor, out1: Tensor, temperature: Scalar, weight_fn: Any, *, group: Group | None) -> Tensor:
+    loss = dcl((out0, out1), temperature=temperature, group=group)
+    if not weight_fn:  # as lightly asks
+        return loss
+    u0, u1 = (normalize(widen(out), dim=1) for out in (out0, out1))
+    surplus = 2 - weight_fn(u0, u1) - weight_fn(u1, u0)
+    return loss + reduce(surplus * (u0 * u1).sum(1), "mean", group) * to_logit_scale(temperature) / 2
 
 
 class DCLWLoss(DCLLoss, peer.DCLWLoss):
