@@ -92,6 +92,7 @@ def guided_columns(n: int, d: int, k: int, dtype: torch.dtype = torch.float64) -
 
 
 HALF = 2e-2
+HARDNESS = ("in_batch_negatives", "hard_negatives", "all_negatives")
 CASES = {
     "pairs": Case(ranking(), columns(7, 5, 2), 1e-9),
     "triplets": Case(ranking(scale=7.0), columns(6, 4, 3), 1e-9),
@@ -110,6 +111,10 @@ CASES = {
     ),
     "one way, each": Case(ranking(partition_mode="per_direction"), columns(5, 4, 2), 1e-9),
     "no strength": Case(ranking(hardness_mode="all_negatives"), columns(5, 4, 3), 1e-9),
+    "ragged": Case(ranking(scale=4.0), (*columns(6, 4, 2), embeddings(9, 4, 3), embeddings(2, 4, 4)), 1e-9),
+    "ragged, two directions": Case(
+        ranking(scale=4.0, directions=(ALL[0], ALL[2])), (*columns(6, 4, 2), embeddings(9, 4, 3)), 1e-9
+    ),
     "symmetric": Case(ranking(symmetric=True, scale=9.0), columns(8, 4, 2), 1e-9),
     "cached": Case(ranking(cached=3), columns(8, 4, 3), 1e-9),
     "cached, all directions": Case(ranking(cached=4, directions=ALL, scale=5.0), columns(7, 4, 3), 1e-9),
@@ -127,4 +132,17 @@ CASES = {
     "gist one pair": Case(guided(), guided_columns(1, 4, 2), 1e-9),
     "gist float32": Case(guided(temperature=0.1), guided_columns(9, 8, 3, torch.float32)),
     "cached gist": Case(guided(cached=3, temperature=0.1, margin=0.1), guided_columns(8, 4, 4), 1e-9),
+}
+CASES |= {
+    f"{mode}, {name}": Case(ranking(hardness_mode=mode, hardness_strength=3.0, **options), x, 1e-12)
+    for mode in HARDNESS
+    for name, options, x in (
+        ("pairs", {"scale": 5.0}, columns(7, 4, 2)),
+        ("four columns", {"scale": 2.0}, columns(6, 4, 4)),
+        ("dot", {"scale": 1.0, "similarity_fct": "dot_score"}, columns(6, 3, 3)),
+        ("all directions", {"scale": 4.0, "directions": ALL}, columns(6, 4, 3)),
+        ("each", {"scale": 4.0, "directions": (ALL[0], ALL[2]), "partition_mode": "per_direction"}, columns(6, 4, 3)),
+        ("one triplet", {"scale": 4.0}, columns(1, 4, 3)),
+        ("cached", {"scale": 4.0, "cached": 4}, columns(7, 4, 3)),
+    )
 }

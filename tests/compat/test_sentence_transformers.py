@@ -17,7 +17,7 @@ import torch
 from parity import assert_same, embeddings, golden, measure, peer
 from ranks import on_ranks
 from sentence_cases import ALL, CASES, Encoder, Guide, columns, guided, guided_columns, ranking
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -93,9 +93,12 @@ def test_is_the_library_s_class(name: str, ours: ModuleType, library: ModuleType
             assert found[0] == found[1]
     a, b = build(ours, name), build(library, name)
     assert a.state_dict().keys() == b.state_dict().keys()
-    assert {k: v for k, v in a.get_config_dict().items() if k != "guide"} == {
-        k: v for k, v in b.get_config_dict().items() if k != "guide"
-    }
+    mine_said, theirs_said = a.get_config_dict(), b.get_config_dict()
+    assert mine_said.pop("computed_by") == "pycl.compat.sentence_transformers"
+    assert [mine_said.pop("guide", None) is None, *mine_said.items()] == [
+        theirs_said.pop("guide", None) is None,
+        *theirs_said.items(),
+    ]
     assert getattr(a, "citation", None) == getattr(b, "citation", None)  # not all have one
     assert a.temperature == b.temperature
     assert set(a._modules) == set(b._modules) >= {"model"}
@@ -140,10 +143,10 @@ def squared(a: Tensor, b: Tensor) -> Tensor:
     return -torch.cdist(a, b).square()
 
 
+HARD = {"hardness_mode": "all_negatives", "hardness_strength": 2.0}
 UNFUSED = {
-    "similarity": ({"similarity_fct": squared, "scale": 1.0}, "similarity_fct"),
-    "in batch": ({"hardness_mode": "in_batch_negatives", "hardness_strength": 2.0}, "hardness_mode"),
-    "hard": ({"hardness_mode": "hard_negatives", "hardness_strength": 2.0}, "hardness_mode"),
+    "similarity": ({"similarity_fct": squared, "scale": 1.0}, "similarity_fct=squared"),
+    "learned": ({**HARD, "scale": nn.Parameter(torch.tensor(2.0))}, "hardness_mode='all_negatives' with a learned"),
 }
 
 
