@@ -206,8 +206,8 @@ def _sweep(
         own = torch.arange(at.start, at.stop, device=terms.device)[:, None] + offset
         s, g = scores[: len(own)], similar[: len(own)]
         for (rows, cols), (guide_rows, guide_cols), a, b in zip(mine, seen, edges, edges[1:], strict=False):
-            torch.mm(rows[at], cols.T, out=s[:, a:b])
-            torch.mm(guide_rows[at], guide_cols.T, out=g[:, a:b])
+            _product(rows[at], cols.T, s[:, a:b])
+            _product(guide_rows[at], guide_cols.T, g[:, a:b])
         false = g > _limit(loss, g.gather(1, own))
         s.masked_fill_(false.scatter_(1, own, False), -torch.inf).div_(loss.temperature)
         best, peak = s.gather(1, own), s.amax(1, keepdim=True)
@@ -218,9 +218,16 @@ def _sweep(
             s.mul_(weight / total)
             s.scatter_add_(1, own, -weight)
             for (rows, cols), (d_rows, d_cols), a, b in zip(mine, gradients, edges, edges[1:], strict=False):
-                torch.mm(s[:, a:b], cols, out=d_rows[at])
+                _product(s[:, a:b], cols, d_rows[at])
                 d_cols.addmm_(s[:, a:b].T, rows[at])
     return terms, gradients
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
+    if torch.compiler.is_compiling():
+        out.copy_(a @ b)  # dynamo takes no view for a result
+    else:
+        torch.mm(a, b, out=out)
 
 
 def _limit(loss: Any, own: Tensor) -> Tensor:

@@ -110,14 +110,15 @@ def _in_batch_loss(loss: Any, embeddings: list[Tensor]) -> Tensor:
 def _compared(loss: Any, embeddings: list[Tensor], *, group: Group | None) -> Tensor:
     queries, *documents = embeddings
     n = len(queries)
-    numbers = instances(max(map(len, documents)), queries.device, group)
-    ids = numbers[:n]  # a query and its documents have one id
-    asked = Points(queries, ids)
-    positives = every = Points(documents[0], ids)
+    asked, positives = Points(queries), Points(documents[0])  # numbered one by one, over all ranks
+    every = positives
     if len(documents) > 1:
-        of_each = [numbers[: len(x)] for x in documents]
-        views = torch.cat([torch.full_like(x, k) for k, x in enumerate(of_each)])  # the positives' is the queries', 0
-        every = Points(torch.cat(documents), torch.cat(of_each), views)
+        numbers = instances(max(map(len, documents)), queries.device, group)  # a query and its documents have one
+        ids = [numbers[: len(x)] for x in documents]
+        views = torch.cat([torch.full_like(x, k) for k, x in enumerate(ids)])  # the positives' is the queries', 0
+        every = Points(torch.cat(documents), torch.cat(ids), views)
+        # not one tensor for both, which dynamo does not take
+        asked, positives = asked._replace(ids=numbers[:n]), positives._replace(ids=ids[0])
     scale = loss.scale.reshape(()) if isinstance(loss.scale, Tensor) else loss.scale
     options: dict[str, Any] = {"logit_scale": scale, "normalize": loss.similarity_fct is cos_sim, "group": group}
     sets: dict[str, Any] = {"denominator": Pairs.OTHERS, "positives": Pairs.POS_SAME_VIEW, "offset": None}
