@@ -112,7 +112,9 @@ def mismatched(rank: int, world: int) -> str:
 
 def test_ranks_with_different_columns_say_so() -> None:
     peer(MODULE)
-    assert on_ranks(2, mismatched, seconds=60) == ["columns must be the same on all ranks of the group, got " + SAID] * 2
+    assert (
+        on_ranks(2, mismatched, seconds=60) == ["columns must be the same on all ranks of the group, got " + SAID] * 2
+    )
 
 
 SAID = "2 on rank 0, 3 on rank 1"
