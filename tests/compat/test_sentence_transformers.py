@@ -14,12 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from parity import assert_same, embeddings, golden, measure, peer
+from parity import Largest, assert_same, embeddings, golden, measure, peer
 from ranks import on_ranks
 from sentence_cases import ALL, CASES, Encoder, Guide, columns, guided, guided_columns, ranking
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 PEER = "sentence-transformers"
 MODULE = "sentence_transformers.sentence_transformer.losses"
@@ -220,17 +218,6 @@ def test_no_gradient_where_none_is_wanted(ours: ModuleType) -> None:
     frozen = [x[0].detach().requires_grad_(), *(z.detach() for z in x[1:])]
     guided()(ours, *frozen).backward()
     assert frozen[0].grad.any()
-
-
-class Largest(TorchDispatchMode):
-    """Remembers the largest tensor that any operator makes."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        self.numel = max([self.numel, *(t.numel() for t in tree_leaves(found) if isinstance(t, Tensor))])
-        return found
 
 
 @pytest.mark.parametrize("run", [ranking(directions=ALL), guided(temperature=0.1)])
