@@ -13,7 +13,7 @@ from pycl.compat._common import as_input
 from pycl.compat._peer import Hooks, fall_back, find_peer
 from pycl.engine import PairStats, pair_stats, pair_sum
 from pycl.functional._common import Scalar, widen
-from pycl.pairs import Pairs
+from pycl.pairs import Pairs, Points
 from pycl.reduction import zero_if_empty
 
 from ._alone import LossAlone, need_library
@@ -64,6 +64,10 @@ class FusedLoss(_PairBase):
         assert isinstance(problem, Problem)
         if problem.n_pairs == 0 or embeddings.numel() == 0:
             return self._nothing()
+        if not (isinstance(indices_tuple, AllPairs) or problem.cols is None or ref_emb.requires_grad):
+            # a queue's, which may be written into before the backward: the library has normalised copies by then
+            z, ids, _ = problem.cols
+            problem = problem._replace(cols=Points(z.clone(), None if ids is None else ids.clone()))
         sweep = self._sweep(problem)
         stats = pair_stats(denominator=Pairs.NEGATIVE, positives=Pairs.POSITIVE, **sweep)
         counts = stats.pos_count
