@@ -259,3 +259,13 @@ def test_result_has_the_library_s_dtype(name: str, dtype: torch.dtype, half: tor
                 mine, its = (inner(m, name, **option())(Z.to(dtype), labels, listed) for m in (ours, theirs))
                 assert mine.dtype == its.dtype
                 torch.testing.assert_close(mine, its, rtol=5e-2, atol=5e-2)
+
+
+def test_a_check_of_pairs_that_refuses() -> None:
+    def refuse(*_: Tensor) -> None:
+        raise NotImplementedError
+
+    for module in (theirs, ours):
+        own = type("SupConLoss", (module.SupConLoss,), {"_assert_either_pos_or_neg": staticmethod(refuse)})
+        with pytest.raises(NotImplementedError):
+            own()(Z, LABELS)

@@ -198,3 +198,12 @@ def test_said_once_for_batches_of_any_shape(name: str) -> None:
             x = guided_columns(n, 4, 3)
             built([{"embedding": a, "guide": b} for a, b in zip(x[:3], x[3:], strict=True)], None)
     assert len([w for w in caught if w.category is FallbackWarning]) == 1
+
+
+@pytest.mark.filterwarnings("ignore::pycl.compat.FallbackWarning")
+@pytest.mark.parametrize("options", [HARD, {"directions": ALL}])
+def test_ragged_columns_where_the_library_takes_none(options: dict[str, Any]) -> None:
+    x = [*columns(6, 4, 2), columns(9, 4, 1)[0]]
+    for lib in (theirs, ours):
+        with pytest.raises((RuntimeError, IndexError), match=r"mask|size"):
+            lib.MultipleNegativesRankingLoss(Encoder(), **options).compute_loss_from_embeddings(x, None)
