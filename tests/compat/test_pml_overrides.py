@@ -15,7 +15,7 @@ from overrides import attributes, hooked, methods, overridden, vary
 from parity import embeddings, peer
 from torch import Tensor, nn
 
-from pycl.compat import FallbackWarning, _peer
+from pycl.compat import FallbackWarning, _peer, explain
 from pycl.compat.pml import losses as ours
 
 theirs: Any = peer("pytorch_metric_learning.losses") if _peer.find_peer("pytorch_metric_learning") else None
@@ -269,3 +269,15 @@ def test_a_check_of_pairs_that_refuses() -> None:
         own = type("SupConLoss", (module.SupConLoss,), {"_assert_either_pos_or_neg": staticmethod(refuse)})
         with pytest.raises(NotImplementedError):
             own()(Z, LABELS)
+
+
+@pytest.mark.parametrize("name", LOSSES + WRAPPERS)
+def test_explained(name: str) -> None:
+    loss = build(ours, name)
+    lines = [line.split() for line in explain(loss).splitlines()]
+    assert len([line for line in lines if line[1:] == ["1", "fused"]]) == 1 + (name in WRAPPERS)
+    getattr(loss, "loss", loss).distance = distances.LpDistance()
+    assert explain(loss).count("distance=LpDistance") == 1 + (name in WRAPPERS)
+    if name in WRAPPERS:
+        loss.loss = theirs.TripletMarginLoss()
+        assert "TripletMarginLoss is the library's" in explain(loss)

@@ -17,7 +17,7 @@ from parity import peer
 from sentence_cases import ALL, Encoder, Guide, columns, guided_columns
 from torch import Tensor, nn
 
-from pycl.compat import FallbackWarning, _peer
+from pycl.compat import FallbackWarning, _peer, explain
 
 MODULE = "sentence_transformers.sentence_transformer.losses"
 theirs: Any = peer(MODULE) if importlib.util.find_spec("sentence_transformers") else None
@@ -175,6 +175,18 @@ def test_settings(name: str, values: dict[str, Any], fused: bool) -> None:
         with pytest.warns(FallbackWarning, match="runs the library's own code"):
             mine = result(getattr(ours, name), setting(**values))
     assert_same(mine, its)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_explained(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        loss = getattr(ours, name)(Encoder(), Guide()) if name in GUIDED else getattr(ours, name)(Encoder())
+    lines = [line.split() for line in explain(loss).splitlines()]
+    assert {line[0].rpartition(".")[2] for line in lines if line[1:] == ["1", "fused"]} >= {name}
+    assert not any("code:" in line for line in lines)
+    loss.similarity_fct = steep if name in RANKED else nn.CosineSimilarity(dim=0)
+    assert "similarity_fct=" in explain(loss)
 
 
 def test_a_cross_entropy_without_reduction_is_the_library_s() -> None:

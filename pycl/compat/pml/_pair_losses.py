@@ -52,8 +52,7 @@ class FusedLoss(_PairBase):
             shapes = tuple(embeddings.shape), tuple(ref_emb.shape)
             raise ValueError(f"embeddings and ref_emb must have shape [n, d], got {shapes[0]} and {shapes[1]}")
         problem = problem_of(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        why = self._why_not(problem)
-        if why is not None:
+        if why := self._why_not(problem):
             if _LOSSES is None:
                 need_library(f"{type(self).__name__} with {why}")
             if why not in LISTED or self._method != "pair_based_loss":
@@ -81,21 +80,31 @@ class FusedLoss(_PairBase):
             info["losses"] = as_input(info["losses"], embeddings, "product")
         return {"loss": info}
 
-    def _why_not(self, problem: Problem | str) -> str | None:
-        """What keeps this loss from its fused form; last of all the pairs, where they have no short description."""
+    def _pycl_why_not(self) -> str:
+        """Why this loss runs the library's code whatever it is given, or nothing."""
+        return self._why_never() or self._why_no_sums()
+
+    def _why_not(self, problem: Problem | str) -> str:
+        """Why this loss runs the library's code, the pairs last of all."""
+        return self._why_never() or (problem if isinstance(problem, str) else self._why_no_sums(problem))
+
+    def _why_never(self) -> str:
         if isinstance(self.temperature, Tensor):
             if self.temperature.numel() != 1:
                 return "a temperature of several entries"
         elif self.temperature == 0:
             return "a temperature of 0"
-        if _LOSSES is not None:
-            if self._formula.replaced_in(self) or self.loss_method != getattr(self, self._method):
-                return "a formula of its own"
-            if self._assert_either_pos_or_neg is not _PairBase._assert_either_pos_or_neg:
-                return "a check of its own"
-            if (why := why_no_cosine(self.distance)) is not None:
-                return why
-        return problem if isinstance(problem, str) else None
+        if _LOSSES is None:
+            return ""
+        if self._formula.replaced_in(self) or self.loss_method != getattr(self, self._method):
+            return "a formula of its own"
+        if self._assert_either_pos_or_neg is not _PairBase._assert_either_pos_or_neg:
+            return "a check of its own"
+        return why_no_cosine(self.distance)
+
+    def _why_no_sums(self, problem: Problem | None = None) -> str:
+        """Why its reducer must see the term of every pair."""
+        return ""
 
     def _sweep(self, problem: Problem) -> dict[str, Any]:
         """The engine's arguments."""
@@ -157,20 +166,19 @@ class NTXentLoss(FusedLoss, _NTXentBase):
         losses = rounded_as_there(terms).to(mat.dtype)
         return {"loss": {"losses": losses, "indices": (a1, p), "reduction_type": "pos_pair"}}
 
-    def _why_not(self, problem: Problem | str) -> str | None:
-        if (why := super()._why_not(problem)) is not None or _LOSSES is None:
-            return why
-        assert isinstance(problem, Problem)
+    def _why_no_sums(self, problem: Problem | None = None) -> str:
+        if _LOSSES is None:
+            return ""
         reducer = self._reducer()
         kind = kind_of(reducer)
         if kind == "PerAnchorReducer":
             # the library's has a column for each anchor and fails at references beyond
-            n_refs = len((problem.cols or problem.rows).z)
-            if n_refs > len(problem.rows.z) or not is_theirs(reducer.aggregation_func):
+            beyond = problem is not None and len((problem.cols or problem.rows).z) > len(problem.rows.z)
+            if beyond or not is_theirs(reducer.aggregation_func):
                 return f"reducer={kind}"
         elif kind not in ("MeanReducer", "SumReducer", "ClassWeightedReducer"):
             return f"reducer={type(reducer).__name__}"
-        return "collect_stats=True" if reducer.collect_stats else None
+        return "collect_stats=True" if reducer.collect_stats else ""
 
     def _reducer(self) -> Any:
         """That of the pairs, where there is one of the embeddings, too."""

@@ -29,7 +29,7 @@ def is_theirs(thing: Any) -> bool:
     return getattr(thing, "__module__", "").startswith("pytorch_metric_learning.")
 
 
-def why_no_cosine(distance: Any) -> str | None:
+def why_no_cosine(distance: Any) -> str:
     """Why a distance is no product of embeddings, or nothing."""
     if kind_of(distance) not in COSINES:
         return f"distance={type(distance).__name__}"
@@ -39,4 +39,4 @@ def why_no_cosine(distance: Any) -> str | None:
         return "a similarity with is_inverted=False"
     if distance.collect_stats:
         return "collect_stats=True"
-    return None
+    return ""

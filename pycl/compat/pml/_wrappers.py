@@ -39,6 +39,10 @@ class SelfSupervisedLoss(_SelfSupervisedBase):
     def __init__(self, loss: nn.Module, symmetric: bool = True, **kwargs: Any) -> None:
         super().__init__(loss, symmetric=symmetric, **kwargs)
 
+    def _pycl_why_not(self) -> str:
+        """Why its loss runs the library's code whatever it is given, or nothing."""
+        return why_not_inside(self.loss)
+
     def forward(self, embeddings: Tensor, ref_emb: Tensor) -> Any:
         labels = torch.arange(len(embeddings), device=embeddings.device)
         if self.symmetric:
@@ -111,6 +115,10 @@ class CrossBatchMemory(_MemoryBase):
         queue, queue_labels = (t[:stored].roll(-first, 0) for t in (self.embedding_memory, self.label_memory))
         return self.loss(embeddings, labels, pairs, queue, queue_labels)
 
+    def _pycl_why_not(self) -> str:
+        """Why its loss runs the library's code whatever it is given, or nothing."""
+        return why_not_inside(self.loss)
+
     def add_to_memory(self, embeddings: Tensor, labels: Tensor, batch_size: int) -> None:
         first = self.queue_idx
         self.curr_batch_idx = torch.arange(first, first + batch_size, device=labels.device) % self.memory_size
@@ -137,6 +145,11 @@ class CrossBatchMemory(_MemoryBase):
 
 _LISTS = Hooks(CrossBatchMemory, "create_indices_tuple")
 _READERS = {kind: Hooks(kind, "forward", "compute_loss") for kind in (NTXentLoss, SupConLoss)}
+
+
+def why_not_inside(loss: Any) -> str:
+    """Why a wrapped loss runs the library's code whatever it is given, or nothing."""
+    return str(loss._pycl_why_not()) if hasattr(loss, "_pycl_why_not") else f"{type(loss).__name__} is the library's"
 
 
 def takes_all_pairs(loss: Any) -> bool:

@@ -53,7 +53,7 @@ class GISTEmbedLoss(Carded, losses.GISTEmbedLoss):
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None) -> Tensor:
         columns = list(sentence_features)
-        why = _why_not(self, losses.GISTEmbedLoss, _HOOKS)
+        why = self._pycl_why_not()
         if self.must_retokenize and any("cu_seq_lens_q" in column for column in columns):
             why = why or "flattened inputs that the guide tokenises in its own way"
         if why:
@@ -68,6 +68,9 @@ class GISTEmbedLoss(Carded, losses.GISTEmbedLoss):
         if len(embeddings) not in (2, 3):
             raise ValueError(f"Expected 2 or 3 embeddings, got {len(embeddings)}")
         return _guided_loss(self, embeddings, guides, len(embeddings[0]))
+
+    def _pycl_why_not(self) -> str:
+        return _why_not(self, losses.GISTEmbedLoss, _HOOKS)
 
     def _tokenize_again(self, column: dict[str, Tensor]) -> dict[str, Tensor]:
         texts = self.tokenizer.batch_decode(column["input_ids"], skip_special_tokens=True)
@@ -84,7 +87,7 @@ class CachedGISTEmbedLoss(Carded, losses.CachedGISTEmbedLoss):
     def calculate_loss(
         self, reps: list[list[Tensor]], reps_guided: list[list[Tensor]], *, with_backward: bool = False
     ) -> Tensor:
-        if why := _why_not(self, losses.CachedGISTEmbedLoss, _CACHED_HOOKS):
+        if why := self._pycl_why_not():
             fall_back("CachedGISTEmbedLoss", why)
             return cast("Tensor", super().calculate_loss(reps, reps_guided, with_backward=with_backward))
         if len(reps) != len(reps_guided):
@@ -95,6 +98,9 @@ class CachedGISTEmbedLoss(Carded, losses.CachedGISTEmbedLoss):
             loss.backward()
             loss = loss.detach()
         return loss
+
+    def _pycl_why_not(self) -> str:
+        return _why_not(self, losses.CachedGISTEmbedLoss, _CACHED_HOOKS)
 
 
 _HOOKS = Hooks(losses.GISTEmbedLoss, "sim_matrix")

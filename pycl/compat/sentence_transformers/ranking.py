@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import update_wrapper
 from typing import Any, cast
 
 import torch
@@ -48,10 +49,13 @@ class MultipleNegativesRankingLoss(Carded, losses.MultipleNegativesRankingLoss):
     """
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
-        if why := _why_not(self, embeddings, losses.MultipleNegativesRankingLoss):
+        if why := self._pycl_why_not() or _why_not(self, embeddings):
             fall_back(type(self).__name__, why)
             return cast("Tensor", super().compute_loss_from_embeddings(embeddings, labels))
         return _in_batch_loss(self, embeddings)
+
+    def _pycl_why_not(self) -> str:
+        return _why_never(self, losses.MultipleNegativesRankingLoss)
 
 
 class CachedMultipleNegativesRankingLoss(Carded, losses.CachedMultipleNegativesRankingLoss):
@@ -61,11 +65,16 @@ class CachedMultipleNegativesRankingLoss(Carded, losses.CachedMultipleNegativesR
     batch at once, without a matrix of scores. Everything else is as in :class:`MultipleNegativesRankingLoss`.
     """
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if type(self.loss) is losses.MultipleNegativesRankingLoss:  # which holds the options
+            self.loss.__class__ = MultipleNegativesRankingLoss
+
     def calculate_loss(
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
     ) -> Tensor:
         embeddings = [torch.cat(parts) for parts in reps]
-        if why := _why_not(self, embeddings, losses.CachedMultipleNegativesRankingLoss):
+        if why := self._pycl_why_not() or _why_not(self, embeddings):
             fall_back(type(self).__name__, why)
             return cast("Tensor", super().calculate_loss(reps, labels, with_backward=with_backward))
         loss = _in_batch_loss(self, embeddings)
@@ -74,9 +83,15 @@ class CachedMultipleNegativesRankingLoss(Carded, losses.CachedMultipleNegativesR
             loss = loss.detach()
         return loss
 
+    def _pycl_why_not(self) -> str:
+        return _why_never(self, losses.CachedMultipleNegativesRankingLoss)
 
-def _why_not(loss: Any, embeddings: list[Tensor], library: type) -> str:
-    """Why the loss cannot be fused, or nothing."""
+
+update_wrapper(CachedMultipleNegativesRankingLoss.__init__, losses.CachedMultipleNegativesRankingLoss.__init__)
+
+
+def _why_never(loss: Any, library: type) -> str:
+    """Why the loss is not fused whatever it is given, or nothing."""
     if loss.similarity_fct not in (cos_sim, dot_score):
         return f"similarity_fct={getattr(loss.similarity_fct, '__qualname__', type(loss.similarity_fct).__name__)}"
     if isinstance(loss.scale, Tensor):
@@ -84,6 +99,11 @@ def _why_not(loss: Any, embeddings: list[Tensor], library: type) -> str:
             return "a scale of several entries"
         if _is_hard(loss) and loss.scale.requires_grad:
             return f"hardness_mode={loss.hardness_mode!r} with a learned scale"
+    return replaced(library) if loss.gather_across_devices else ""
+
+
+def _why_not(loss: Any, embeddings: list[Tensor]) -> str:
+    """Why the loss is not fused for what it is given, or nothing."""
     queries, *documents = embeddings
     if queries.dim() != 2 or queries.numel() == 0 or not queries.is_floating_point():
         return "embeddings that are not [B, d] numbers"
@@ -92,7 +112,7 @@ def _why_not(loss: Any, embeddings: list[Tensor], library: type) -> str:
     square = len(documents) if _is_hard(loss) or "doc_to_doc" in loss.directions else 1  # columns of one length
     if any(x.shape[k >= square :] != queries.shape[k >= square :] for k, x in enumerate(documents)):
         return "documents of another shape than the queries"
-    return replaced(library) if loss.gather_across_devices else ""
+    return ""
 
 
 def _is_hard(loss: Any) -> bool:
