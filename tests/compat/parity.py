@@ -20,6 +20,8 @@ import pytest
 import torch
 from pycl.bench.peers import declare_torchvision
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -77,3 +79,14 @@ def peer(module: str) -> ModuleType:
         pytest.skip(f"{module} is not installed")
     declare_torchvision()
     return importlib.import_module(module)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the largest tensor that any operator makes."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.numel = max([self.numel, *(t.numel() for t in tree_leaves(found) if isinstance(t, Tensor))])
+        return found

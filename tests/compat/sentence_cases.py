@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,6 +71,20 @@ def tokenizer() -> Any:
     return made
 
 
+def tiny_encoder(folder: Path) -> Any:
+    """A model of sentence-transformers with one layer."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=16, max_position_embeddings=32, **sizes)).save_pretrained(folder / "bert")
+    words = PreTrainedTokenizerFast(tokenizer_object=tokenizer(), pad_token="[PAD]", unk_token="[UNK]")
+    words.save_pretrained(folder / "bert")
+    return SentenceTransformer(modules=[Transformer(str(folder / "bert")), Pooling(16)], device="cpu")
+
+
 def guided(*, cached: int = 0, **options: Any) -> Any:
     """A call of the loss: the first half of the columns are embeddings, the second what the guide sees."""
 
@@ -92,6 +107,7 @@ def guided_columns(n: int, d: int, k: int, dtype: torch.dtype = torch.float64) -
 
 
 HALF = 2e-2
+HARDNESS = ("in_batch_negatives", "hard_negatives", "all_negatives")
 CASES = {
     "pairs": Case(ranking(), columns(7, 5, 2), 1e-9),
     "triplets": Case(ranking(scale=7.0), columns(6, 4, 3), 1e-9),
@@ -110,6 +126,10 @@ CASES = {
     ),
     "one way, each": Case(ranking(partition_mode="per_direction"), columns(5, 4, 2), 1e-9),
     "no strength": Case(ranking(hardness_mode="all_negatives"), columns(5, 4, 3), 1e-9),
+    "ragged": Case(ranking(scale=4.0), (*columns(6, 4, 2), embeddings(9, 4, 3), embeddings(2, 4, 4)), 1e-9),
+    "ragged, two directions": Case(
+        ranking(scale=4.0, directions=(ALL[0], ALL[2])), (*columns(6, 4, 2), embeddings(9, 4, 3)), 1e-9
+    ),
     "symmetric": Case(ranking(symmetric=True, scale=9.0), columns(8, 4, 2), 1e-9),
     "cached": Case(ranking(cached=3), columns(8, 4, 3), 1e-9),
     "cached, all directions": Case(ranking(cached=4, directions=ALL, scale=5.0), columns(7, 4, 3), 1e-9),
@@ -127,4 +147,17 @@ CASES = {
     "gist one pair": Case(guided(), guided_columns(1, 4, 2), 1e-9),
     "gist float32": Case(guided(temperature=0.1), guided_columns(9, 8, 3, torch.float32)),
     "cached gist": Case(guided(cached=3, temperature=0.1, margin=0.1), guided_columns(8, 4, 4), 1e-9),
+}
+CASES |= {
+    f"{mode}, {name}": Case(ranking(hardness_mode=mode, hardness_strength=3.0, **options), x, 1e-12)
+    for mode in HARDNESS
+    for name, options, x in (
+        ("pairs", {"scale": 5.0}, columns(7, 4, 2)),
+        ("four columns", {"scale": 2.0}, columns(6, 4, 4)),
+        ("dot", {"scale": 1.0, "similarity_fct": "dot_score"}, columns(6, 3, 3)),
+        ("all directions", {"scale": 4.0, "directions": ALL}, columns(6, 4, 3)),
+        ("each", {"scale": 4.0, "directions": (ALL[0], ALL[2]), "partition_mode": "per_direction"}, columns(6, 4, 3)),
+        ("one triplet", {"scale": 4.0}, columns(1, 4, 3)),
+        ("cached", {"scale": 4.0, "cached": 4}, columns(7, 4, 3)),
+    )
 }

@@ -20,7 +20,7 @@ theirs = peer("pytorch_metric_learning.losses") if _peer.find_peer("pytorch_metr
 pytestmark = pytest.mark.skipif(theirs is None, reason="pytorch_metric_learning is not installed")
 
 if theirs is not None:
-    from pytorch_metric_learning import distances, miners, reducers, regularizers
+    from pytorch_metric_learning import distances, reducers, regularizers
     from pytorch_metric_learning.utils import loss_and_miner_utils as listing
 
 PAIR_LOSSES = ["NTXentLoss", "SupConLoss"]
@@ -157,70 +157,6 @@ def test_lists_of_all_pairs_are_recognised(name: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error", FallbackWarning)
             assert_same(measure(case, ours), measure(case, theirs), 1e-10)
-
-
-def almost_all(change: str) -> tuple[Tensor, ...]:
-    a1, p, a2, n = (x.clone() for x in listing.get_all_pairs_indices(LABELS))
-    if change == "missing positive":
-        return a1[1:], p[1:], a2, n
-    if change == "missing negative":
-        return a1, p, a2[1:], n[1:]
-    if change == "repeated positive":
-        p[0] = p[1]
-    elif change == "repeated negative":
-        n[0] = n[1]
-    elif change == "itself":
-        p[0] = a1[0]
-    elif change == "a positive as a negative":
-        n[0] = 1
-    elif change == "a negative as a positive":
-        p[1], n[0] = n[0], 2
-    elif change == "a negative among the positives":
-        p[1] = 3
-    elif change == "triplets":
-        return listing.get_all_triplets_indices(LABELS)
-    return a1, p, a2, n
-
-
-CHANGES = ["missing positive", "missing negative", "repeated positive", "repeated negative", "itself", "triplets"]
-CHANGES += ["a positive as a negative", "a negative as a positive", "a negative among the positives"]
-
-
-@pytest.mark.parametrize("name", PAIR_LOSSES)
-@pytest.mark.parametrize("change", CHANGES)
-def test_lists_of_other_pairs_run_the_librarys_code(name: str, change: str) -> None:
-    def value(module: Any) -> float:
-        return float(getattr(module, name)()(Z, LABELS, almost_all(change)))
-
-    try:
-        expected = value(theirs)
-    except AssertionError:  # SupConLoss takes no pair for both
-        with pytest.raises(AssertionError), pytest.warns(FallbackWarning, match="indices_tuple"):
-            value(ours)
-    else:
-        with pytest.warns(FallbackWarning, match="indices_tuple"):
-            assert value(ours) == expected
-
-
-def test_as_many_pairs_as_without_the_points_themselves() -> None:
-    """Only one reference has the label of the anchor beside it; six other positive pairs are missing."""
-    a1, p, a2, n = listing.get_all_pairs_indices(LABELS, REF_LABELS)
-    kept = a1 != p
-    pairs = a1[kept][6:], p[kept][6:], a2, n
-    assert len(pairs[0]) == len(a1) - len(REF_LABELS)
-    case = Case(lambda m, z, r: m.NTXentLoss()(z, LABELS, pairs, r, REF_LABELS), (Z, REFS))
-    with pytest.warns(FallbackWarning, match="indices_tuple"):
-        assert_same(measure(case, ours), measure(case, theirs), 1e-12)
-
-
-def test_pairs_of_a_miner() -> None:
-    pairs = miners.MultiSimilarityMiner()(Z, LABELS)
-    case = Case(lambda m, z: m.NTXentLoss()(z, LABELS, pairs), (Z,))
-    with pytest.warns(FallbackWarning, match="indices_tuple"):
-        assert_same(measure(case, ours), measure(case, theirs), 1e-12)
-    without_labels = Case(lambda m, z: m.SupConLoss()(z, None, pairs), (Z,))
-    with pytest.warns(FallbackWarning, match="without labels"):
-        assert_same(measure(without_labels, ours), measure(without_labels, theirs), 1e-12)
 
 
 def test_references_without_labels() -> None:

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from example import check_picture, imported, one_thread
 from parity import peer
-from sentence_cases import ALL, tokenizer
+from sentence_cases import ALL, tiny_encoder
 
 MODULES = ("sentence_transformers.sentence_transformer.losses", "pycl.compat.sentence_transformers")
 NOUNS, VERBS = ("man", "woman", "dog", "cat"), ("runs", "eats", "is red", "is blue")
@@ -24,19 +23,8 @@ PAIRS = [(f"a {noun} {verb}", f"{noun} {verb} apple") for noun in NOUNS for verb
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sentence encoder of one layer, on disk."""
     peer(MODULES[0])
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
     folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    BertModel(BertConfig(vocab_size=16, max_position_embeddings=32, **sizes)).save_pretrained(folder / "bert")
-    words = PreTrainedTokenizerFast(tokenizer_object=tokenizer(), pad_token="[PAD]", unk_token="[UNK]")
-    words.save_pretrained(folder / "bert")
-    transformer = Transformer(str(folder / "bert"))
-    model = SentenceTransformer(modules=[transformer, Pooling(16)], device="cpu")
-    model.save(str(folder / "model"), create_model_card=False)
+    tiny_encoder(folder).save(str(folder / "model"), create_model_card=False)
     return folder / "model"
 
 

@@ -10,14 +10,15 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pycl.compat._common import as_input
-from pycl.compat._peer import fall_back, find_peer
+from pycl.compat._peer import Hooks, fall_back, find_peer
 from pycl.engine import PairStats, pair_stats, pair_sum
 from pycl.functional._common import Scalar, widen
-from pycl.pairs import Pairs
+from pycl.pairs import Pairs, Points
 from pycl.reduction import zero_if_empty
 
 from ._alone import LossAlone, need_library
-from ._pairs import AllPairs, Problem, problem_of, written
+from ._pairs import LISTED, AllPairs, Problem, lse_by_anchor, problem_of, written
+from ._parts import is_theirs, kind_of, why_no_cosine
 
 _LOSSES: Any = find_peer("pytorch_metric_learning.losses")
 _PairBase: Any = _LOSSES.GenericPairLoss if _LOSSES else LossAlone
@@ -27,6 +28,9 @@ _SupConBase: Any = _LOSSES.SupConLoss if _LOSSES else LossAlone
 
 class FusedLoss(_PairBase):
     """A loss whose sums over all pairs are the engine's, wherever its options allow that."""
+
+    _method: str  # of the library: makes terms of a list of pairs, or of matrices
+    _formula: Hooks
 
     def forward(
         self,
@@ -48,17 +52,21 @@ class FusedLoss(_PairBase):
             shapes = tuple(embeddings.shape), tuple(ref_emb.shape)
             raise ValueError(f"embeddings and ref_emb must have shape [n, d], got {shapes[0]} and {shapes[1]}")
         problem = problem_of(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        why = problem if isinstance(problem, str) else self._why_not(problem)
-        if why is not None:
+        if why := self._why_not(problem):
             if _LOSSES is None:
                 need_library(f"{type(self).__name__} with {why}")
-            fall_back(type(self).__name__, why)
+            if why not in LISTED or self._method != "pair_based_loss":
+                fall_back(type(self).__name__, why)
             if isinstance(indices_tuple, AllPairs):
                 indices_tuple = written(indices_tuple, labels, ref_labels)
             return cast("dict[str, Any]", super().compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels))
         assert isinstance(problem, Problem)
         if problem.n_pairs == 0 or embeddings.numel() == 0:
             return self._nothing()
+        if not (isinstance(indices_tuple, AllPairs) or problem.cols is None or ref_emb.requires_grad):
+            # a queue's, which may be written into before the backward: the library has normalised copies by then
+            z, ids, _ = problem.cols
+            problem = problem._replace(cols=Points(z.clone(), None if ids is None else ids.clone()))
         sweep = self._sweep(problem)
         stats = pair_stats(denominator=Pairs.NEGATIVE, positives=Pairs.POSITIVE, **sweep)
         counts = stats.pos_count
@@ -67,31 +75,43 @@ class FusedLoss(_PairBase):
         # the library counts one positive beside one negative as nothing, too
         if min(n_positives, n_negatives) == 0 or n_positives == n_negatives == 1:
             return self._nothing()
-        return {"loss": self._info(sweep, stats, most, n_positives, labels)}
+        info = self._info(sweep, stats, most, n_positives, labels)
+        if torch.is_autocast_enabled(embeddings.device.type):
+            info["losses"] = as_input(info["losses"], embeddings, "product")
+        return {"loss": info}
 
-    def _why_not(self, problem: Problem) -> str | None:
-        """What keeps this loss from its fused form."""
-        if isinstance(self.temperature, Tensor) and self.temperature.numel() != 1:
-            return "a temperature of several entries"
+    def _pycl_why_not(self) -> str:
+        """Why this loss runs the library's code whatever it is given, or nothing."""
+        return self._why_never() or self._why_no_sums()
+
+    def _why_not(self, problem: Problem | str) -> str:
+        """Why this loss runs the library's code, the pairs last of all."""
+        return self._why_never() or (problem if isinstance(problem, str) else self._why_no_sums(problem))
+
+    def _why_never(self) -> str:
+        if isinstance(self.temperature, Tensor):
+            if self.temperature.numel() != 1:
+                return "a temperature of several entries"
+        elif self.temperature == 0:
+            return "a temperature of 0"
         if _LOSSES is None:
-            return None
-        methods = "_compute_loss", "mat_based_loss", "pair_based_loss"
-        if any(getattr(type(self), name) is not getattr(self._library, name) for name in methods):
+            return ""
+        if self._formula.replaced_in(self) or self.loss_method != getattr(self, self._method):
             return "a formula of its own"
-        distance = self.distance
-        if _kind(distance) not in ("CosineSimilarity", "DotProductSimilarity"):
-            return f"distance={type(distance).__name__}"
-        if distance.power != 1:
-            return f"a distance of power={distance.power}"
-        if distance.collect_stats:
-            return "collect_stats=True"
-        return None
+        if self._assert_either_pos_or_neg is not _PairBase._assert_either_pos_or_neg:
+            return "a check of its own"
+        return why_no_cosine(self.distance)
+
+    def _why_no_sums(self, problem: Problem | None = None) -> str:
+        """Why its reducer must see the term of every pair."""
+        return ""
 
     def _sweep(self, problem: Problem) -> dict[str, Any]:
         """The engine's arguments."""
         rows, cols, offset = problem
         temperature, distance = self.temperature, self.distance
-        scale: Scalar = 1.0 / (widen(temperature) if isinstance(temperature, Tensor) else float(temperature))
+        learned = isinstance(temperature, Tensor)
+        scale: Scalar = 1.0 / (widen(temperature).reshape(()) if learned else float(temperature))
         normalize = distance is None or bool(distance.normalize_embeddings)
         if normalize and distance is not None and distance.p != 2:
             rows = rows._replace(z=distance.normalize(widen(rows.z)))
@@ -130,29 +150,40 @@ class NTXentLoss(FusedLoss, _NTXentBase):
         RuntimeError: an option without a fused form where the library is not installed.
     """
 
-    _library = _NTXentBase
+    _method = "pair_based_loss"
 
     def __init__(self, temperature: float = 0.07, **kwargs: Any) -> None:
         super().__init__(temperature=temperature, **kwargs)
 
-    def _why_not(self, problem: Problem) -> str | None:
-        if (why := super()._why_not(problem)) is not None or _LOSSES is None:
-            return why
+    def pair_based_loss(self, mat: Tensor, indices_tuple: tuple[Tensor, ...]) -> Any:
+        """As the library, from a matrix of similarities or distances and a list of pairs, in O(pairs) more numbers."""
+        a1, p, a2, n = indices_tuple
+        if min(len(a1), len(a2)) == 0 or self._formula.replaced_in(self) or numel(self.temperature) != 1:
+            return super().pair_based_loss(mat, indices_tuple)
+        sign = 1 if self.distance.is_inverted else -1
+        positives, negatives = (sign * widen(mat[pairs]) / self.temperature for pairs in ((a1, p), (a2, n)))
+        terms = -logsigmoid(positives - lse_by_anchor(negatives, a2, len(mat)).index_select(0, a1))
+        losses = rounded_as_there(terms).to(mat.dtype)
+        return {"loss": {"losses": losses, "indices": (a1, p), "reduction_type": "pos_pair"}}
+
+    def _why_no_sums(self, problem: Problem | None = None) -> str:
+        if _LOSSES is None:
+            return ""
         reducer = self._reducer()
-        kind = _kind(reducer)
+        kind = kind_of(reducer)
         if kind == "PerAnchorReducer":
             # the library's has a column for each anchor and fails at references beyond
-            n_refs = len((problem.cols or problem.rows).z)
-            if n_refs > len(problem.rows.z) or not _is_theirs(reducer.aggregation_func):
+            beyond = problem is not None and len((problem.cols or problem.rows).z) > len(problem.rows.z)
+            if beyond or not is_theirs(reducer.aggregation_func):
                 return f"reducer={kind}"
         elif kind not in ("MeanReducer", "SumReducer", "ClassWeightedReducer"):
             return f"reducer={type(reducer).__name__}"
-        return "collect_stats=True" if reducer.collect_stats else None
+        return "collect_stats=True" if reducer.collect_stats else ""
 
     def _reducer(self) -> Any:
         """That of the pairs, where there is one of the embeddings, too."""
         reducer = self.reducer
-        if _kind(reducer) == "MultipleReducers":
+        if kind_of(reducer) == "MultipleReducers":
             return dict(reducer.reducers.items()).get("loss", reducer.default_reducer)
         return reducer
 
@@ -165,7 +196,7 @@ class NTXentLoss(FusedLoss, _NTXentBase):
             # an anchor without negatives has a bias of +inf, and terms of 0
             terms = pair_sum(negatives=Pairs.NONE, positives=Pairs.POSITIVE, row_bias=-stats.lse, **sweep)
         reducer = self._reducer()
-        kind = _kind(reducer)
+        kind = kind_of(reducer)
         if kind == "PerAnchorReducer":
             return _by_anchor(terms / stats.pos_count.clamp_min(1))
         if kind == "ClassWeightedReducer":
@@ -197,7 +228,7 @@ class SupConLoss(FusedLoss, _SupConBase):
         ValueError, RuntimeError: as :class:`NTXentLoss`.
     """
 
-    _library = _SupConBase
+    _method = "mat_based_loss"
 
     def __init__(self, temperature: float = 0.1, **kwargs: Any) -> None:
         super().__init__(temperature=temperature, **kwargs)
@@ -209,18 +240,22 @@ class SupConLoss(FusedLoss, _SupConBase):
         of_positives = zero_if_empty(stats.pos_lse)
         spread = (of_positives - stats.pos_sum / count.clamp_min(1)).masked_fill(count <= 1, 0.0)
         terms = (spread - logsigmoid(of_positives - stats.lse)).masked_fill(count == 0, 0.0)
-        # 1 + x is 1 to the library for an x this small, and a term of 0 is left out of the default mean
-        rounded_away = terms <= torch.finfo(terms.dtype).eps / 2
-        return _by_anchor(torch.where(rounded_away, terms - terms.detach(), terms))
+        return _by_anchor(rounded_as_there(terms))
 
 
-def _is_theirs(thing: Any) -> bool:
-    return getattr(thing, "__module__", "").startswith("pytorch_metric_learning.")
+NTXentLoss._formula = Hooks(NTXentLoss, "pair_based_loss", "_compute_loss")
+SupConLoss._formula = Hooks(SupConLoss, "mat_based_loss", "_compute_loss")
 
 
-def _kind(part: Any) -> str:
-    """The name of the class of a distance or reducer, if that is the library's and not a subclass."""
-    return type(part).__name__ if _is_theirs(type(part)) else ""
+def numel(number: Any) -> int:
+    """Of a tensor; a number is one entry."""
+    return number.numel() if isinstance(number, Tensor) else 1
+
+
+def rounded_as_there(terms: Tensor) -> Tensor:
+    """Terms that are 0 where 1 + x is 1 to the library, and left out by a mean over those that are not 0."""
+    rounded_away = terms <= torch.finfo(terms.dtype).eps / 2
+    return torch.where(rounded_away, terms - terms.detach(), terms)
 
 
 def _by_anchor(terms: Tensor) -> dict[str, Any]:

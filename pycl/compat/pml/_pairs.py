@@ -18,6 +18,9 @@ class AllPairs(NamedTuple):
     offset: int | None  # 0: reference i is anchor i; None: no reference is an anchor
 
 
+LISTED = (NO_LABELS := "pairs without labels", MINED := "indices_tuple, as from a miner")
+
+
 class Problem(NamedTuple):
     """Anchors, their references (None: the anchors themselves) and the offset of ``AllPairs``."""
 
@@ -36,7 +39,7 @@ def problem_of(
 ) -> Problem | str:
     """The pairs a loss has to run over, or why they have no short description."""
     if labels is None:
-        return "pairs without labels"
+        return NO_LABELS
     if ref_labels is None:
         if len(ref_emb) != len(labels):
             return "ref_emb of another length without ref_labels"
@@ -48,7 +51,7 @@ def problem_of(
     else:
         pairs = indices_tuple if isinstance(indices_tuple, AllPairs) else read(indices_tuple, ids, ref_ids)
     if pairs is None:
-        return "indices_tuple, as from a miner"
+        return MINED
     if ref_emb is embeddings and shared and pairs.offset == 0:
         return Problem(Points(embeddings, ids), None, 0)
     return Problem(Points(embeddings, ids), Points(ref_emb, ref_ids), pairs.offset)
@@ -90,3 +93,12 @@ def written(pairs: AllPairs, labels: Tensor | None, ref_labels: Tensor | None) -
         others = p != a1
         a1, p = a1[others], p[others]
     return a1, p, a2, n
+
+
+def lse_by_anchor(scores: Tensor, anchors: Tensor, n: int) -> Tensor:
+    """[n] log-sum-exps of the scores that are listed for each anchor, however often; -inf where none is."""
+    listed = torch.zeros(n, dtype=torch.bool, device=scores.device).index_fill(0, anchors, True)
+    peak = torch.full_like(listed, -torch.inf, dtype=scores.dtype).scatter_reduce(0, anchors, scores.detach(), "amax")
+    peak = peak.masked_fill(~listed, 0.0)
+    total = torch.zeros_like(peak).index_add(0, anchors, (scores - peak.index_select(0, anchors)).exp())
+    return (total.masked_fill(~listed, 1.0).log() + peak).masked_fill(~listed, -torch.inf)

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pycl.compat._peer import find_peer
+from pycl.compat._peer import Hooks, find_peer
+from pycl.compat._plain import HOOKS
 
 from ._alone import MemoryAlone, SelfSupervisedAlone
-from ._pair_losses import FusedLoss
+from ._pair_losses import NTXentLoss, SupConLoss
 from ._pairs import AllPairs
 
 _LOSSES: Any = find_peer("pytorch_metric_learning.losses")
@@ -38,12 +39,16 @@ class SelfSupervisedLoss(_SelfSupervisedBase):
     def __init__(self, loss: nn.Module, symmetric: bool = True, **kwargs: Any) -> None:
         super().__init__(loss, symmetric=symmetric, **kwargs)
 
+    def _pycl_why_not(self) -> str:
+        """Why its loss runs the library's code whatever it is given, or nothing."""
+        return why_not_inside(self.loss)
+
     def forward(self, embeddings: Tensor, ref_emb: Tensor) -> Any:
         labels = torch.arange(len(embeddings), device=embeddings.device)
         if self.symmetric:
             return self.loss(torch.cat([embeddings, ref_emb]), torch.cat([labels, labels]))
         # labels of their own: the very same ones would say that row i of both is one point
-        return self.loss(embeddings, labels, ref_emb=ref_emb, ref_labels=labels.clone())
+        return self.loss(embeddings=embeddings, labels=labels, ref_emb=ref_emb, ref_labels=labels.clone())
 
 
 class CrossBatchMemory(_MemoryBase):
@@ -86,8 +91,7 @@ class CrossBatchMemory(_MemoryBase):
     ) -> Any:
         if indices_tuple is not None and enqueue_mask is not None:
             raise ValueError("indices_tuple and enqueue_mask cannot be given both")
-        lists_pairs = type(self).create_indices_tuple is not _MemoryBase.create_indices_tuple
-        if indices_tuple is not None or self.miner or lists_pairs or not isinstance(self.loss, FusedLoss):
+        if indices_tuple is not None or self.miner or _LISTS.replaced_in(self) or not takes_all_pairs(self.loss):
             return super().forward(embeddings, labels, indices_tuple, enqueue_mask)
         self.reset_stats()
         labels = labels.to(embeddings.device)
@@ -111,6 +115,10 @@ class CrossBatchMemory(_MemoryBase):
         queue, queue_labels = (t[:stored].roll(-first, 0) for t in (self.embedding_memory, self.label_memory))
         return self.loss(embeddings, labels, pairs, queue, queue_labels)
 
+    def _pycl_why_not(self) -> str:
+        """Why its loss runs the library's code whatever it is given, or nothing."""
+        return why_not_inside(self.loss)
+
     def add_to_memory(self, embeddings: Tensor, labels: Tensor, batch_size: int) -> None:
         first = self.queue_idx
         self.curr_batch_idx = torch.arange(first, first + batch_size, device=labels.device) % self.memory_size
@@ -133,3 +141,20 @@ class CrossBatchMemory(_MemoryBase):
         for name in STATE:
             if name in local_metadata:
                 setattr(self, name, local_metadata[name])
+
+
+_LISTS = Hooks(CrossBatchMemory, "create_indices_tuple")
+_READERS = {kind: Hooks(kind, "forward", "compute_loss") for kind in (NTXentLoss, SupConLoss)}
+
+
+def why_not_inside(loss: Any) -> str:
+    """Why a wrapped loss runs the library's code whatever it is given, or nothing."""
+    return str(loss._pycl_why_not()) if hasattr(loss, "_pycl_why_not") else f"{type(loss).__name__} is the library's"
+
+
+def takes_all_pairs(loss: Any) -> bool:
+    """Whether ``AllPairs`` in the place of a list are read by nobody who may expect a list."""
+    for kind, readers in _READERS.items():
+        if isinstance(loss, kind):
+            return not (readers.replaced_in(loss) or any(vars(loss)[name] for name in HOOKS))
+    return False

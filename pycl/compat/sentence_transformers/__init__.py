@@ -2,35 +2,45 @@
 """sentence-transformers' losses with in-batch negatives, under their own names.
 
 Change ``from sentence_transformers.losses import MultipleNegativesRankingLoss`` to
-``from pycl.compat.sentence_transformers import MultipleNegativesRankingLoss``; models, trainers, evaluators and model
-cards stay as they are. Every class derives from the library's class of that name and takes over one thing, the loss of
-a batch of embeddings.
+``from pycl.compat.sentence_transformers import MultipleNegativesRankingLoss``, or ``from sentence_transformers import
+losses`` to ``from pycl.compat.sentence_transformers import losses``; models, trainers, evaluators and model cards stay
+as they are. Every class here derives from the library's class of that name and takes over one thing, the loss of a
+batch of embeddings. All other names are the library's.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 try:
-    from sentence_transformers.sentence_transformer import losses
+    import sentence_transformers.sentence_transformer.losses  # noqa: F401  # its own error says less
 except ImportError as error:
     raise ImportError(
         f"pycl.compat.sentence_transformers needs sentence-transformers 6 or newer, which does not import here "
         f"({error}): pip install sentence-transformers"
     ) from error
 
-from pycl.compat.sentence_transformers.guided import CachedGISTEmbedLoss, GISTEmbedLoss
-from pycl.compat.sentence_transformers.ranking import CachedMultipleNegativesRankingLoss, MultipleNegativesRankingLoss
+from pycl.compat.sentence_transformers import losses
+from pycl.compat.sentence_transformers.losses import (
+    CachedGISTEmbedLoss,
+    CachedMultipleNegativesRankingLoss,
+    GISTEmbedLoss,
+    MultipleNegativesRankingLoss,
+)
 
 __all__ = [
     "CachedGISTEmbedLoss",
     "CachedMultipleNegativesRankingLoss",
     "GISTEmbedLoss",
     "MultipleNegativesRankingLoss",
+    "losses",
 ]
+__all__ += [name for name in losses.__all__ if name not in __all__]
 
-if hasattr(losses, "CachedMultipleNegativesSymmetricRankingLoss"):
-    from pycl.compat.sentence_transformers.deprecated import (
-        CachedMultipleNegativesSymmetricRankingLoss,
-        MultipleNegativesSymmetricRankingLoss,
-    )
 
-    __all__ += ["CachedMultipleNegativesSymmetricRankingLoss", "MultipleNegativesSymmetricRankingLoss"]
+def __getattr__(name: str) -> Any:
+    return getattr(losses, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *dir(losses)})

@@ -3,21 +3,26 @@
 
 from __future__ import annotations
 
+from functools import update_wrapper
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from sentence_transformers.sentence_transformer import losses
 from sentence_transformers.util import cos_sim, dot_score
 from torch import Tensor
 
-from pycl.compat._common import all_ranks
+from pycl.compat._common import all_ranks, as_input
 from pycl.compat._peer import fall_back
+from pycl.distributed import Group, instances, together
 from pycl.engine import pair_cross_entropy, pair_stats
 from pycl.pairs import Pairs, Points
 
+from ._card import Carded
+from ._gather import replaced
+from ._hardness import MODES, penalised
 
-class MultipleNegativesRankingLoss(losses.MultipleNegativesRankingLoss):
+
+class MultipleNegativesRankingLoss(Carded, losses.MultipleNegativesRankingLoss):
     r"""sentence-transformers' ``MultipleNegativesRankingLoss``: pick a query's own document among all of the batch.
 
     With queries ``q_i``, documents ``d_jk`` (k = 0 the positive of query j, the others its hard negatives) and
@@ -31,35 +36,45 @@ class MultipleNegativesRankingLoss(losses.MultipleNegativesRankingLoss):
         joint           loss = mean_i [ log(exp a_i + exp b_i + exp c_i + exp e_i) - s(q_i, d_i0) ]
         per_direction   loss = mean_i [ (a_i + c_i) / 2 - s(q_i, d_i0) ]
 
-    Arguments, errors, attributes and value are the library's; no matrix of scores is stored, and queries against
-    queries cost half a matrix. With ``gather_across_devices`` on W processes each has its own queries' loss and the
-    gradients of all, as in the library. A ``similarity_fct`` other than ``cos_sim`` and ``dot_score`` and a
-    ``hardness_mode`` with a positive strength run the library's code. Half embeddings give a float32 loss there and
-    here; under autocast the library rounds its scores to the half type and this does not.
+    A ``hardness_mode`` adds ``hardness_strength * similarity_fct(q_i, d_jk)``, which has no gradient, to the scores of
+    the negatives in ``a_i`` that it names. Arguments, errors, attributes and value are the library's; no matrix of
+    scores is stored, and queries against queries cost half a matrix. With ``gather_across_devices`` on W processes each
+    has its own queries' loss, the mean of as many as it has, and the gradients of all, as in the library, whose batches
+    must be even. A ``similarity_fct`` other than ``cos_sim`` and ``dot_score``, a ``scale`` of several entries, or a
+    learned one with a ``hardness_mode``, run the library's code. Half embeddings
+    give a float32 loss there and here. Under autocast the library rounds its scores, this the loss alone.
 
     Shape:
         Embeddings [B, d], one tensor for each column of the data set; a scalar.
     """
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
-        if why := _why_not(self, embeddings):
+        if why := self._pycl_why_not() or _why_not(self, embeddings):
             fall_back(type(self).__name__, why)
             return cast("Tensor", super().compute_loss_from_embeddings(embeddings, labels))
         return _in_batch_loss(self, embeddings)
 
+    def _pycl_why_not(self) -> str:
+        return _why_never(self, losses.MultipleNegativesRankingLoss)
 
-class CachedMultipleNegativesRankingLoss(losses.CachedMultipleNegativesRankingLoss):
+
+class CachedMultipleNegativesRankingLoss(Carded, losses.CachedMultipleNegativesRankingLoss):
     """sentence-transformers' ``CachedMultipleNegativesRankingLoss``: the same loss with gradient caching.
 
     Large batches pass through the model in parts. ``mini_batch_size`` is for the model alone: the loss takes the
     batch at once, without a matrix of scores. Everything else is as in :class:`MultipleNegativesRankingLoss`.
     """
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if type(self.loss) is losses.MultipleNegativesRankingLoss:  # which holds the options
+            self.loss.__class__ = MultipleNegativesRankingLoss
+
     def calculate_loss(
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
     ) -> Tensor:
         embeddings = [torch.cat(parts) for parts in reps]
-        if why := _why_not(self, embeddings):
+        if why := self._pycl_why_not() or _why_not(self, embeddings):
             fall_back(type(self).__name__, why)
             return cast("Tensor", super().calculate_loss(reps, labels, with_backward=with_backward))
         loss = _in_batch_loss(self, embeddings)
@@ -68,52 +83,90 @@ class CachedMultipleNegativesRankingLoss(losses.CachedMultipleNegativesRankingLo
             loss = loss.detach()
         return loss
 
+    def _pycl_why_not(self) -> str:
+        return _why_never(self, losses.CachedMultipleNegativesRankingLoss)
+
+
+update_wrapper(CachedMultipleNegativesRankingLoss.__init__, losses.CachedMultipleNegativesRankingLoss.__init__)
+
+
+def _why_never(loss: Any, library: type) -> str:
+    """Why the loss is not fused whatever it is given, or nothing."""
+    if loss.similarity_fct not in (cos_sim, dot_score):
+        return f"similarity_fct={getattr(loss.similarity_fct, '__qualname__', type(loss.similarity_fct).__name__)}"
+    if isinstance(loss.scale, Tensor):
+        if loss.scale.numel() != 1:
+            return "a scale of several entries"
+        if _is_hard(loss) and loss.scale.requires_grad:
+            return f"hardness_mode={loss.hardness_mode!r} with a learned scale"
+    return replaced(library) if loss.gather_across_devices else ""
+
 
 def _why_not(loss: Any, embeddings: list[Tensor]) -> str:
-    """Why the loss cannot be fused, or nothing."""
-    if loss.similarity_fct not in (cos_sim, dot_score):
-        return f"similarity_fct={loss.similarity_fct!r}"
-    if loss.hardness_mode is not None and loss.hardness_strength > 0:
-        return f"hardness_mode={loss.hardness_mode!r}"
-    shapes = {(x.shape, x.dtype, x.layout) for x in embeddings}
-    if len(embeddings) < 2 or len(shapes) > 1 or embeddings[0].dim() != 2 or embeddings[0].numel() == 0:
-        return f"embeddings {[(tuple(x.shape), x.dtype, x.layout) for x in embeddings]}"
-    if not embeddings[0].is_floating_point() or embeddings[0].layout != torch.strided:
-        return f"embeddings of {embeddings[0].dtype}, {embeddings[0].layout}"
+    """Why the loss is not fused for what it is given, or nothing."""
+    queries, *documents = embeddings
+    if queries.dim() != 2 or queries.numel() == 0 or not queries.is_floating_point():
+        return "embeddings that are not [B, d] numbers"
+    if not documents or any(x.dtype != queries.dtype or x.layout != torch.strided for x in embeddings):
+        return "no documents, or embeddings of several types"
+    square = len(documents) if _is_hard(loss) or "doc_to_doc" in loss.directions else 1  # columns of one length
+    if any(x.shape[k >= square :] != queries.shape[k >= square :] for k, x in enumerate(documents)):
+        return "documents of another shape than the queries"
     return ""
 
 
-def _in_batch_loss(loss: Any, embeddings: list[Tensor]) -> Tensor:
-    queries, *documents = embeddings
-    n, device = len(queries), queries.device
-    group = all_ranks() if loss.gather_across_devices else None
-    ids = torch.arange(n, device=device)  # a query and its documents have one id
-    if group is not None:
-        ids = ids + dist.get_rank() * n
-    asked = Points(queries, ids)
-    positives = every = Points(documents[0], ids)
-    if len(documents) > 1:
-        views = torch.arange(len(documents), device=device).repeat_interleave(n)  # the positives' is the queries', 0
-        every = Points(torch.cat(documents), ids.repeat(len(documents)), views)
-    options: dict[str, Any] = {"normalize": loss.similarity_fct is cos_sim, "group": group}
+def _is_hard(loss: Any) -> bool:
+    return loss.hardness_mode in MODES and loss.hardness_strength > 0
 
-    sets: dict[str, Any] = {"denominator": Pairs.OTHERS, "positives": Pairs.POS_SAME_VIEW}
-    if set(loss.directions) == {"query_to_doc"}:
-        options |= {"offset": None, "reduction": "mean"}
-        return pair_cross_entropy(asked, every, loss.scale, **sets, **options)
-    if "doc_to_query" in loss.directions:
-        stats, of_documents = pair_stats(asked, every, loss.scale, offset=None, sides="both", **sets, **options)
-        lses = [stats.lse, of_documents.lse[:n]]
+
+def _in_batch_loss(loss: Any, embeddings: list[Tensor]) -> Tensor:
+    group = all_ranks() if loss.gather_across_devices else None
+    found = _compared(loss, embeddings, group=group)
+    device = embeddings[0].device.type
+    return as_input(found, embeddings[0], "product") if torch.is_autocast_enabled(device) else found
+
+
+@together
+def _compared(loss: Any, embeddings: list[Tensor], *, group: Group | None) -> Tensor:
+    queries, *documents = embeddings
+    n = len(queries)
+    asked, positives = Points(queries), Points(documents[0])  # numbered one by one, over all ranks
+    every = positives
+    if len(documents) > 1:
+        numbers = instances(max(map(len, documents)), queries.device, group)  # a query and its documents have one
+        ids = [numbers[: len(x)] for x in documents]
+        views = torch.cat([torch.full_like(x, k) for k, x in enumerate(ids)])  # the positives' is the queries', 0
+        every = Points(torch.cat(documents), torch.cat(ids), views)
+        # not one tensor for both, which dynamo does not take
+        asked, positives = asked._replace(ids=numbers[:n]), positives._replace(ids=ids[0])
+    scale = loss.scale.reshape(()) if isinstance(loss.scale, Tensor) else loss.scale
+    options: dict[str, Any] = {"logit_scale": scale, "normalize": loss.similarity_fct is cos_sim, "group": group}
+    sets: dict[str, Any] = {"denominator": Pairs.OTHERS, "positives": Pairs.POS_SAME_VIEW, "offset": None}
+    directions = set(loss.directions) - {"query_to_doc"}
+    hard = _is_hard(loss)
+
+    if not (directions or hard):
+        if group is None:
+            return pair_cross_entropy(asked, every, reduction="mean", **sets, **options)
+        return pair_cross_entropy(asked, every, **sets, **options).mean()  # of its own queries, however many
+    if hard:
+        lse, own = penalised(loss, embeddings, asked, every, options)
+        lses = [lse]
+        if "doc_to_query" in directions:
+            lses.append(pair_stats(positives, asked, denominator=Pairs.OTHERS, offset=None, **options).lse)
+    elif "doc_to_query" in directions:
+        stats, of_documents = pair_stats(asked, every, sides="both", **sets, **options)
+        lses, own = [stats.lse, of_documents.lse[:n]], stats.pos_sum
     else:
-        stats = pair_stats(asked, every, loss.scale, offset=None, **sets, **options)
-        lses = [stats.lse]
-    if "query_to_query" in loss.directions:
-        lses.append(pair_stats(asked, None, loss.scale, denominator=Pairs.NEGATIVE, **options).lse)
-    if "doc_to_doc" in loss.directions:
+        stats = pair_stats(asked, every, **sets, **options)
+        lses, own = [stats.lse], stats.pos_sum
+    if "query_to_query" in directions:
+        lses.append(pair_stats(asked, None, denominator=Pairs.NEGATIVE, **options).lse)
+    if "doc_to_doc" in directions:
         others = None if every is positives else every
-        lses.append(pair_stats(positives, others, loss.scale, denominator=Pairs.NEGATIVE, **options).lse)
+        lses.append(pair_stats(positives, others, denominator=Pairs.NEGATIVE, **options).lse)
     if loss.partition_mode == "joint":
         lse = lses[0] if len(lses) == 1 else torch.stack(lses).logsumexp(0)
     else:
         lse = sum(lses[1:], start=lses[0]) / len(lses)
-    return (lse - stats.pos_sum).mean()
+    return (lse - own).mean()

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Distances and reducers of pytorch-metric-learning: which are the library's own, as it made them."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from pycl.compat._plain import is_plain
+
+COSINES = ("CosineSimilarity", "DotProductSimilarity")
+
+
+def kind_of(part: Any) -> str:
+    """The name of the class of a distance or reducer; nothing for a subclass, or where a method or hook was added."""
+    kind: Any = type(part)
+    if not is_theirs(kind) or not is_plain(part, kind) or not _names(kind).isdisjoint(vars(part)):
+        return ""
+    return str(kind.__name__)
+
+
+@cache
+def _names(kind: type) -> frozenset[str]:
+    return frozenset(dir(kind))
+
+
+def is_theirs(thing: Any) -> bool:
+    """Whether a class or function is one of the library."""
+    return getattr(thing, "__module__", "").startswith("pytorch_metric_learning.")
+
+
+def why_no_cosine(distance: Any) -> str:
+    """Why a distance is no product of embeddings, or nothing."""
+    if kind_of(distance) not in COSINES:
+        return f"distance={type(distance).__name__}"
+    if distance.power != 1:
+        return f"a distance of power={distance.power}"
+    if not distance.is_inverted:
+        return "a similarity with is_inverted=False"
+    if distance.collect_stats:
+        return "collect_stats=True"
+    return ""

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hardness modes of sentence-transformers' ranking losses: negatives whose scores are raised by what they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pycl.engine import pair_stats
+from pycl.functional._common import unit
+from pycl.pairs import Pairs, Points
+
+MODES = ("in_batch_negatives", "hard_negatives", "all_negatives")
+
+
+def penalised(
+    loss: Any, embeddings: list[Tensor], asked: Points, every: Points, options: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exps of the queries' scores with all documents, and their scores with their own.
+
+    A raised score is ``(scale + strength) * s`` and has the gradient of ``scale * s``: the log-sum-exp of the raised
+    scores, with its gradient times ``scale / (scale + strength)``. Own documents are a column for each, not a sweep.
+    """
+    scale, strength = options["logit_scale"], loss.hardness_strength
+    query, *documents = (unit(x, options["normalize"]) for x in embeddings)
+    similar = [(query * document).sum(1) for document in documents]
+    positive, *hard = (scale * s for s in similar)
+    if loss.hardness_mode != "in_batch_negatives":
+        hard = [scale * s + strength * s.detach() for s in similar[1:]]
+    raised = options
+    if loss.hardness_mode != "hard_negatives":
+        raised = options | {"logit_scale": scale + strength}
+    others = pair_stats(asked, every, denominator=Pairs.NEGATIVE, offset=None, **raised).lse
+    if raised is not options:
+        others = scale / (scale + strength) * others + strength / (scale + strength) * others.detach()
+    return torch.stack([positive, *hard, others]).logsumexp(0), positive
