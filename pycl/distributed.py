@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import wraps
 from inspect import signature
-from typing import Any, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
+from typing import Any, Final, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -103,7 +103,8 @@ class Named(NamedTuple):
 
 
 Group: TypeAlias = "dist.ProcessGroup | Literal['world', 'local'] | Named | Ring | Ranks"
-WORLD, LOCAL = "world", "local"
+WORLD: Final = "world"
+LOCAL: Final = "local"
 
 
 def check_group(group: Group | None) -> None:
@@ -158,13 +159,16 @@ def together(function: Callable[P, R]) -> Callable[P, R]:
         group = options.get("group")
         if group is None or isinstance(group, Ranks):
             return function(*args, **options)
+        if isinstance(group, str) and (group == LOCAL or (group == WORLD and not several_ranks())):
+            options["group"] = None
+            return function(*args, **options)
         return on_ranks(*args, **options)
 
     @eager
     def on_ranks(*args: P.args, **options: P.kwargs) -> R:
         check_group(cast("Group", group := options["group"]))
         ring = isinstance(group, Ring)
-        members = None if group == LOCAL else members_of(group.group if isinstance(group, Ring) else group)
+        members = members_of(group.group if isinstance(group, Ring) else group)
         if members is None or members.size() == 1:
             options["group"] = None
             return function(*args, **options)

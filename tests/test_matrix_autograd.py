@@ -126,10 +126,10 @@ def test_autocast_changes_nothing(backend: str) -> None:
 def test_compile(compiler: str, backends: list[str]) -> None:
     def function(*leaves: Tensor) -> Tensor:
         given = dict(zip(LEAVES, leaves, strict=True))
-        logits = logits_of(given, backends[0], Pairs.NEGATIVE, normalize=True)
+        logits = logits_of(given, backends[0], Pairs.OTHERS, normalize=True)
         plain = F.similarity(given["x"], given["y"], logit_scale=given["scale"][0], backend=backends[0])
         values, index = F.similarity_topk(given["x"], given["y"], 2, backend=backends[0])
-        few = pair_top(Points(given["x"]), Points(given["y"]), 3, pairs=Pairs.NEGATIVE, backend=backends[0])
+        few = pair_top(Points(given["x"]), Points(given["y"]), 3, pairs=Pairs.OTHERS, backend=backends[0])
         return logits.exp().sum() + plain.square().sum() + values.sum() + index.sum() + few[0].sum() + few[1].sum()
 
     compiled_is_eager(function, [t.detach() for t in leaves_that_want(()).values()], backend=compiler)

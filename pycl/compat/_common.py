@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from pycl.distributed import Group, agree, together
+from pycl.distributed import LOCAL, Group, agree, together
 from pycl.functional import sinkhorn
 from pycl.functional._common import Scalar, as_scalar, to_logit_scale, widen
 from pycl.sinkhorn import NotFiniteError
@@ -90,7 +90,7 @@ def codes_of(scores: Tensor, **options: Any) -> Tensor:
     A step with an overflow is then skipped by a ``GradScaler``, not the end of the training.
     """
     try:
-        return sinkhorn(scores, **options)
+        return sinkhorn(scores, **(options | {"group": options.get("group") or LOCAL}))
     except NotFiniteError:
         return torch.full_like(scores, torch.nan, dtype=options.get("dtype"))
 

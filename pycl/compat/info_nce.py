@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from pycl import functional
 from pycl.compat._common import as_input, nothing, of_one_dtype, signed
 from pycl.compat._peer import find_peer, forward_names
+from pycl.distributed import LOCAL
 from pycl.functional._common import Scalar, no_autocast, to_logit_scale, unit, widen
 from pycl.reduction import check_reduction
 from pycl.validation import check_choice
@@ -72,7 +73,9 @@ def info_nce(
     elif negative_keys is not None and (negative_mode == "paired" or len(negative_keys) == 0):
         loss = _paired(query, positive_key, negative_keys.expand(len(query), -1, -1), temperature, reduction)
     else:
-        loss = functional.info_nce(query, positive_key, negative_keys, temperature=temperature, reduction=reduction)
+        loss = functional.info_nce(
+            query, positive_key, negative_keys, temperature=temperature, reduction=reduction, group=LOCAL
+        )
     return as_input(loss, query)
 
 

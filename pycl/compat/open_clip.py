@@ -21,6 +21,7 @@ from pycl.compat._open_clip_alone import DIST_IMPLS, ClipAlone, SigLipAlone, pac
 from pycl.compat._open_clip_distill import surplus, taught
 from pycl.compat._open_clip_ranks import against_constants, is_rank, over_all_rows, world
 from pycl.compat._peer import Hooks, fall_back, find_peer, forward_names
+from pycl.distributed import LOCAL, Group
 from pycl.functional import clip, siglip
 from pycl.functional._common import Scalar
 
@@ -102,7 +103,7 @@ class ClipLoss(_ClipBase):
         if self.world_size <= 1 and len(image) == 1:
             return nothing(image, text, scale, bias)
         if self.world_size <= 1:
-            return clip(image, text, scale, bias)
+            return clip(image, text, scale, bias, group=LOCAL)
         if not self.local_loss:
             return over_all_rows(partial(clip, image, text, group=world()), (scale, bias), self.gather_with_grad)
         if self.gather_with_grad:
@@ -165,7 +166,7 @@ class SigLipLoss(_SigLipBase):
             fall_back(type(self).__name__, why)
             found = super().forward(image_features, text_features, logit_scale, logit_bias, output_dict)
             return cast("Tensor | dict[str, Tensor]", found)
-        group = world() if self.world_size > 1 else None
+        group: Group = world() if self.world_size > 1 else LOCAL
         bias = 0.0 if logit_bias is None else logit_bias
         loss = siglip(image_features, text_features, logit_scale, bias, group=group)
         return packed(as_input(loss, image_features, "both"), output_dict)

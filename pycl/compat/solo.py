@@ -28,7 +28,7 @@ from pycl.compat._common import (
     swapped_prediction,
 )
 from pycl.compat._peer import fall_back, find_peer, forward_names
-from pycl.distributed import Group, together
+from pycl.distributed import LOCAL, Group, together
 from pycl.engine import pair_stats
 from pycl.functional._common import Scalar
 from pycl.pairs import Pairs, Points
@@ -85,7 +85,7 @@ def nnclr_loss_func(nn: Tensor, p: Tensor, temperature: float = 0.1) -> Tensor:
     if group is None and nn.shape == p.shape and len(nn) == 1:
         return as_input(nothing(nn, p), nn)
     query, positive = signed(nn, temperature)
-    return as_input(functional.info_nce(query, p, temperature=positive, group=group), nn)
+    return as_input(functional.info_nce(query, p, temperature=positive, group=group or LOCAL), nn)
 
 
 def swav_loss_func(preds: Sequence[Tensor], assignments: Sequence[Tensor], temperature: float = 0.1) -> Tensor:

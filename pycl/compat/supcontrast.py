@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pycl.compat._common import is_negative, nothing, signed_scale
+from pycl.distributed import LOCAL
 from pycl.engine import pair_stats
 from pycl.functional import sup_con
 from pycl.functional._common import Scalar, no_autocast, widen
@@ -62,7 +63,7 @@ class SupConLoss(nn.Module):
         if n_views * n == 2 and (mask is None or mask.shape == (n, n)):
             loss = nothing(z)  # the only candidate is the positive, or there is none
         elif mask is None and self.contrast_mode == "all" and not is_negative(self.temperature):
-            loss = sup_con(z, ids, temperature=self.temperature, normalize=False)
+            loss = sup_con(z, ids, temperature=self.temperature, normalize=False, group=LOCAL)
         else:
             loss = self._of_anchors(z, ids, mask)
         return loss * (self.temperature / self.base_temperature)

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from pycl.compat._common import all_ranks, as_input, is_negative, of_one_dtype
 from pycl.compat._peer import Hooks, fall_back, find_peer
 from pycl.compat.lightly import _alone
-from pycl.distributed import Group, together
+from pycl.distributed import LOCAL, Group, together
 from pycl.functional import dcl
 from pycl.functional._common import Scalar, to_logit_scale, widen
 from pycl.reduction import reduce
@@ -63,7 +63,7 @@ class DCLLoss(peer.DCLLoss):
 
 @together
 def _weighted(out0: Tensor, out1: Tensor, temperature: Scalar, weight_fn: Any, *, group: Group | None) -> Tensor:
-    loss = dcl((out0, out1), temperature=temperature, group=group)
+    loss = dcl((out0, out1), temperature=temperature, group=group or LOCAL)
     if not weight_fn:  # as lightly asks
         return loss
     u0, u1 = (normalize(widen(out), dim=1) for out in (out0, out1))

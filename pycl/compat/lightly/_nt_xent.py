@@ -12,6 +12,7 @@ from pycl.compat._common import all_ranks, as_input, check_even, is_negative, no
 from pycl.compat._peer import fall_back, find_peer
 from pycl.compat._plain import is_plain
 from pycl.compat.lightly import _alone
+from pycl.distributed import LOCAL
 from pycl.functional import info_nce, nt_xent
 from pycl.functional._common import widen
 
@@ -60,7 +61,8 @@ class NTXentLoss(peer.NTXentLoss):
             check_even(key, group=all_ranks())
         key, keys = self.memory_bank.forward(key, update=query.requires_grad)
         keys = keys.t().to(query.device)
-        loss = info_nce(query, key, keys, temperature=self.temperature, normalize=False, reduction=reduction)
+        options = {"temperature": self.temperature, "normalize": False, "reduction": reduction, "group": LOCAL}
+        loss = info_nce(query, key, keys, **options)
         return as_input(loss, out0)
 
     def _within(self, out0: Tensor, out1: Tensor, reduction: str) -> Tensor:
@@ -68,9 +70,9 @@ class NTXentLoss(peer.NTXentLoss):
         if group is None and out0.shape == out1.shape and len(out0) == 1:
             return nothing(out0, out1).expand(2 if reduction == "none" else ())  # its only candidate is the positive
         if reduction == "mean":
-            return nt_xent((out0, out1), temperature=self.temperature, group=group)
+            return nt_xent((out0, out1), temperature=self.temperature, group=group or LOCAL)
         # lightly's sum is the rank's, pycl's the group's
-        terms = nt_xent((out0, out1), temperature=self.temperature, reduction="none", group=group)
+        terms = nt_xent((out0, out1), temperature=self.temperature, reduction="none", group=group or LOCAL)
         return terms.sum() if reduction == "sum" else terms.flatten()
 
     def _pycl_why_not(self) -> str:
