@@ -79,8 +79,10 @@ struct Gradients {
 
 // What kernels need from outside: threads and memory. run() calls body(arg, task) for every task in [0, tasks), maybe
 // in parallel, and returns when all are done; allocate() returns 64-byte aligned memory that lives until the call ends.
+// cancelled(), asked before every tile, says that nobody will read the outputs: what is left may be left out.
 struct Host {
   int threads;
+  bool (*cancelled)(const Host&);
   void (*run)(const Host&, int tasks, void (*body)(void* arg, int task), void* arg);
   void* (*allocate)(const Host&, size_t bytes);
   void* owner;
