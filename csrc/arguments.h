@@ -23,53 +23,55 @@ constexpr double kMostElements = 0x1p48, kFarthestElement = 0x1p59;
 constexpr int64_t kLargestOffset = int64_t(1) << 62;
 constexpr uint32_t kAllPairs = kSelf | kPosSameView | kPosOtherView | kNegSameView | kNegOtherView;
 
-inline void demand(bool holds, const std::string& otherwise) {
-  if (!holds) throw std::invalid_argument(otherwise);
+inline std::string text(const char* word) { return word; }
+inline std::string text(int64_t number) { return std::to_string(number); }
+
+// The message is put together where it is needed: a check costs a call of a small loss nothing.
+template <class... Words>
+void demand(bool holds, Words... words) {
+  if (!holds) throw std::invalid_argument((text(words) + ...));
 }
 
 inline void* pointer(Address address) { return reinterpret_cast<void*>(address); }
 
 inline void* required(const char* name, Address address) {
-  demand(address != 0, std::string(name) + " must be an address, got 0");
+  demand(address != 0, name, " must be an address, got 0");
   return pointer(address);
 }
 
 inline DType dtype_of(const char* name, int code) {
-  demand(0 <= code && code <= int(DType::kFloat16),
-         std::string(name) + " must have one of the dtypes 0 to 3, got " + std::to_string(code));
+  demand(0 <= code && code <= int(DType::kFloat16), name, " must have one of the dtypes 0 to 3, got ", code);
   return DType(code);
 }
 
 inline int thread_count(int threads) {
-  demand(threads >= 1, "threads must be at least 1, got " + std::to_string(threads));
+  demand(threads >= 1, "threads must be at least 1, got ", threads);
   return threads;
 }
 
 inline Matrix matrix(const char* name, const MatrixTuple& z) {
   const auto& [data, n, d, row_stride, col_stride, code] = z;
-  const std::string what = name;
-  demand(n >= 1 && d >= 1, what + " must have n >= 1 and d >= 1, got " + std::to_string(n) + " and " + std::to_string(d));
-  demand(n <= kMostPoints && double(n) * double(d) <= kMostElements,
-         what + " is too large: " + std::to_string(n) + " times " + std::to_string(d));
-  demand(row_stride >= 0 && col_stride >= 0 &&
-             double(n) * double(row_stride) + double(d) * double(col_stride) <= kFarthestElement,
-         what + " has strides of " + std::to_string(row_stride) + " and " + std::to_string(col_stride));
+  demand(n >= 1 && d >= 1, name, " must have n >= 1 and d >= 1, got ", n, " and ", d);
+  demand(n <= kMostPoints && double(n) * double(d) <= kMostElements, name, " is too large: ", n, " times ", d);
+  const double farthest = double(n) * double(row_stride) + double(d) * double(col_stride);
+  demand(row_stride >= 0 && col_stride >= 0 && farthest <= kFarthestElement, name, " has strides of ", row_stride,
+         " and ", col_stride);
   return {required(name, data), n, d, row_stride, col_stride, dtype_of(name, code)};
 }
 
 inline uint32_t pair_set(const char* name, uint32_t pairs) {
-  demand(!(pairs & ~kAllPairs), std::string(name) + " must be a union of pycl.Pairs, got " + std::to_string(pairs));
+  demand(!(pairs & ~kAllPairs), name, " must be a union of pycl.Pairs, got ", pairs);
   return pairs;
 }
 
 // The two sides of one matrix of logits.
 inline void check_sides(const Side& rows, const Side& cols, bool symmetric) {
-  demand(rows.z.d == cols.z.d, "rows and cols must have one feature size, got " + std::to_string(rows.z.d) + " and " +
-                                   std::to_string(cols.z.d));
+  demand(rows.z.d == cols.z.d, "rows and cols must have one feature size, got ", rows.z.d, " and ", cols.z.d);
   demand(rows.z.dtype == cols.z.dtype, "rows and cols must have one dtype");
-  demand(!symmetric || (rows.z.data == cols.z.data && rows.z.n == cols.z.n), "a symmetric problem has one set of points");
+  demand(!symmetric || (rows.z.data == cols.z.data && rows.z.n == cols.z.n),
+         "a symmetric problem has one set of points");
   const int given = !!rows.ids + !!rows.views + !!cols.ids + !!cols.views;
-  demand(given == 0 || given == 4, "labels are ids and views of both sides, or none, got " + std::to_string(given));
+  demand(given == 0 || given == 4, "labels are ids and views of both sides, or none, got ", given);
 }
 
 inline Gradients gradients(const Problem& problem, const Outputs& out) {
@@ -80,8 +82,8 @@ inline Gradients gradients(const Problem& problem, const Outputs& out) {
 
 inline Transport transport(const MatrixTuple& scores, double epsilon, Address sample_target) {
   const Transport t{matrix("scores", scores), epsilon, pointer(sample_target)};
-  demand(t.scores.col_stride == 1 || t.scores.d == 1,
-         "scores must have a column stride of 1, got " + std::to_string(t.scores.col_stride));
+  demand(t.scores.col_stride == 1 || t.scores.d == 1, "scores must have a column stride of 1, got ",
+         t.scores.col_stride);
   return t;
 }
 

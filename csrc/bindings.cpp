@@ -133,7 +133,7 @@ PyProblem make_problem(const MatrixTuple& rows, const MatrixTuple& cols, const s
   p.denominator = pair_set("denominator", denominator);
   p.positives = pair_set("positives", positives);
   p.has_self = has_self;
-  demand(-kLargestOffset <= offset && offset <= kLargestOffset, "offset is out of range: " + std::to_string(offset));
+  demand(-kLargestOffset <= offset && offset <= kLargestOffset, "offset is out of range: ", offset);
   p.offset = offset;
   p.normalize = normalize;
   p.kept = nullptr;
@@ -170,7 +170,8 @@ PYBIND11_MODULE(_C, m) {
            exact("positives"), exact("has_self"), exact("offset"), exact("normalize"), exact("precision"),
            exact("threads"))
       .def("kept_bytes", [](const PyProblem& p) { return p.kernels().kept_bytes(p, p.threads); })
-      .def("keep_at", [](PyProblem& p, Address kept) { p.kept = pointer(kept); }, exact("kept"))
+      .def(
+          "keep_at", [](PyProblem& p, Address kept) { p.kept = pointer(kept); }, exact("kept"))
       .def_readwrite("keep_alive", &PyProblem::keep_alive);
 
   const auto unlocked = py::call_guard<py::gil_scoped_release>();
@@ -231,7 +232,7 @@ PYBIND11_MODULE(_C, m) {
       "pair_weighted_sum",
       [](const PyProblem& p, const MatrixTuple& values, Address out) {
         const Matrix v = matrix("values", values);
-        demand(v.n == p.cols.z.n, "values must have a row for each column, got " + std::to_string(v.n));
+        demand(v.n == p.cols.z.n, "values must have a row for each column, got ", v.n);
         void* const sums = required("out", out);
         run_kernel(p.threads, [&](const Host& host) { p.kernels().pair_weighted_sum(p, host, v, sums); });
       },
@@ -254,9 +255,8 @@ PYBIND11_MODULE(_C, m) {
         const Transport t = transport(scores, epsilon, 0);
         const void* const v = required("potential", potential);
         void* const lse = required("out", out);
-        run_kernel(thread_count(threads), [&](const Host& host) {
-          kernels_for(t.scores.dtype, false).sinkhorn_samples(t, host, v, lse);
-        });
+        run_kernel(thread_count(threads),
+                   [&](const Host& host) { kernels_for(t.scores.dtype, false).sinkhorn_samples(t, host, v, lse); });
       },
       unlocked, exact("scores"), py::arg("epsilon"), exact("potential"), exact("out"), exact("threads"));
   m.def(
