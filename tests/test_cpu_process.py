@@ -63,6 +63,7 @@ def seconds(n):
     loss(x)
     return time.perf_counter() - begin
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background starts with it ignored
 if sys.argv[1] == "own":
     pycl.cpu._C.use_thread_pool_of("none")
 torch.set_num_threads(int(sys.argv[2]))
