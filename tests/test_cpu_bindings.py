@@ -170,7 +170,6 @@ PROBLEM: list[tuple[Path, Any]] = [
     (("logit_scale",), 0),
     *(((name,), sets) for name in ("denominator", "positives") for sets in (32, 2**32 - 1, 2**32, -1)),
     *((("offset",), offset) for offset in (2**62 + 1, -(2**62) - 1, 2**63 - 1, -(2**63))),
-    *((("precision",), products) for products in (-1, 2, 4)),
     *((("threads",), count) for count in (0, -1, -(2**31))),
 ]
 
