@@ -34,7 +34,8 @@ test-cpus: $(VENV)/installed
 # the CPU kernels under AddressSanitizer and UBSan; libstdc++ goes first, too, or a throw finds no interceptor
 SANITIZED := build/sanitize
 SANITIZE = -fsanitize=address,undefined
-SANITIZE_TESTS = $(wildcard tests/test_cpu*.py tests/test_sinkhorn*.py) tests/test_engine.py tests/test_cross_entropy.py
+SANITIZE_TESTS = $(wildcard tests/test_cpu*.py) \
+                 $(patsubst %,tests/test_%.py,engine cross_entropy sinkhorn sinkhorn_cpu)
 
 sanitize: $(SANITIZED)/installed
 	LD_PRELOAD="$$(ldd $(SANITIZED)/site/pycl/_C*.so | grep -oE '/\S+lib(asan|ubsan|stdc\+\+)\S+' | tr '\n' ' ')" \

@@ -22,11 +22,11 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "build" / "versions"
 PAGE = ROOT / "docs" / "versions.md"
 VERSIONS = [("3.10", "2.10"), ("3.12", "2.11"), ("3.11", "2.13"), ("3.13", None)]  # None: the newest there is
-NEEDS = ["numpy", "pytest", "pytest-xdist", "hypothesis", "expecttest", "scikit-learn", "scikit-build-core", "pybind11"]
+NEEDS = ["numpy", "pytest", "pytest-xdist", "hypothesis", "expecttest", "scikit-build-core", "pybind11"]
 # two minutes on one core; Triton's versions are those of `make test-all`
 TESTS = [
     "autograd", "average", "bad_input", "cached", "cached_torch", "cpu_bindings", "cpu_layouts", "cpu_process",
-    "doctor", "engine", "features", "group", "losses", "matrix", "metrics", "modules", "pages", "sinkhorn", "swav",
+    "doctor", "engine", "features", "group", "losses", "matrix", "modules", "pages", "sinkhorn", "swav",
     "wheel_pure",
 ]  # fmt: skip
 FACTS = """
