@@ -17,8 +17,8 @@ using Addresses = std::array<Address, 3>;
 using Outputs = std::array<Address, 5>;  // in the order of Gradients
 using MatrixTuple = std::tuple<Address, int64_t, int64_t, int64_t, int64_t, int>;
 
-// Kernels number points in 31 bits and compute sizes in 64: products of these limits and of a tile's padding fit.
-constexpr int64_t kMostPoints = int64_t(1) << 30;
+// Kernels number points and features in 31 bits and compute sizes in 64: products of these and a tile's padding fit.
+constexpr int64_t kLongestSide = int64_t(1) << 30;
 constexpr double kMostElements = 0x1p48, kFarthestElement = 0x1p59;
 constexpr int64_t kLargestOffset = int64_t(1) << 62;
 constexpr uint32_t kAllPairs = kSelf | kPosSameView | kPosOtherView | kNegSameView | kNegOtherView;
@@ -52,7 +52,8 @@ inline int thread_count(int threads) {
 inline Matrix matrix(const char* name, const MatrixTuple& z) {
   const auto& [data, n, d, row_stride, col_stride, code] = z;
   demand(n >= 1 && d >= 1, name, " must have n >= 1 and d >= 1, got ", n, " and ", d);
-  demand(n <= kMostPoints && double(n) * double(d) <= kMostElements, name, " is too large: ", n, " times ", d);
+  demand(n <= kLongestSide && d <= kLongestSide && double(n) * double(d) <= kMostElements, name, " is too large: ", n,
+         " times ", d);
   const double farthest = double(n) * double(row_stride) + double(d) * double(col_stride);
   demand(row_stride >= 0 && col_stride >= 0 && farthest <= kFarthestElement, name, " has strides of ", row_stride,
          " and ", col_stride);
