@@ -44,7 +44,8 @@ def results(x: Tensor, y: Tensor, denominator: Pairs, offset: int | None, normal
     x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
     one = pair_stats(Points(x), denominator=denominator, backend="cpu")
     options = {"denominator": denominator, "offset": offset, "normalize": normalize}
-    two = pair_stats(Points(x), Points(y), backend="cpu", **options)
+    ids = torch.arange(max(len(x), len(y)))  # without them the sets would leave out pairs of two different points
+    two = pair_stats(Points(x, ids[: len(x)]), Points(y, ids[: len(y)]), backend="cpu", **options)
     total = sum(side[side.isfinite()].sum() for side in (one.lse, two.lse))
     return [one.lse, two.lse, *torch.autograd.grad(total, (x, y))]
 

@@ -80,9 +80,9 @@ if child == 0:
     os._exit(0 if all(same) else 1)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), torch.equal(loss(x), right))
 """
-# points enough for a second of forward and two of backward, however fast this machine is
+# points enough for so many seconds of forward and twice as many of backward, however fast this machine is
 LONG = """
-n = int(4000 * (1.2 / seconds(4000)) ** 0.5)
+n = int(4000 * (float(sys.argv[3]) / seconds(4000)) ** 0.5)
 """
 INTERRUPT = """
 def interrupt():
@@ -90,7 +90,7 @@ def interrupt():
     sent.append(time.perf_counter())
     os.kill(os.getpid(), signal.SIGINT)
 
-where = sys.argv[3]
+where = sys.argv[4]
 plain = getattr(pycl.cpu._C, where)
 
 def interrupted(*arguments):
@@ -136,15 +136,19 @@ def test_a_fork_after_one_thread(pool: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "pool", "n_threads"),
-    [("pair_stats", "torch", "1"), ("pair_stats", "own", "2"), ("pair_stats_backward", "torch", "2")],
+    ("where", "forward", "pool", "n_threads"),
+    [
+        ("pair_stats", "3", "torch", "1"),
+        ("pair_stats", "3", "own", "2"),
+        ("pair_stats_backward", "1.5", "torch", "2"),
+    ],
 )
-def test_an_interrupt_ends_a_kernel(where: str, pool: str, n_threads: str) -> None:
+def test_an_interrupt_ends_a_kernel(where: str, forward: str, pool: str, n_threads: str) -> None:
     """Nothing of what it wrote is left, and the next call is right."""
-    delay, is_right = python(LONG + INTERRUPT, pool, n_threads, where)
+    delay, is_right = python(LONG + INTERRUPT, pool, n_threads, forward, where)
     assert float(delay) < 1
     assert is_right == "True"
 
 
 def test_a_signal_that_is_handled_changes_nothing() -> None:
-    assert python(LONG + HANDLED, "torch", "1") == ["True", "True"]
+    assert python(LONG + HANDLED, "torch", "1", "1.2") == ["True", "True"]
