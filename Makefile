@@ -7,7 +7,7 @@ NATIVE = -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
 SOURCES := $(shell find pycl bench triton_kernels csrc -name '*.py' -o $(NATIVE)) \
            CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo test test-all test-cpus planted-faults parity lint format bench host-time clean
+.PHONY: demo test test-all test-cpus planted-faults sanitize versions parity lint format bench host-time clean
 .PHONY: triton-versions gpu-tables gpu-cache gpu-first gpu-check gpu-test gpu-bench
 
 demo: $(VENV)/installed
@@ -30,6 +30,28 @@ planted-faults: $(VENV)/installed
 # what depends on rounding once more, as on CPUs with less than this one has
 test-cpus: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/cpus.py -n auto $(TEST_ARGS)
+
+# the CPU kernels under AddressSanitizer and UBSan; libstdc++ goes first, too, or a throw finds no interceptor
+SANITIZED := build/sanitize
+SANITIZE = -fsanitize=address,undefined
+SANITIZE_TESTS = $(wildcard tests/test_cpu*.py) \
+                 $(patsubst %,tests/test_%.py,engine cross_entropy sinkhorn sinkhorn_cpu)
+
+sanitize: $(SANITIZED)/installed
+	LD_PRELOAD="$$(ldd $(SANITIZED)/site/pycl/_C*.so | grep -oE '/\S+lib(asan|ubsan|stdc\+\+)\S+' | tr '\n' ' ')" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 \
+	  PYTHONPATH="$(CURDIR)/$(SANITIZED)/site" $(BIN)/python -m pytest -n auto -k "not triton" $(SANITIZE_TESTS) $(TEST_ARGS)
+
+$(SANITIZED)/installed: $(SOURCES) | $(VENV)/installed
+	rm -rf $(SANITIZED)/site
+	CXXFLAGS="-O1 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS $(SANITIZE)" \
+	  LDFLAGS="$(SANITIZE)" PYCL_CPU=ON PYCL_CUDA=OFF $(PIP) --no-deps --target $(SANITIZED)/site \
+	  -C build-dir=$(SANITIZED)/objects -C cmake.build-type=Debug -C install.strip=false .
+	touch $@
+
+# every Python builds, every torch runs the core tests: the table of docs/versions.md, from tens of GB of CUDA wheels
+versions: $(VENV)/installed
+	$(BIN)/python tests/versions.py $(VERSIONS_ARGS)
 
 # compilers that users have, beside the installed one: of torch 2.10 and 2.11, of 2.13, and the newest
 TRITONS := 3.6.0 3.7.1 3.9.0

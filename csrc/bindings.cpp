@@ -4,23 +4,21 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
+#include <atomic>
+#include <chrono>
 #include <cstdlib>
+#include <exception>
 #include <memory>
 #include <thread>
-#include <tuple>
 #include <vector>
 
+#include "arguments.h"
 #include "cpu/dispatch.h"
 
 namespace py = pybind11;
 using namespace pycl;
 
 namespace {
-
-using Address = uintptr_t;
-using Addresses = std::array<Address, 3>;
-using MatrixTuple = std::tuple<Address, int64_t, int64_t, int64_t, int64_t, int>;
 
 // torch_parallel_for of libtorch_cpu, a C symbol of its stable interface.
 using RangeBody = void (*)(int64_t begin, int64_t end, void* context);
@@ -38,13 +36,26 @@ struct Free {
   void operator()(void* p) const { std::free(p); }
 };
 
-// Memory and threads of one call.
+// Memory and threads of one call, and the signals that Python gets while it lasts.
 struct Call : Host {
+  using Clock = std::chrono::steady_clock;
+  // Shorter calls never ask for signals: where other threads hold the interpreter, asking may take 5 ms.
+  static constexpr auto kBetweenSignals = std::chrono::milliseconds(200);
+
   std::vector<std::unique_ptr<void, Free>> blocks;
+  const std::thread::id caller = std::this_thread::get_id();
+  Clock::time_point next = Clock::now() + kBetweenSignals;
+  std::atomic<bool> is_cancelled{false};
+  std::exception_ptr error;
 
   explicit Call(int n_threads) {
-    threads = n_threads < 1 ? 1 : n_threads;
+    threads = n_threads;
     owner = this;
+    cancelled = [](const Host& host) {
+      auto* call = static_cast<Call*>(host.owner);
+      call->take_signals();
+      return call->is_cancelled.load(std::memory_order_relaxed);
+    };
     allocate = [](const Host& host, size_t bytes) {
       void* p = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
       if (!p) throw std::bad_alloc();
@@ -68,6 +79,17 @@ struct Call : Host {
     };
   }
 
+  // Python's handlers run in the thread that called; what they raise ends the call.
+  void take_signals() {
+    if (std::this_thread::get_id() != caller || Clock::now() < next || is_cancelled) return;
+    py::gil_scoped_acquire locked;
+    if (PyErr_CheckSignals()) {
+      error = std::make_exception_ptr(py::error_already_set());
+      is_cancelled = true;
+    }
+    next = Clock::now() + kBetweenSignals;
+  }
+
   static void run_threads(int tasks, void (*body)(void*, int), void* arg) {
     std::vector<std::thread> threads;
     for (int task = 1; task < tasks; ++task) threads.emplace_back(body, arg, task);
@@ -84,13 +106,15 @@ struct PyProblem : Problem {
   const Kernels& kernels() const { return kernels_for(rows.z.dtype, halves); }
 };
 
-Matrix matrix(const MatrixTuple& z) {
-  const auto& [data, n, d, row_stride, col_stride, dtype] = z;
-  return {reinterpret_cast<const void*>(data), n, d, row_stride, col_stride, DType(dtype)};
+template <class Kernel>
+void run_kernel(int threads, Kernel kernel) {
+  Call call(threads);
+  kernel(call);
+  if (call.error) std::rethrow_exception(call.error);
 }
 
-Side side(const MatrixTuple& z, Address ids, Address views, Address bias) {
-  return {matrix(z), reinterpret_cast<const int64_t*>(ids), reinterpret_cast<const int64_t*>(views),
+Side side(const char* name, const MatrixTuple& z, Address ids, Address views, Address bias) {
+  return {matrix(name, z), reinterpret_cast<const int64_t*>(ids), reinterpret_cast<const int64_t*>(views),
           reinterpret_cast<const void*>(bias)};
 }
 
@@ -100,38 +124,36 @@ PyProblem make_problem(const MatrixTuple& rows, const MatrixTuple& cols, const s
                        uint32_t denominator, uint32_t positives, bool has_self, int64_t offset, bool normalize,
                        bool halves, int threads) {
   PyProblem p;
-  p.rows = side(rows, labels[0], labels[1], row_bias);
-  p.cols = side(cols, labels[2], labels[3], col_bias);
+  p.rows = side("rows", rows, labels[0], labels[1], row_bias);
+  p.cols = side("cols", cols, labels[2], labels[3], col_bias);
+  check_sides(p.rows, p.cols, symmetric);
   p.symmetric = symmetric;
-  p.logit_scale = reinterpret_cast<const void*>(logit_scale);
+  p.logit_scale = required("logit_scale", logit_scale);
   p.scale_per_row = scale_per_row;
-  p.denominator = denominator;
-  p.positives = positives;
+  p.denominator = pair_set("denominator", denominator);
+  p.positives = pair_set("positives", positives);
   p.has_self = has_self;
+  demand(-kLargestOffset <= offset && offset <= kLargestOffset, "offset is out of range: ", offset);
   p.offset = offset;
   p.normalize = normalize;
   p.kept = nullptr;
   p.halves = halves;
-  p.threads = threads;
+  p.threads = thread_count(threads);
   return p;
-}
-
-void* pointer(Address address) { return reinterpret_cast<void*>(address); }
-
-using Outputs = std::array<Address, 5>;  // in the order of Gradients
-
-Gradients gradients(const Outputs& out) {
-  return {pointer(out[0]), pointer(out[1]), pointer(out[2]), pointer(out[3]), pointer(out[4])};
 }
 
 // Whether labels of the two sides spread over more values than a 31-bit lane tells apart.
 bool is_wide(Address rows, int64_t m, Address cols, int64_t n) {
+  demand(rows && m >= 1 && (cols || n == 0) && n >= 0, "labels must be at an address, and one at least");
   const auto *r = reinterpret_cast<const int64_t*>(rows), *c = reinterpret_cast<const int64_t*>(cols);
   int64_t low = r[0], high = r[0];
   for (int64_t i = 0; i < m; ++i) low = std::min(low, r[i]), high = std::max(high, r[i]);
   for (int64_t j = 0; j < n; ++j) low = std::min(low, c[j]), high = std::max(high, c[j]);
   return uint64_t(high) - uint64_t(low) > 0x7fffffffu;
 }
+
+// An argument that is what it says: pybind11 would take numpy.float32(3.7) for the integer 3.
+py::arg exact(const char* name) { return py::arg(name).noconvert(); }
 
 }  // namespace
 
@@ -140,82 +162,115 @@ PYBIND11_MODULE(_C, m) {
   m.def("use_thread_pool_of", &use_thread_pool_of);
   m.def("supported_isas", &supported_isas);
   m.def("select_isa", &select_isa);
-  m.def("is_wide", &is_wide);
+  m.def("is_wide", &is_wide, exact("rows"), exact("m"), exact("cols"), exact("n"));
 
-  using namespace py::literals;
   py::class_<PyProblem>(m, "Problem")
-      .def(py::init(&make_problem), py::kw_only(), "rows"_a, "cols"_a, "labels"_a, "row_bias"_a, "col_bias"_a,
-           "symmetric"_a, "logit_scale"_a, "scale_per_row"_a, "denominator"_a, "positives"_a, "has_self"_a, "offset"_a,
-           "normalize"_a, "precision"_a, "threads"_a)
+      .def(py::init(&make_problem), py::kw_only(), exact("rows"), exact("cols"), exact("labels"), exact("row_bias"),
+           exact("col_bias"), exact("symmetric"), exact("logit_scale"), exact("scale_per_row"), exact("denominator"),
+           exact("positives"), exact("has_self"), exact("offset"), exact("normalize"), exact("precision"),
+           exact("threads"))
       .def("kept_bytes", [](const PyProblem& p) { return p.kernels().kept_bytes(p, p.threads); })
-      .def("keep_at", [](PyProblem& p, Address kept) { p.kept = pointer(kept); })
+      .def(
+          "keep_at", [](PyProblem& p, Address kept) { p.kept = pointer(kept); }, exact("kept"))
       .def_readwrite("keep_alive", &PyProblem::keep_alive);
 
   const auto unlocked = py::call_guard<py::gil_scoped_release>();
   m.def(
       "pair_stats",
       [](const PyProblem& p, Address rows, Address cols) {
-        p.kernels().pair_stats(p, Call(p.threads), {pointer(rows), pointer(cols)});
+        const Stats out{required("rows", rows), pointer(cols)};
+        run_kernel(p.threads, [&](const Host& host) { p.kernels().pair_stats(p, host, out); });
       },
-      unlocked);
+      unlocked, py::arg("problem"), exact("rows"), exact("cols"));
   m.def(
       "pair_stats_backward",
       [](const PyProblem& p, Address rows, Address cols, const Addresses& d_rows, const Addresses& d_cols,
          const Outputs& out) {
         auto gradient = [](const Addresses& d) { return StatsGradient{pointer(d[0]), pointer(d[1]), pointer(d[2])}; };
-        p.kernels().pair_stats_backward(p, Call(p.threads), {pointer(rows), pointer(cols)}, gradient(d_rows),
-                                        gradient(d_cols), gradients(out));
+        const Stats stats{required("rows", rows), pointer(cols)};
+        const Gradients wanted = gradients(p, out);
+        run_kernel(p.threads, [&](const Host& host) {
+          p.kernels().pair_stats_backward(p, host, stats, gradient(d_rows), gradient(d_cols), wanted);
+        });
       },
-      unlocked);
+      unlocked, py::arg("problem"), exact("rows"), exact("cols"), exact("d_rows"), exact("d_cols"), exact("out"));
   m.def(
       "pair_cross_entropy",
       [](const PyProblem& p, double lse, double pos_sum, bool both_sides, Address total, const Outputs& out) {
-        p.kernels().pair_cross_entropy(p, Call(p.threads), {lse, pos_sum, both_sides}, pointer(total), gradients(out));
+        void* const sum = required("total", total);
+        const Gradients wanted = gradients(p, out);
+        run_kernel(p.threads, [&](const Host& host) {
+          p.kernels().pair_cross_entropy(p, host, {lse, pos_sum, both_sides}, sum, wanted);
+        });
       },
-      unlocked);
+      unlocked, py::arg("problem"), py::arg("lse"), py::arg("pos_sum"), exact("both_sides"), exact("total"),
+      exact("out"));
   m.def(
-      "pair_sum", [](const PyProblem& p, Address out) { p.kernels().pair_sum(p, Call(p.threads), pointer(out)); },
-      unlocked);
+      "pair_sum",
+      [](const PyProblem& p, Address out) {
+        void* const sums = required("out", out);
+        run_kernel(p.threads, [&](const Host& host) { p.kernels().pair_sum(p, host, sums); });
+      },
+      unlocked, py::arg("problem"), exact("out"));
   m.def(
       "pair_sum_total",
       [](const PyProblem& p, double weight, Address total, const Outputs& out) {
-        p.kernels().pair_sum_total(p, Call(p.threads), weight, pointer(total), gradients(out));
+        void* const sum = required("total", total);
+        const Gradients wanted = gradients(p, out);
+        run_kernel(p.threads, [&](const Host& host) { p.kernels().pair_sum_total(p, host, weight, sum, wanted); });
       },
-      unlocked);
+      unlocked, py::arg("problem"), py::arg("weight"), exact("total"), exact("out"));
   m.def(
       "pair_sum_backward",
       [](const PyProblem& p, Address d_sum, const Outputs& out) {
-        p.kernels().pair_sum_backward(p, Call(p.threads), pointer(d_sum), gradients(out));
+        void* const d = required("d_sum", d_sum);
+        const Gradients wanted = gradients(p, out);
+        run_kernel(p.threads, [&](const Host& host) { p.kernels().pair_sum_backward(p, host, d, wanted); });
       },
-      unlocked);
+      unlocked, py::arg("problem"), exact("d_sum"), exact("out"));
   m.def(
       "pair_weighted_sum",
       [](const PyProblem& p, const MatrixTuple& values, Address out) {
-        p.kernels().pair_weighted_sum(p, Call(p.threads), matrix(values), pointer(out));
+        const Matrix v = matrix("values", values);
+        demand(v.n == p.cols.z.n, "values must have a row for each column, got ", v.n);
+        void* const sums = required("out", out);
+        run_kernel(p.threads, [&](const Host& host) { p.kernels().pair_weighted_sum(p, host, v, sums); });
       },
-      unlocked);
+      unlocked, py::arg("problem"), exact("values"), exact("out"));
   m.def(
       "sinkhorn_columns",
       [](const MatrixTuple& scores, double epsilon, Address sample_target, Address potential, Address out,
          int threads) {
-        const Transport t{matrix(scores), epsilon, pointer(sample_target)};
-        kernels_for(t.scores.dtype, false).sinkhorn_columns(t, Call(threads), pointer(potential), pointer(out));
+        const Transport t = transport(scores, epsilon, sample_target);
+        void* const lse = required("out", out);
+        run_kernel(thread_count(threads), [&](const Host& host) {
+          kernels_for(t.scores.dtype, false).sinkhorn_columns(t, host, pointer(potential), lse);
+        });
       },
-      unlocked);
+      unlocked, exact("scores"), py::arg("epsilon"), exact("sample_target"), exact("potential"), exact("out"),
+      exact("threads"));
   m.def(
       "sinkhorn_samples",
       [](const MatrixTuple& scores, double epsilon, Address potential, Address out, int threads) {
-        const Transport t{matrix(scores), epsilon, nullptr};
-        kernels_for(t.scores.dtype, false).sinkhorn_samples(t, Call(threads), pointer(potential), pointer(out));
+        const Transport t = transport(scores, epsilon, 0);
+        const void* const v = required("potential", potential);
+        void* const lse = required("out", out);
+        run_kernel(thread_count(threads),
+                   [&](const Host& host) { kernels_for(t.scores.dtype, false).sinkhorn_samples(t, host, v, lse); });
       },
-      unlocked);
+      unlocked, exact("scores"), py::arg("epsilon"), exact("potential"), exact("out"), exact("threads"));
   m.def(
       "sinkhorn_codes",
       [](const MatrixTuple& scores, double epsilon, Address sample_target, Address potential, int dtype, Address codes,
          Address u, int threads) {
-        const Transport t{matrix(scores), epsilon, pointer(sample_target)};
-        kernels_for(t.scores.dtype, false)
-            .sinkhorn_codes(t, Call(threads), pointer(potential), DType(dtype), pointer(codes), pointer(u));
+        const Transport t = transport(scores, epsilon, sample_target);
+        const DType code = code_dtype(t, dtype);
+        const void* const v = required("potential", potential);
+        void *const to = required("codes", codes), *const samples = required("u", u);
+        run_kernel(thread_count(threads), [&](const Host& host) {
+          kernels_for(t.scores.dtype, false).sinkhorn_codes(t, host, v, code, to, samples);
+        });
       },
-      unlocked);
+      unlocked, exact("scores"), py::arg("epsilon"), exact("sample_target"), exact("potential"), exact("dtype"),
+      exact("codes"), exact("u"), exact("threads"));
 }

@@ -21,7 +21,8 @@ def extension() -> ModuleType:
     except ModuleNotFoundError:
         path = _installed_path("_C", tuple(importlib.machinery.EXTENSION_SUFFIXES))
     if path is None:
-        raise ImportError("pycl's compiled part (pycl._C) is not built: run `pip install .` in the repository")
+        how = "run `pip install .` in the repository, which takes a C++ compiler"
+        raise ImportError(f"pycl's compiled part (pycl._C) is not built: {how}")
     spec = importlib.util.spec_from_file_location("pycl._C", path)
     if spec is None or spec.loader is None:
         raise ImportError(f"pycl's compiled part cannot be loaded from {path}")

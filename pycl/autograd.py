@@ -142,7 +142,7 @@ class StatsFunction(_Rule):
         found = ctx.operators.pair_stats_backward(
             *problem, *saved, *d_rows, *d_cols, _needs(ctx.needs_input_grad), ctx.backend
         )
-        return _gradients(ctx, problem.leaves, found, 3, *d_sides)
+        return _gradients(ctx, problem.leaves(), found, 3, *d_sides)
 
 
 class SumFunction(_Rule):
@@ -166,7 +166,7 @@ class SumFunction(_Rule):
         problem, (kept,) = _restore(ctx)
         needs = _needs(ctx.needs_input_grad)
         found = ctx.operators.pair_sum_backward(*problem, kept, d_sum.contiguous(), needs, ctx.backend)
-        return _gradients(ctx, problem.leaves, found, 2, d_sum)
+        return _gradients(ctx, problem.leaves(), found, 2, d_sum)
 
 
 class TotalFunction(_Rule):
@@ -182,7 +182,7 @@ class TotalFunction(_Rule):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         gradients = output[1:]
-        ctx.save_for_backward(*gradients, *Problem(*inputs[:_INPUTS]).leaves)
+        ctx.save_for_backward(*gradients, *Problem(*inputs[:_INPUTS]).leaves())
         ctx.mark_non_differentiable(*gradients)
         ctx.set_materialize_grads(False)
 
@@ -217,7 +217,7 @@ class LogitsFunction(_Rule):
         problem, _ = _restore(ctx)
         needs = _needs(ctx.needs_input_grad)
         found = torch.ops.pycl.pair_logits_backward(*problem, d_logits, needs, ctx.backend)
-        return _gradients(ctx, problem.leaves, found, 1, d_logits)
+        return _gradients(ctx, problem.leaves(), found, 1, d_logits)
 
 
 class WeightedSumFunction(_Rule):

@@ -105,7 +105,7 @@ def _narrow_pair(rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
 
 def _keep(problem: Problem, compiled: Any) -> Tensor:
     """Where a backward follows, let the kernel leave the products of a small problem behind an empty tensor."""
-    wanted = any(x is not None and x.requires_grad for x in problem.leaves)
+    wanted = any(x is not None and x.requires_grad for x in problem.leaves())
     room = compiled.kept_bytes() if wanted else 0
     if not 0 < room <= KEPT_BYTES:
         return nothing_kept(problem)
@@ -122,7 +122,8 @@ def _find(compiled: Any, kept: Tensor) -> None:
 
 
 def pair_stats(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor, Tensor]:
-    n, dtype = problem.n_cols if both_sides and problem.cols is not None else 0, accumulation_dtype(problem.rows.dtype)
+    n = problem.n_cols() if both_sides and problem.cols is not None else 0
+    dtype = accumulation_dtype(problem.rows.dtype)
     row_stats, col_stats = (torch.empty(STATS + STATE, size, dtype=dtype) for size in (len(problem.rows), n))
     compiled = _compiled(problem)
     kept = _keep(problem, compiled)

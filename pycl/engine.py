@@ -182,8 +182,8 @@ def pair_cross_entropy(
     sets = {"denominator": denominator, "positives": positives}
     args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group)
     n = args.rows.shape[0]
-    if sides == "both" and args.n_cols != n:
-        raise ValueError(f"sides='both' takes as many cols as rows, got {args.n_cols} and {n}")
+    if sides == "both" and args.n_cols() != n:
+        raise ValueError(f"sides='both' takes as many cols as rows, got {args.n_cols()} and {n}")
     name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
     if reduction != "none" and group is None and _comes_at_once("pair_cross_entropy", args, name):
         both = sides == "both" and args.cols is not None
@@ -245,10 +245,10 @@ def _comes_at_once(operator: str, args: Problem, backend: str) -> bool:
     """
     if observed() or args.rows.dtype not in (torch.float32, torch.float64):
         return False
-    size = len(args.rows) * args.n_cols * args.rows.dtype.itemsize
+    size = len(args.rows) * args.n_cols() * args.rows.dtype.itemsize
     if size > getattr(backends.load(backend), "AT_ONCE", {}).get(operator, -1) or not torch.is_grad_enabled():
         return False
-    return any(leaf is not None and leaf.requires_grad for leaf in args.leaves)
+    return any(leaf is not None and leaf.requires_grad for leaf in args.leaves())
 
 
 def pair_average(

@@ -70,6 +70,6 @@ def pair_top(
         ValueError: a k outside ``1 .. n``.
     """
     args = problem_of(rows, cols, logit_scale, one_set(pairs), row_bias, col_bias, offset, normalize)
-    k = check_k(k, args.n_cols)
+    k = check_k(k, args.n_cols())
     name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
     return cast("tuple[Tensor, Tensor]", torch.ops.pycl.pair_top(*args.whole(), k, name))

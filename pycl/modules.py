@@ -110,6 +110,7 @@ class SigLIPLoss(CLIPLoss):
     """Module of :func:`pycl.functional.siglip`; called as :class:`CLIPLoss` is, with the bias a must."""
 
     function = staticmethod(functional.siglip)
+    __init__ = CLIPLoss.__init__  # else Python 3.10 takes the signature of __new__ for the class's
 
 
 class DCLLoss(_ViewsLoss):

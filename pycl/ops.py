@@ -40,7 +40,7 @@ _WIDTH = len(Problem._fields)
 
 def _stats_shapes(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor, Tensor]:
     new, dtype = problem.rows.new_empty, accumulation_dtype(problem.rows.dtype)
-    n = problem.n_cols if both_sides and problem.cols is not None else 0
+    n = problem.n_cols() if both_sides and problem.cols is not None else 0
     stats = new(STATS + STATE, problem.rows.shape[0], dtype=dtype), new(STATS + STATE, n, dtype=dtype)
     return *stats, nothing_kept(problem)
 
@@ -51,7 +51,7 @@ def _sum_shape(problem: Problem) -> tuple[Tensor, Tensor]:
 
 
 def _logits_shape(problem: Problem) -> Tensor:
-    return problem.rows.new_empty(problem.rows.shape[0], problem.n_cols)
+    return problem.rows.new_empty(problem.rows.shape[0], problem.n_cols())
 
 
 def _top_shapes(problem: Problem, k: int) -> tuple[Tensor, Tensor]:

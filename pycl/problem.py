@@ -46,11 +46,9 @@ class Problem(NamedTuple):
     offset: int | None
     normalize: bool
 
-    @property
     def n_cols(self) -> int:
         return self.rows.shape[0] if self.cols is None else self.cols.shape[0]
 
-    @property
     def leaves(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]:
         """What has gradients, in the order of ``Gradients``."""
         return self.rows, self.cols, self.logit_scale, self.row_bias, self.col_bias
@@ -144,7 +142,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def empty_gradients(problem: Problem, needs: Needs) -> Gradients:
     """Uninitialised gradients of the right shapes: what a backend fills and what tracing sees."""
     rows, cols = problem.rows, problem.cols
-    (m, d), n = rows.shape, problem.n_cols
+    (m, d), n = rows.shape, problem.n_cols()
     dtype = accumulation_dtype(rows.dtype)
     return Gradients(
         rows=rows.new_empty(m, d) if needs.rows else rows.new_empty(0),

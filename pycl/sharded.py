@@ -35,7 +35,7 @@ def sharded(group: Group | None, operator: str, problem: Problem, both_sides: bo
     one_scale = p.logit_scale.dim() == 0 and p.logit_scale.device.type == "cpu"
     sizes = ranks.meet(
         p.rows.device,
-        [len(p.rows), p.n_cols],
+        [len(p.rows), p.n_cols()],
         operator=operator,
         dtype=str(p.rows.dtype),
         d=p.rows.shape[1],

@@ -225,7 +225,7 @@ class Counted:
         operator = getattr(self.backend, name)
 
         def call(problem: Problem, *rest: Any) -> Any:
-            m, n = len(problem.rows), problem.n_cols
+            m, n = len(problem.rows), problem.n_cols()
             self.pairs += m * (m + 1) // 2 if problem.cols is None else m * n
             self.columns = max(self.columns, n)
             return operator(problem, *rest)

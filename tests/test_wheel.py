@@ -16,6 +16,7 @@ from pycl import backends
 
 ROOT = Path(__file__).parent.parent
 DISTRIBUTION = "pycl-kernels"
+SAFE_PATH = ("-P",) if sys.version_info >= (3, 11) else ()  # it came with 3.11
 
 
 def python(code: str, where: Path, *flags: str, **variables: str) -> str:
@@ -64,7 +65,7 @@ def installed() -> importlib.metadata.Distribution:
 
 def test_the_installed_package_works_elsewhere(tmp_path: Path) -> None:
     distribution = installed()
-    package, module, version = python(INSTALLED, tmp_path, "-P").split("\n")[:3]
+    package, module, version = python(INSTALLED, tmp_path, *SAFE_PATH).split("\n")[:3]
     where = Path(str(distribution.locate_file(""))).resolve()
     assert Path(package).resolve().is_relative_to(where)
     assert Path(module).resolve().parent == Path(package).resolve().parent

@@ -68,7 +68,8 @@ def package(shop: Workshop, target: Path) -> list[str]:
     if not changed(shop, archive, state):
         return []
     empty(folder)
-    reason = _pip("install", "--no-deps", "--no-build-isolation", "--target", str(folder), str(shop.root))
+    options = "--no-deps", "--no-build-isolation", "--config-settings=cmake.define.PYCL_CPU=ON"
+    reason = _pip("install", *options, "--target", str(folder), str(shop.root))
     if reason:
         return [f"the package cannot be built: {reason}; Sinkhorn in CUDA is left out, the rest runs"]
     found = [file for file in folder.rglob("*") if file.is_file()]

@@ -3,7 +3,6 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
-#include <tuple>
 
 namespace pycl {
 
@@ -17,11 +16,6 @@ struct Matrix {
   int64_t n, d;
   int64_t row_stride, col_stride;  // in elements
   DType dtype;
-
-  bool operator==(const Matrix& other) const {
-    auto all = [](const Matrix& z) { return std::tie(z.data, z.n, z.d, z.row_stride, z.col_stride, z.dtype); };
-    return all(*this) == all(other);
-  }
 };
 
 // One role of a problem. Bias has the accumulation type, float or double; null where there is none.
@@ -30,10 +24,6 @@ struct Side {
   const int64_t* ids;    // null: numbered,
   const int64_t* views;  // and all of one view
   const void* bias;
-
-  bool operator==(const Side& other) const {
-    return std::tie(z, ids, views, bias) == std::tie(other.z, other.ids, other.views, other.bias);
-  }
 };
 
 struct Problem {
@@ -47,14 +37,6 @@ struct Problem {
   bool normalize;
   // Where a forward leaves the products of all tiles for the backward of the same problem; null where it does not.
   void* kept;
-
-  bool operator==(const Problem& other) const {
-    auto all = [](const Problem& p) {
-      return std::tie(p.rows, p.cols, p.symmetric, p.logit_scale, p.scale_per_row, p.denominator, p.positives,
-                      p.has_self, p.offset, p.normalize, p.kept);
-    };
-    return all(*this) == all(other);
-  }
 };
 
 // In front of the products that are kept: all that shaped them. A backward that differs in any of it, another type of
@@ -64,10 +46,7 @@ struct alignas(64) KeptHeader {
   const void* product;
   int64_t block, workers;
 
-  bool operator==(const KeptHeader& other) const {
-    return std::tie(problem, product, block, workers) ==
-           std::tie(other.problem, other.product, other.block, other.workers);
-  }
+  bool operator==(const KeptHeader& other) const;  // compiled once: an inline one of AVX-512 could serve everybody
 };
 
 // Gradients of one problem; null where not wanted. logit_scale has one entry per row and comes with rows.
@@ -79,8 +58,10 @@ struct Gradients {
 
 // What kernels need from outside: threads and memory. run() calls body(arg, task) for every task in [0, tasks), maybe
 // in parallel, and returns when all are done; allocate() returns 64-byte aligned memory that lives until the call ends.
+// cancelled(), asked before every tile, says that nobody will read the outputs: what is left may be left out.
 struct Host {
   int threads;
+  bool (*cancelled)(const Host&);
   void (*run)(const Host&, int tasks, void (*body)(void* arg, int task), void* arg);
   void* (*allocate)(const Host&, size_t bytes);
   void* owner;

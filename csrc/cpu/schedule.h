@@ -40,12 +40,16 @@ struct Schedule {
   void match(int w, int rows, int cols) {
     const int groups = symmetric ? 2 * workers : workers;
     for (int64_t i = rows; i < row_blocks; i += groups)
-      for (int64_t j = cols; j < col_blocks; j += groups) visit(w, i, j);
+      for (int64_t j = cols; j < col_blocks; j += groups) visit_unless_cancelled(w, i, j);
   }
 
   void within(int w, int group) {
     for (int64_t i = group; i < row_blocks; i += 2 * workers)
-      for (int64_t j = i; j < row_blocks; j += 2 * workers) visit(w, i, j);
+      for (int64_t j = i; j < row_blocks; j += 2 * workers) visit_unless_cancelled(w, i, j);
+  }
+
+  void visit_unless_cancelled(int w, int64_t i, int64_t j) {
+    if (!host.cancelled(host)) visit(w, i, j);
   }
 };
 

@@ -60,8 +60,8 @@ def plant(fault: Fault, sound: Path, tree: Path) -> None:
     shutil.copytree(sound, tree)
     path = tree / fault.file
     path.write_text(path.read_text().replace(fault.old, fault.new))
-    if fault.file.startswith("csrc/cpu/"):
-        compile_object(tree, "generic")
+    if changed := {"csrc/cpu": "generic", "csrc": "bindings"}.get(str(Path(fault.file).parent)):
+        compile_object(tree, changed)
         link(tree)
 
 

@@ -246,4 +246,25 @@ FAULTS = [
         "if (by_row) by_row[tile.i0 + i] -= reduce_add<T>(sum);",
         CPU,
     ),
+    Fault(
+        "CPU module: nothing ends a kernel before its last tile",
+        "csrc/cpu/schedule.h",
+        "if (!host.cancelled(host)) visit(w, i, j);",
+        "visit(w, i, j);",
+        "test_cpu_process",
+    ),
+    Fault(
+        "CPU module: a float of NumPy is an integer",
+        "csrc/bindings.cpp",
+        "return py::arg(name).noconvert();",
+        "return py::arg(name);",
+        "test_cpu_bindings",
+    ),
+    Fault(
+        "CPU module: rows and columns may differ in their features",
+        "csrc/arguments.h",
+        "demand(rows.z.d == cols.z.d, ",
+        "demand(true, ",
+        "test_cpu_bindings",
+    ),
 ]

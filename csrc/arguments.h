@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+// What Python hands over, checked before a kernel reads memory by it: raw addresses and sizes come without any.
+#pragma once
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#include "cpu/problem.h"
+
+namespace pycl {
+
+using Address = uintptr_t;
+using Addresses = std::array<Address, 3>;
+using Outputs = std::array<Address, 5>;  // in the order of Gradients
+using MatrixTuple = std::tuple<Address, int64_t, int64_t, int64_t, int64_t, int>;
+
+// Kernels number points and features in 31 bits and compute sizes in 64: products of these and a tile's padding fit.
+constexpr int64_t kLongestSide = int64_t(1) << 30;
+constexpr double kMostElements = 0x1p48, kFarthestElement = 0x1p59;
+constexpr int64_t kLargestOffset = int64_t(1) << 62;
+constexpr uint32_t kAllPairs = kSelf | kPosSameView | kPosOtherView | kNegSameView | kNegOtherView;
+
+inline std::string text(const char* word) { return word; }
+inline std::string text(int64_t number) { return std::to_string(number); }
+
+// The message is put together where it is needed: a check costs a call of a small loss nothing.
+template <class... Words>
+void demand(bool holds, Words... words) {
+  if (!holds) throw std::invalid_argument((text(words) + ...));
+}
+
+inline void* pointer(Address address) { return reinterpret_cast<void*>(address); }
+
+inline void* required(const char* name, Address address) {
+  demand(address != 0, name, " must be an address, got 0");
+  return pointer(address);
+}
+
+inline DType dtype_of(const char* name, int code) {
+  demand(0 <= code && code <= int(DType::kFloat16), name, " must have one of the dtypes 0 to 3, got ", code);
+  return DType(code);
+}
+
+inline int thread_count(int threads) {
+  demand(threads >= 1, "threads must be at least 1, got ", threads);
+  return threads;
+}
+
+inline Matrix matrix(const char* name, const MatrixTuple& z) {
+  const auto& [data, n, d, row_stride, col_stride, code] = z;
+  demand(n >= 1 && d >= 1, name, " must have n >= 1 and d >= 1, got ", n, " and ", d);
+  demand(n <= kLongestSide && d <= kLongestSide && double(n) * double(d) <= kMostElements, name, " is too large: ", n,
+         " times ", d);
+  const double farthest = double(n) * double(row_stride) + double(d) * double(col_stride);
+  demand(row_stride >= 0 && col_stride >= 0 && farthest <= kFarthestElement, name, " has strides of ", row_stride,
+         " and ", col_stride);
+  return {required(name, data), n, d, row_stride, col_stride, dtype_of(name, code)};
+}
+
+inline uint32_t pair_set(const char* name, uint32_t pairs) {
+  demand(!(pairs & ~kAllPairs), name, " must be a union of pycl.Pairs, got ", pairs);
+  return pairs;
+}
+
+// The two sides of one matrix of logits.
+inline void check_sides(const Side& rows, const Side& cols, bool symmetric) {
+  demand(rows.z.d == cols.z.d, "rows and cols must have one feature size, got ", rows.z.d, " and ", cols.z.d);
+  demand(rows.z.dtype == cols.z.dtype, "rows and cols must have one dtype");
+  demand(!symmetric || (rows.z.data == cols.z.data && rows.z.n == cols.z.n),
+         "a symmetric problem has one set of points");
+  const int given = !!rows.ids + !!rows.views + !!cols.ids + !!cols.views;
+  demand(given == 0 || given == 4, "labels are ids and views of both sides, or none, got ", given);
+}
+
+inline Gradients gradients(const Problem& problem, const Outputs& out) {
+  demand(out[0] || !out[2], "the gradient of logit_scale comes with that of the rows");
+  demand(!problem.symmetric || !out[1], "a symmetric problem has no columns of its own with a gradient");
+  return {pointer(out[0]), pointer(out[1]), pointer(out[2]), pointer(out[3]), pointer(out[4])};
+}
+
+inline Transport transport(const MatrixTuple& scores, double epsilon, Address sample_target) {
+  const Transport t{matrix("scores", scores), epsilon, pointer(sample_target)};
+  demand(t.scores.col_stride == 1 || t.scores.d == 1, "scores must have a column stride of 1, got ",
+         t.scores.col_stride);
+  return t;
+}
+
+// Kernels write codes in one of two types.
+inline DType code_dtype(const Transport& t, int code) {
+  const DType dtype = dtype_of("codes", code);
+  demand(dtype == t.scores.dtype || dtype == DType::kFloat32, "codes must have the dtype of the scores or float32");
+  return dtype;
+}
+
+}  // namespace pycl

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled module's arguments: whatever cannot be meant is refused before a kernel reads memory by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import pycl.functional as F
+from pycl import Pairs, Points, pair_average, pair_stats
+from pycl.backends import why_not
+
+if reason := why_not("cpu", "cpu"):
+    pytest.skip(reason, allow_module_level=True)
+
+from pycl import cpu
+
+C = cpu._C
+Path = tuple[Any, ...]
+REFUSED = (TypeError, ValueError)
+
+
+def integers(value: Any, path: Path = ()) -> Iterator[tuple[Path, int]]:
+    """Every integer among nested arguments, with where it is; flags are integers, too."""
+    if isinstance(value, int):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from integers(inner, (*path, key))
+    elif isinstance(value, (tuple, list)):
+        for index, inner in enumerate(value):
+            yield from integers(inner, (*path, index))
+
+
+def replaced(value: Any, path: Path, new: Any) -> Any:
+    if not path:
+        return new
+    first, *rest = path
+    changed = dict(value) if isinstance(value, dict) else list(value)
+    changed[first] = replaced(value[first], tuple(rest), new)
+    return changed if isinstance(value, (dict, list)) else tuple(changed)
+
+
+def never(value: int) -> list[Any]:
+    """What can stand for no integer, or for no flag."""
+    of_another_type = [float(value), np.float32(value), np.float64(value), str(value), None, complex(value), [value]]
+    if isinstance(value, bool):
+        return [*of_another_type, int(value), 2]
+    return [*of_another_type, np.float32(3.7), torch.tensor(0.5), 2**64, -(2**63) - 1]
+
+
+class Module:
+    """``pycl._C`` whose every function, before it runs, is tried with each of its integers replaced."""
+
+    def __init__(self, call: Callable[[str, Callable[..., Any], dict[Any, Any]], Any]) -> None:
+        self.call = call
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(C, name)
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            return self.call(name, function, dict(enumerate(args)) | kwargs)
+
+        return called
+
+
+def apply(function: Callable[..., Any], arguments: dict[Any, Any]) -> Any:
+    by_name = {name: value for name, value in arguments.items() if isinstance(name, str)}
+    return function(*(value for name, value in arguments.items() if isinstance(name, int)), **by_name)
+
+
+def leaves(n: int = 9, d: int = 5) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(2, n, d, generator=generator)
+    return x.requires_grad_(), y.requires_grad_()
+
+
+def statistics() -> Tensor:
+    x, y = leaves()
+    labels, scale = torch.arange(9) % 4, torch.linspace(-1, 1, 9, requires_grad=True)
+    sets = {"denominator": Pairs.NEGATIVE, "positives": Pairs.POSITIVE}
+    stats = pair_stats(Points(x, labels), Points(y, labels), scale, **sets, backend="cpu")
+    return stats.lse.sum() + stats.pos_sum.sum()
+
+
+def average() -> Tensor:
+    x, y = (leaf.detach() for leaf in leaves())
+    return pair_average(Points(x), Points(y), leaves()[0], backend="cpu").sum()
+
+
+LOSSES: dict[str, Callable[[], Tensor]] = {
+    "cross_entropy": lambda: F.nt_xent(leaves(), backend="cpu"),
+    "statistics": statistics,
+    "sum": lambda: F.siglip(*leaves(), 2.0, -1.0, reduction="none", backend="cpu").sum(),
+    "sum_total": lambda: F.siglip(*leaves(), 2.0, -1.0, backend="cpu"),
+    "average": average,
+    "sinkhorn": lambda: F.sinkhorn(leaves()[0], backend="cpu").sum(),
+}
+
+
+def run(loss: str) -> Tensor:
+    value = LOSSES[loss]()
+    if value.requires_grad:
+        value.backward()
+    return value.detach()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_only_integers_are_integers(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every argument of every function that a loss and its backward call."""
+    tried = 0
+
+    def call(name: str, function: Callable[..., Any], arguments: dict[Any, Any]) -> Any:
+        nonlocal tried
+        for path, value in integers(arguments):
+            for other in never(value):
+                tried += 1
+                with pytest.raises(TypeError):
+                    apply(function, replaced(arguments, path, other))
+        return apply(function, arguments)
+
+    right = run(loss)
+    monkeypatch.setattr(cpu, "_C", Module(call))
+    assert torch.equal(run(loss), right)
+    assert tried > 100
+
+
+def arguments_of(wanted: str, loss: str, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[Any, Any], list[Any]]:
+    """What a loss hands to a function, and what must live as long as its addresses are used."""
+    found: list[dict[Any, Any]] = []
+    alive: list[Any] = []
+
+    def call(name: str, function: Callable[..., Any], arguments: dict[Any, Any]) -> Any:
+        if name == wanted:
+            found.append(arguments)
+        result = apply(function, arguments)
+        alive.append((result, arguments))
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cpu, "_C", Module(call))
+        for name in ("empty_gradients", "_narrow"):
+            plain = getattr(cpu, name)
+            patch.setattr(cpu, name, lambda *a, _plain=plain: (alive.append(_plain(*a)), alive[-1])[1])
+        for name in ("empty", "empty_like"):
+            plain = getattr(torch, name)
+            patch.setattr(torch, name, lambda *a, _plain=plain, **k: (alive.append(_plain(*a, **k)), alive[-1])[1])
+        alive.append(run(loss))
+    return found[0], alive
+
+
+MATRIX = {
+    "n": (1, (0, -1, 2**30 + 1, 2**62, -(2**63))),
+    "d": (2, (0, -1, 2**30 + 1, 2**63 - 1)),
+    "row_stride": (3, (-1, 2**62, -(2**63))),
+    "col_stride": (4, (-1, 2**62)),
+    "dtype": (5, (-1, 4, 2**31 - 1)),
+    "address": (0, (0,)),
+}
+PROBLEM: list[tuple[Path, Any]] = [
+    *(((side, at), value) for side in ("rows", "cols") for at, values in MATRIX.values() for value in values),
+    *((("rows", 2), d) for d in (4, 6)),  # not that of the columns
+    (("cols", 5), 1),
+    *((("labels", at), 0) for at in range(4)),
+    (("logit_scale",), 0),
+    *(((name,), sets) for name in ("denominator", "positives") for sets in (32, 2**32 - 1, 2**32, -1)),
+    *((("offset",), offset) for offset in (2**62 + 1, -(2**62) - 1, 2**63 - 1, -(2**63))),
+    *((("threads",), count) for count in (0, -1, -(2**31))),
+]
+
+
+def refused(function: Callable[..., Any], arguments: dict[Any, Any], path: Path, value: Any) -> str:
+    with pytest.raises(REFUSED) as caught:
+        apply(function, replaced(arguments, path, value))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("path", "value"), PROBLEM, ids=str)
+def test_a_problem_that_cannot_be(path: Path, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, _alive = arguments_of("Problem", "statistics", monkeypatch)
+    assert refused(C.Problem, arguments, path, value)
+
+
+@pytest.mark.parametrize("name", ["rows", "cols", "labels"])
+def test_tuples_of_another_length(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, _alive = arguments_of("Problem", "statistics", monkeypatch)
+    for value in (arguments[name][:-1], (*arguments[name], 0), ()):
+        refused(C.Problem, arguments, (name,), value)
+
+
+def test_a_symmetric_problem_has_one_set_of_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, _alive = arguments_of("Problem", "statistics", monkeypatch)
+    assert "one set of points" in refused(C.Problem, arguments, ("symmetric",), True)
+
+
+FUNCTIONS = {  # by the loss that calls them: addresses that are a must, and sequences by their position
+    "pair_stats": ("statistics", (1,), ()),
+    "pair_stats_backward": ("statistics", (1,), (3, 4, 5)),
+    "pair_cross_entropy": ("cross_entropy", (4,), (5,)),
+    "pair_sum": ("sum", (1,), ()),
+    "pair_sum_backward": ("sum", (1,), (2,)),
+    "pair_sum_total": ("sum_total", (2,), (3,)),
+    "pair_weighted_sum": ("average", (2,), (1,)),
+    "sinkhorn_columns": ("sinkhorn", (4,), (0,)),
+    "sinkhorn_codes": ("sinkhorn", (3, 5, 6), (0,)),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_addresses_and_lengths_of_a_call(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, addresses, sequences = FUNCTIONS[name]
+    arguments, _alive = arguments_of(name, loss, monkeypatch)
+    for at in addresses:
+        assert "must be an address" in refused(getattr(C, name), arguments, (at,), 0)
+    for at in sequences:
+        for value in (arguments[at][:-1], [*arguments[at], 0], ()):
+            refused(getattr(C, name), arguments, (at,), value)
+    refused(getattr(C, name), arguments, (0,), None)
+
+
+@pytest.mark.parametrize("name", ["pair_stats_backward", "pair_sum_backward", "pair_sum_total", "pair_cross_entropy"])
+def test_the_gradient_of_a_scale_comes_with_the_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, _, (*_, out) = FUNCTIONS[name]
+    arguments, _alive = arguments_of(name, loss, monkeypatch)
+    assert "logit_scale" in refused(getattr(C, name), arguments, (out, 0), 0)
+
+
+def test_values_have_a_row_for_each_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, _alive = arguments_of("pair_weighted_sum", "average", monkeypatch)
+    for n in (8, 10):
+        assert "a row for each column" in refused(C.pair_weighted_sum, arguments, (1, 1), n)
+
+
+@pytest.mark.parametrize("name", ["sinkhorn_columns", "sinkhorn_codes"])
+def test_scores_that_cannot_be(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, _alive = arguments_of(name, "sinkhorn", monkeypatch)
+    for at, values in MATRIX.values():
+        for value in values:
+            refused(getattr(C, name), arguments, (0, at), value)
+    assert "column stride" in refused(getattr(C, name), arguments, (0, 4), 2)
+    refused(getattr(C, name), arguments, (max(arguments),), 0)  # threads
+
+
+def test_codes_have_the_dtype_of_the_scores_or_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, _alive = arguments_of("sinkhorn_codes", "sinkhorn", monkeypatch)
+    for dtype in (1, 2, 3, 4, -1):
+        refused(C.sinkhorn_codes, arguments, (4,), dtype)
+
+
+@pytest.mark.parametrize("address", [np.float32(3.7), 64.0, -64, 2**64, None])
+def test_memory_for_products_is_at_an_address(address: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, _alive = arguments_of("Problem", "statistics", monkeypatch)
+    with pytest.raises(TypeError):
+        apply(C.Problem, arguments).keep_at(address)
+
+
+def test_labels_must_be_somewhere() -> None:
+    labels = torch.arange(3)
+    at = labels.data_ptr()
+    assert not C.is_wide(at, 3, at, 3)
+    for arguments in ((0, 3, at, 3), (at, 0, at, 3), (at, -1, at, 3), (at, 3, 0, 3), (at, 3, at, -1)):
+        with pytest.raises(REFUSED):
+            C.is_wide(*arguments)
