@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from typing import Any
 
-HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-
 
 def is_plain(module: Any, kind: type) -> bool:
     """Whether calling a module runs the forward of just that class: no subclass, no hook, none of its own."""
-    own = vars(module)
-    return type(module) is kind and "forward" not in own and not any(own[name] for name in HOOKS)
+    return type(module) is kind and "forward" not in vars(module) and not is_hooked(module)
+
+
+def is_hooked(module: Any) -> bool:
+    """Whether a call of a module runs more than its forward."""
+    before, after = module._forward_pre_hooks, module._forward_hooks
+    return bool(before or after or module._backward_pre_hooks or module._backward_hooks)

@@ -199,3 +199,15 @@ def test_no_list_of_pairs_is_kept() -> None:
             queue(z, labels)
     assert queue.has_been_filled
     assert max(saved_tensors) <= size * d
+
+
+@pytest.mark.parametrize("loss", ["NTXentLoss", "SupConLoss"])
+def test_half_queues_are_nearer_to_float64_than_the_library_s(loss: str, theirs: Any) -> None:
+    queues = [memory(m, 40, loss) for m in (ours, theirs, ours)]
+    worst = [0.0, 0.0]
+    for step in range(4):
+        z = (Z + 0.3 * step * Z.flip(0)).half()
+        *found, truth = (q(x, LABELS).double() for q, x in zip(queues, (z, z, z.double()), strict=True))
+        worst = [max(w, float((f - truth).abs() / truth)) for w, f in zip(worst, found, strict=True)]
+    assert worst[0] < 1e-3
+    assert worst[0] <= worst[1]

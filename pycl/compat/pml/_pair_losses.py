@@ -135,12 +135,15 @@ class NTXentLoss(FusedLoss, _NTXentBase):
     more than one positive and two sweeps elsewhere, and O(n) numbers.
 
     No two classes or no positive pair, and one positive beside one negative pair, give 0 with a graph. Half embeddings
-    are summed in float32 and the result is rounded to their dtype, outside autocast; the library's float16 loses every
-    exponential below 6e-5, and its float32 stops at a term of 87.
+    are summed in float32 and the result is rounded to their dtype, under autocast to the library's; the library's
+    float16 loses every exponential below 6e-5, and its float32 stops at a term of 87.
 
     The cosine similarity and the dot product, any ``p``, are fused with ``MeanReducer``, ``SumReducer``,
-    ``ClassWeightedReducer`` and ``PerAnchorReducer``, as is an ``indices_tuple`` that lists all pairs. Other
-    distances, powers, reducers and lists and ``collect_stats`` run the library's code, with a ``FallbackWarning``.
+    ``ClassWeightedReducer`` and ``PerAnchorReducer``, as is an ``indices_tuple`` that lists all pairs. Of another list,
+    as a miner's or one without labels, the library computes the matrix of similarities, as the miner did; sums over
+    P listed pairs take O(P) numbers, where the library has a row of all negatives for each positive. The same pairs
+    given by labels and as a list agree to the rounding of the dtype. Other distances, powers and reducers,
+    ``collect_stats`` and methods that a subclass overrides run the library's code, with a ``FallbackWarning``.
 
     Shape:
         ``embeddings`` [n, d] and ``labels`` [n], ``ref_emb`` [m, d] and ``ref_labels`` [m]; a scalar.
@@ -183,7 +186,7 @@ class NTXentLoss(FusedLoss, _NTXentBase):
     def _reducer(self) -> Any:
         """That of the pairs, where there is one of the embeddings, too."""
         reducer = self.reducer
-        if kind_of(reducer) == "MultipleReducers":
+        if type(reducer).__name__ == "MultipleReducers" and kind_of(reducer):
             return dict(reducer.reducers.items()).get("loss", reducer.default_reducer)
         return reducer
 
@@ -196,7 +199,7 @@ class NTXentLoss(FusedLoss, _NTXentBase):
             # an anchor without negatives has a bias of +inf, and terms of 0
             terms = pair_sum(negatives=Pairs.NONE, positives=Pairs.POSITIVE, row_bias=-stats.lse, **sweep)
         reducer = self._reducer()
-        kind = kind_of(reducer)
+        kind = type(reducer).__name__  # the library's own
         if kind == "PerAnchorReducer":
             return _by_anchor(terms / stats.pos_count.clamp_min(1))
         if kind == "ClassWeightedReducer":
@@ -215,11 +218,11 @@ class SupConLoss(FusedLoss, _SupConBase):
     The default ``AvgNonZeroReducer`` leaves terms of 0 out of the mean, unlike the authors' code: anchors without
     positives, and those with a term below 6e-8, which float32 rounds away. Other reducers are given all terms, too.
     No two classes or no positive pair, and one positive beside one negative pair, give 0 with a graph. Half embeddings
-    are summed in float32 and the result is rounded to their dtype, outside autocast.
+    are summed in float32 and the result is rounded to their dtype, under autocast to the library's.
 
     One sweep over the similarities and O(n) numbers. The cosine similarity and the dot product, any ``p``, are fused
-    with every reducer, as is an ``indices_tuple`` that lists all pairs. Other distances, powers and lists and
-    ``collect_stats`` run the library's code, with a ``FallbackWarning``.
+    with every reducer, as is an ``indices_tuple`` that lists all pairs. Other distances, powers and lists,
+    ``collect_stats`` and methods that a subclass overrides run the library's code, with a ``FallbackWarning``.
 
     Shape:
         ``embeddings`` [n, d] and ``labels`` [n], ``ref_emb`` [m, d] and ``ref_labels`` [m]; a scalar.

@@ -14,14 +14,14 @@ COSINES = ("CosineSimilarity", "DotProductSimilarity")
 def kind_of(part: Any) -> str:
     """The name of the class of a distance or reducer; nothing for a subclass, or where a method or hook was added."""
     kind: Any = type(part)
-    if not is_theirs(kind) or not is_plain(part, kind) or not _names(kind).isdisjoint(vars(part)):
-        return ""
-    return str(kind.__name__)
+    names = _names(kind)
+    return str(kind.__name__) if names and names.isdisjoint(vars(part)) and is_plain(part, kind) else ""
 
 
 @cache
 def _names(kind: type) -> frozenset[str]:
-    return frozenset(dir(kind))
+    """What a class of the library has under its names; nothing for another class."""
+    return frozenset(dir(kind)) if is_theirs(kind) else frozenset()
 
 
 def is_theirs(thing: Any) -> bool:

@@ -109,6 +109,8 @@ def _why_not(loss: Any, embeddings: list[Tensor]) -> str:
         return "embeddings that are not [B, d] numbers"
     if not documents or any(x.dtype != queries.dtype or x.layout != torch.strided for x in embeddings):
         return "no documents, or embeddings of several types"
+    if all(x.shape == queries.shape for x in documents):
+        return ""
     square = len(documents) if _is_hard(loss) or "doc_to_doc" in loss.directions else 1  # columns of one length
     if any(x.shape[k >= square :] != queries.shape[k >= square :] for k, x in enumerate(documents)):
         return "documents of another shape than the queries"
