@@ -7,6 +7,7 @@ import copy
 import io
 import pickle
 import warnings
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ import pycl
 import pycl.functional as F
 from pycl import notices
 from pycl.distributed import Ring
+from pycl.testing import assert_ddp_equivalent
 
 SIZES = (5, 3)
 
@@ -186,3 +188,21 @@ def test_a_learnable_temperature_is_sharded(version: int) -> None:
     for value, wanted, temperature, _ in on_ranks(2, sharded, version):
         assert value == pytest.approx(wanted, abs=1e-5)
         assert temperature != pytest.approx(0.2, abs=1e-4)
+
+
+# ---- a loss of one's own
+
+
+@pycl.together
+def my_loss(*views: Tensor, temperature: float = 0.1, group: Any = None) -> Tensor:
+    """The one of the README."""
+    points, n_views = pycl.stack_views(views, group=group)
+    sets = {"denominator": pycl.Pairs.NEG_SAME_VIEW, "positives": pycl.Pairs.POS_OTHER_VIEW}
+    s = pycl.pair_stats(points, None, 1 / temperature, **sets, normalize=True, group=group)
+    return pycl.reduce(s.lse - s.pos_sum / (n_views - 1), "mean", group)
+
+
+def test_a_loss_of_one_s_own_on_ranks() -> None:
+    assert_ddp_equivalent(partial(my_loss, group="world"), shares=(20, 4))
+    with pytest.raises(AssertionError):
+        assert_ddp_equivalent(my_loss)
