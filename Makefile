@@ -31,7 +31,8 @@ planted-faults: $(VENV)/installed
 test-cpus: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/cpus.py -n auto $(TEST_ARGS)
 
-# the CPU kernels under AddressSanitizer and UBSan; libstdc++ goes first, too, or a throw finds no interceptor
+# The CPU kernels under AddressSanitizer and UBSan; libstdc++ goes first, too, or a throw finds no interceptor. One process
+# whose file descriptors pytest leaves alone: what is found ends it, and is written there.
 SANITIZED := build/sanitize
 SANITIZE = -fsanitize=address,undefined
 SANITIZE_TESTS = $(wildcard tests/test_cpu*.py) \
@@ -40,7 +41,7 @@ SANITIZE_TESTS = $(wildcard tests/test_cpu*.py) \
 sanitize: $(SANITIZED)/installed
 	LD_PRELOAD="$$(ldd $(SANITIZED)/site/pycl/_C*.so | grep -oE '/\S+lib(asan|ubsan|stdc\+\+)\S+' | tr '\n' ' ')" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 \
-	  PYTHONPATH="$(CURDIR)/$(SANITIZED)/site" $(BIN)/python -m pytest -n auto -k "not triton" $(SANITIZE_TESTS) $(TEST_ARGS)
+	  PYTHONPATH="$(CURDIR)/$(SANITIZED)/site" $(BIN)/python -m pytest --capture=sys -k "not triton" $(SANITIZE_TESTS) $(TEST_ARGS)
 
 $(SANITIZED)/installed: $(SOURCES) | $(VENV)/installed
 	rm -rf $(SANITIZED)/site
