@@ -13,7 +13,7 @@ from oracle import FLOOR
 from torch import Tensor
 from torch.testing import assert_close
 
-from pycl import Pairs, Points, pair_cross_entropy, pair_sum
+from pycl import Pairs, Points, pair_cross_entropy, pair_stats, pair_sum
 
 CASES = {
     "square": lambda: make(37, 37, 11, offset=None),
@@ -74,3 +74,14 @@ SETS = {"denominator": Pairs.OTHERS, "positives": Pairs.POSITIVE}
 def test_wrong_calls(call: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("n", [None, 60], ids=["itself", "columns"])
+def test_a_point_removed_by_bias_has_no_statistics(n: int | None, backend: str) -> None:
+    z, bias = torch.randn(50, 4), torch.zeros(50).index_fill(0, torch.tensor([7]), -torch.inf)
+    cols = None if n is None else Points(torch.randn(n, 4))
+    options: dict[str, Any] = {"row_bias": bias, "backend": backend} | ({"col_bias": bias} if n is None else {})
+    stats = pair_stats(Points(z), cols, denominator=Pairs.OTHERS, **options)
+    assert stats.lse[7] == -torch.inf
+    assert stats.lse.isfinite().sum() == 49
+    assert pair_sum(Points(z), cols, negatives=Pairs.OTHERS, **options)[7] == 0

@@ -193,17 +193,6 @@ def test_a_bias_of_minus_infinity_removes_a_point(side: str, sides: str, dtype: 
         torch.testing.assert_close(mine, wanted, rtol=1e-4 if dtype == torch.float32 else 1e-10, atol=1e-5)
 
 
-@pytest.mark.parametrize("n", [None, 60], ids=["itself", "columns"])
-def test_a_point_removed_by_bias_has_no_statistics(n: int | None, backend: str) -> None:
-    z, bias = torch.randn(50, 4), torch.zeros(50).index_fill(0, torch.tensor([7]), -torch.inf)
-    cols = None if n is None else Points(torch.randn(n, 4))
-    options: dict[str, Any] = {"row_bias": bias, "backend": backend} | ({"col_bias": bias} if n is None else {})
-    stats = pair_stats(Points(z), cols, denominator=Pairs.OTHERS, **options)
-    assert stats.lse[7] == -torch.inf
-    assert stats.lse.isfinite().sum() == 49
-    assert pair_sum(Points(z), cols, negatives=Pairs.OTHERS, **options)[7] == 0
-
-
 @pytest.mark.parametrize("itself", [True, False], ids=["itself", "columns"])
 @pytest.mark.parametrize("pairs", [Pairs.OTHERS, Pairs.SELF | Pairs.NEG_SAME_VIEW, Pairs.NEG_OTHER_VIEW], ids=str)
 def test_points_without_labels_are_numbered_and_of_one_view(itself: bool, pairs: Pairs, backend: str) -> None:

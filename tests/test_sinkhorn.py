@@ -227,7 +227,7 @@ NAN, INF = torch.nan, torch.inf
         ({"sample_marginal": torch.ones(3) / 3}, ValueError, r"sample_marginal must have shape \[4\]"),
         ({"sample_marginal": [0.5, 0.5]}, TypeError, "sample_marginal must be a floating-point tensor, got list"),
         ({"dtype": torch.float16}, ValueError, "dtype must be None, torch.float32 or that of the scores"),
-        ({"group": 3}, TypeError, "group must be None or a torch.distributed process group this rank is in, got int"),
+        ({"group": 3}, TypeError, "group must be None, 'world', 'local' or a .*, got int"),
         ({"backend": "abacus"}, ValueError, "backend must be None or one of"),
     ],
 )

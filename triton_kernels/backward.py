@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops import Gradients, Needs, Problem, empty_gradients
+from ..problem import Gradients, Needs, Problem, empty_gradients
 from . import gradient, operands, tiles
 from .launch import INTERPRETED, launch, recorded_architecture
 from .schedule import Plan, planned, plans, portions, proof, split

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .. import triton as backend
-from ..ops import Needs, Problem, Transport
 from ..pairs import Pairs, Points
+from ..problem import Needs, Problem, Transport
 from ..validation import problem_of
 from .aot import signature_of
 from .launch import Launch, recording

@@ -11,7 +11,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .. import precision
-from ..ops import Problem
+from ..problem import Problem
 from . import operands, pairs, tiles, weights
 from .launch import INTERPRETED, launch, recorded_architecture
 from .pairs import Points

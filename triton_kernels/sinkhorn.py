@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..ops import Transport
+from ..problem import Transport
 from .launch import launch
 from .operands import cast
 from .sides import cdiv, device_of, next_power_of_2

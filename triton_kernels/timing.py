@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 
 from .. import triton as backend
-from ..ops import Needs, Problem
 from ..pairs import Pairs, Points
+from ..problem import Needs, Problem
 from ..validation import problem_of
 from . import aot, tiles
 from .launch import INTERPRETED, recording
