@@ -169,27 +169,22 @@ class SumFunction(_Rule):
         return _gradients(ctx, problem.leaves(), found, 2, d_sum)
 
 
-class TotalFunction(_Rule):
-    """A scalar on a CPU whose gradients come with it; the backward scales them where the slope is not 1."""
+class TotalFunction(torch.autograd.Function):
+    """A scalar on a CPU whose gradients come with it; the backward scales them where the slope is not 1.
+
+    For eager execution alone, which needs no gradients among the outputs.
+    """
 
     @staticmethod
-    @_takes("operator", "weights", "backend")
-    def forward(*args: Any) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, *args: Any) -> Tensor:
         *arguments, operator, weights, backend = args
-        needs = _needs([isinstance(x, Tensor) and x.requires_grad for x in arguments])
-        return cast("tuple[Tensor, ...]", getattr(torch.ops.pycl, operator)(*arguments, *weights, needs, backend))
+        needs = _needs(ctx.needs_input_grad)
+        total, *gradients = getattr(torch.ops.pycl, operator)(*arguments, *weights, needs, backend)
+        ctx.save_for_backward(*gradients, *Problem(*arguments).leaves())
+        return cast("Tensor", total)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        gradients = output[1:]
-        ctx.save_for_backward(*gradients, *Problem(*inputs[:_INPUTS]).leaves())
-        ctx.mark_non_differentiable(*gradients)
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, d_total: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        if d_total is None:
-            return (None,) * len(ctx.needs_input_grad)
+    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         of_total, leaves = saved[: len(_LEAVES)], saved[len(_LEAVES) :]
         found = of_total

@@ -200,7 +200,7 @@ def sinkhorn_scores(z: Tensor, prototypes: Tensor) -> Tensor:
 
 def sinkhorn_columns(t: Transport, potential: Tensor | None) -> Tensor:
     lse = torch.empty(t.scores.shape[1], dtype=accumulation_dtype(t.scores.dtype))
-    if not len(t.scores):  # a rank of a group without samples
+    if t.scores.shape[0] == 0:  # a rank of a group without samples
         return lse.fill_(-torch.inf)
     _C.sinkhorn_columns(*_transport(t), _pointer(potential), lse.data_ptr(), torch.get_num_threads())
     return lse
@@ -216,7 +216,7 @@ def sinkhorn_samples(t: Transport, potential: Tensor) -> Tensor:
 def sinkhorn_codes(t: Transport, potential: Tensor) -> tuple[Tensor, Tensor]:
     codes = pages.empty(t.scores.shape, t.dtype) if t.out is None else t.out
     u = potential.new_empty(len(t.scores))
-    if len(t.scores):
+    if t.scores.shape[0]:
         out = DTYPES[t.dtype], codes.data_ptr(), u.data_ptr()
         _C.sinkhorn_codes(*_transport(t), potential.data_ptr(), *out, torch.get_num_threads())
     return codes, u

@@ -189,7 +189,7 @@ def pair_cross_entropy(
         both = sides == "both" and args.cols is not None
         weight = (0.5 if both else 1.0) / (n if reduction == "mean" else 1)
         weights = both, weight, -weight / n_positives
-        return cast("Tensor", apply(TotalFunction, *args, "pair_cross_entropy", weights, name)[0])
+        return cast("Tensor", apply(TotalFunction, *args, "pair_cross_entropy", weights, name))
     of_rows, of_cols = _stats(args, sides, name, group)
     lses = [of_rows.lse] if sides == "rows" else [of_rows.lse, of_cols.lse]
     if positives & ~denominator:
@@ -233,7 +233,7 @@ def pair_sum(
     name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
     if reduction != "none" and group is None and _comes_at_once("pair_sum_total", args, name):
         weights = (1 / len(args.rows) if reduction == "mean" else 1.0,)
-        return cast("Tensor", apply(TotalFunction, *args, "pair_sum_total", weights, name)[0])
+        return cast("Tensor", apply(TotalFunction, *args, "pair_sum_total", weights, name))
     terms = cast("Tensor", apply(SumFunction, *args, name, sharded(group, "pair_sum", args))[0])
     return reduce(terms, reduction, group)
 

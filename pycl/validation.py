@@ -31,10 +31,9 @@ def problem_of(
     Points without ids are numbered; those of a ``group`` get numbers that no two ranks have in common. Outside a
     group, a problem where no side has labels has none: kernels count by themselves.
     """
-    for name, points in (("rows", rows), ("cols", cols)):
-        if not isinstance(points, Points) and (points is not None or name == "rows"):
-            way_out = f": make it pycl.Points({name})" if isinstance(points, Tensor) else ""
-            raise TypeError(f"{name} must be pycl.Points, got {type(points).__name__}{way_out}")
+    _check_points("rows", rows)
+    if cols is not None:
+        _check_points("cols", cols)
     for name, pairs in sets.items():
         if not isinstance(pairs, Pairs):
             raise TypeError(f"{name} must be a union of pycl.Pairs, got {_described(pairs)}")
@@ -42,7 +41,7 @@ def problem_of(
     z = _embeddings("rows", rows.z)
     unlabelled = all(p is None or (p.ids is None and p.views is None) for p in (rows, cols))
     bare = unlabelled and group is None
-    if unlabelled and cols is not None:
+    if unlabelled and cols is not None and (offset == 0 or rows.z.shape[0] != cols.z.shape[0]):
         _check_numbering(sets, rows.z.shape[0] == cols.z.shape[0], offset)
     row_ids, row_views = (None, None) if bare else _integers("rows", rows, group)
     if cols is None:
@@ -67,6 +66,12 @@ def problem_of(
         return Problem(z, None, row_ids, row_views, None, None, scale, row_bias, None, den, pos, 0, normalize)
     labels = row_ids, row_views, col_ids, col_views
     return Problem(z, cols_z, *labels, scale, row_bias, col_bias, den, pos, offset, normalize)
+
+
+def _check_points(name: str, points: object) -> None:
+    if not isinstance(points, Points):
+        way_out = f": make it pycl.Points({name})" if isinstance(points, Tensor) else ""
+        raise TypeError(f"{name} must be pycl.Points, got {type(points).__name__}{way_out}")
 
 
 def _described(pairs: object) -> str:

@@ -122,5 +122,7 @@ def log_targets(
 
 def uniform_target(mass: float | Tensor, n_prototypes: int, like: Tensor) -> Tensor:
     """``log(B m)`` [K] of equal shares of a mass B."""
-    share = log(mass / n_prototypes, like)
-    return torch.zeros(n_prototypes, dtype=accumulation_dtype(like.dtype), device=like.device) + share
+    share, dtype = log(mass / n_prototypes, like), accumulation_dtype(like.dtype)
+    if isinstance(share, Tensor):
+        return share.to(dtype).expand(n_prototypes).contiguous()
+    return torch.full((n_prototypes,), share, dtype=dtype, device=like.device)
