@@ -14,6 +14,9 @@ from .distributed import Group, instances
 from .pairs import Pairs, Points
 from .problem import FLOATS, Problem, accumulation_dtype, check_whole
 
+# of points without labels, which are all of one view
+POSITIVE, NEGATIVE = int(Pairs.POS_SAME_VIEW), int(Pairs.NEG_SAME_VIEW)
+
 
 def problem_of(
     rows: Points,
@@ -41,8 +44,6 @@ def problem_of(
     z = _embeddings("rows", rows.z)
     unlabelled = all(p is None or (p.ids is None and p.views is None) for p in (rows, cols))
     bare = unlabelled and group is None
-    if unlabelled and cols is not None and (offset == 0 or rows.z.shape[0] != cols.z.shape[0]):
-        _check_numbering(sets, rows.z.shape[0] == cols.z.shape[0], offset)
     row_ids, row_views = (None, None) if bare else _integers("rows", rows, group)
     if cols is None:
         if offset != 0:
@@ -50,6 +51,8 @@ def problem_of(
         cols_z, col_ids, col_views = z, row_ids, row_views
     else:
         cols_z = _embeddings("cols", cols.z)
+        if unlabelled and (offset == 0 or not (den | pos) & POSITIVE):
+            _check_numbering(sets, rows, cols, offset)
         col_ids, col_views = (None, None) if bare else _integers("cols", cols, group)
         if cols_z.shape[1] != z.shape[1]:
             raise ValueError(f"rows and cols must have one feature size, got {z.shape[1]} and {cols_z.shape[1]}")
@@ -81,20 +84,21 @@ def _described(pairs: object) -> str:
     return f"a tensor {shape}: ids and views say which pairs count; a mask of pairs is for what pair_logits returns"
 
 
-def _check_numbering(sets: dict[str, Pairs], square: bool, offset: int | None) -> None:
+def _check_numbering(sets: dict[str, Pairs], rows: Points, cols: Points, offset: int | None) -> None:
     """Without ids points are numbered, so that row i and column i are of one instance: where nobody can mean that."""
-    positive = any(pairs & Pairs.POS_SAME_VIEW for pairs in sets.values())
-    for name, pairs in sets.items():
-        if bool(pairs & Pairs.POS_SAME_VIEW) == bool(pairs & Pairs.NEG_SAME_VIEW):
+    values = {name: int(pairs) for name, pairs in sets.items()}
+    positive = any(pairs & POSITIVE for pairs in values.values())
+    for name, pairs in values.items():
+        if bool(pairs & POSITIVE) == bool(pairs & NEGATIVE):
             continue  # the numbers do not matter
-        if not square and not positive:
+        if not positive and rows.z.shape[0] != cols.z.shape[0]:
             raise ValueError(
-                f"{name} {pairs!r} leaves candidate i out for anchor i, as points without ids are numbered: give ids, "
-                "or take Pairs.OTHERS where no candidate is of an anchor's instance"
+                f"{name} {sets[name]!r} leaves candidate i out for anchor i, as points without ids are numbered: give "
+                "ids, or take Pairs.OTHERS where no candidate is of an anchor's instance"
             )
-        if pairs & Pairs.POS_SAME_VIEW and offset == 0 and not pairs & Pairs.SELF:
+        if pairs & POSITIVE and offset == 0 and not pairs & int(Pairs.SELF):
             raise ValueError(
-                f"{name} {pairs!r} has no pair: without ids only row i and column i are of one instance, and with "
+                f"{name} {sets[name]!r} has no pair: without ids only row i and column i are of one instance, and with "
                 "offset=0 they are one point, Pairs.SELF. Of two different sets say offset=None"
             )
 
