@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 
 _said: set[str] = set()
@@ -17,6 +18,9 @@ def first_time(topic: str) -> bool:
 
 
 def warn_once(topic: str, message: str) -> None:
-    """A ``UserWarning`` the first time, whatever the filters make of repetitions and whatever numbers are in it."""
+    """A ``UserWarning`` the first time, at the line that called pycl, whatever the filters make of repetitions."""
     if first_time(topic):
-        warnings.warn(message, UserWarning, stacklevel=3)
+        frame, level = sys._getframe(1), 2
+        while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("pycl."):
+            frame, level = frame.f_back, level + 1
+        warnings.warn(message, UserWarning, stacklevel=level)

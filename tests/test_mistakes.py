@@ -96,11 +96,14 @@ def test_two_sets_without_ids_say_what_they_have_in_common() -> None:
 
 
 def warned(call: Callable[[], Any]) -> list[str]:
+    """What is said, each time at a line of this file."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         call()
         call()
-    return [str(w.message) for w in found if w.category is UserWarning]
+    said = [w for w in found if w.category is UserWarning]
+    assert all(w.filename == __file__ for w in said)
+    return [str(w.message) for w in said]
 
 
 def test_views_last_are_noticed_once() -> None:
