@@ -74,7 +74,7 @@ def main(options: list[str]) -> int:
         else:
             print(f"tests as on a CPU with {name}: {wanted} (this one's: {own})", flush=True)
             with tempfile.TemporaryDirectory() as cache:
-                # Inductor takes kernels of another CPU from its cache: what they return is wrong, or they do not compile
+                # of another CPU Inductor takes kernels from its cache that return something else, or do not compile
                 variables = variables | {"TORCHINDUCTOR_CACHE_DIR": cache}
                 failed |= python("-m", "pytest", *tests, *options, variables=variables).returncode != 0
     return int(failed)
