@@ -17,6 +17,7 @@ from pycl.distributed import LOCAL, Group, agree, together
 from pycl.functional import sinkhorn
 from pycl.functional._common import Scalar, as_scalar, to_logit_scale, widen
 from pycl.sinkhorn import NotFiniteError
+from pycl.tracing import observed
 
 
 def all_ranks() -> dist.ProcessGroup | None:
@@ -63,8 +64,8 @@ def of_one_dtype(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def is_negative(temperature: Scalar) -> bool:
-    """A number below 0; a tensor is looked at where that costs nothing: on the CPU, outside ``torch.compile``."""
-    if isinstance(temperature, Tensor) and (temperature.device.type != "cpu" or torch.compiler.is_compiling()):
+    """A number below 0; a tensor is looked at where that costs nothing: on the CPU, in eager mode."""
+    if isinstance(temperature, Tensor) and (temperature.device.type != "cpu" or observed()):
         return False
     return bool(temperature < 0)
 
