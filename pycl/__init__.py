@@ -52,6 +52,6 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if hasattr(functional, name):
         raise AttributeError(f"module 'pycl' has no attribute {name!r}; the function is pycl.functional.{name}")
-    if name in ("loss", "losses", "nn"):
+    if name in ("losses", "nn"):
         raise AttributeError(f"module 'pycl' has no attribute {name!r}; losses are in pycl and in pycl.functional")
     raise AttributeError(f"module 'pycl' has no attribute {name!r}")

@@ -50,7 +50,7 @@ def _takes(*more: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def name(forward: Callable[..., Any]) -> Callable[..., Any]:
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         parameters = [inspect.Parameter(given, kind) for given in (*Problem._fields, *more)]
-        forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # not every callable has one
         return forward
 
     return name

@@ -121,8 +121,8 @@ class SwAVLoss(Loss):
             return self._call(crops, weight)
         if not observed() and torch._C._current_graph_task_id() != -1:
             raise RuntimeError(
-                "SwAVLoss with a queue was called by a backward pass, as torch.utils.checkpoint does: it has "
-                "changed since, so that the loss would be another one. Keep the loss out of what is checkpointed"
+                "SwAVLoss was called by a backward pass, as torch.utils.checkpoint does: its queue has changed since, "
+                "so that the loss would be another one. Keep the loss out of what is checkpointed"
             )
         loss = self._call(crops, weight, **self._earlier(self.queue, self.queue_pointer))
         self._write([crops[i] for i in self.options["code_crops"]])

@@ -20,7 +20,6 @@ from typing import Any, Final, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVa
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import _resolve_process_group as resolve  # type: ignore[attr-defined]
 
 from .notices import warn_once
 from .tracing import eager
@@ -109,10 +108,10 @@ LOCAL: Final = "local"
 
 def check_group(group: Group | None) -> None:
     """``None``, ``"world"``, ``"local"`` or a process group this rank belongs to, maybe in a ``Ring``."""
+    if group is None:
+        return
     process_group = group.group if isinstance(group, (Ring, Ranks)) else group
     names = (WORLD, LOCAL) if process_group is group else (WORLD,)
-    if process_group is None and group is None:
-        return
     if process_group not in names and not isinstance(process_group, (dist.ProcessGroup, Named)):
         given = repr(process_group) if isinstance(process_group, str) else type(process_group).__name__
         way_out = "; its get_group() is one" if hasattr(process_group, "get_group") else ""
@@ -136,8 +135,10 @@ def members_of(group: Any) -> dist.ProcessGroup | None:
     if group == WORLD:
         return dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
     if isinstance(group, Named):
+        from torch.distributed import distributed_c10d  # not in every build of torch
+
         try:
-            return resolve(cast("Any", group.name))
+            return cast("Any", distributed_c10d)._resolve_process_group(group.name)  # type: ignore[no-any-return]  # untyped
         except (RuntimeError, ValueError) as error:
             raise RuntimeError(f"group {group.name!r} is of another run, make it again and set loss.group") from error
     return cast("dist.ProcessGroup", group)

@@ -88,11 +88,12 @@ class Loss(nn.Module):
         if name == "temperature" and "log_temperature" in self._parameters:
             self.initial_temperature = float(check_positive(name, value))
             self.reset_parameters()
-        elif name in options and not isinstance(value, nn.Parameter):
+        elif name == "temperature" and isinstance(value, nn.Parameter):
+            options.pop(name, None)
+            super().__setattr__(name, value)
+        elif name in options:
             options[name] = self.check(name, value)
         else:
-            if isinstance(value, nn.Parameter):
-                options.pop(name, None)
             super().__setattr__(name, value)
 
     def _learned_temperature(self) -> Tensor:

@@ -94,8 +94,8 @@ def _changed(out: Tensor) -> None:
 
 
 def _vectors(scores: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = accumulation_dtype(scores.dtype)
-    return tuple(scores.new_empty(n, dtype=dtype) for n in scores.shape)  # type: ignore[return-value]
+    new, dtype = scores.new_empty, accumulation_dtype(scores.dtype)
+    return new(scores.shape[0], dtype=dtype), new(scores.shape[1], dtype=dtype)
 
 
 def _scores_shape(z: Tensor, prototypes: Tensor, backend: str) -> Tensor:

@@ -230,3 +230,11 @@ def test_what_is_no_number(number: Any) -> None:
         F.nt_xent(VIEWS, temperature=number)
     with pytest.raises(TypeError, match="iterations"):
         F.sinkhorn(VIEWS[0], iterations=number)
+
+
+def test_a_parameter_as_another_argument_counts() -> None:
+    """Only a temperature has a gradient; a sigma that is one keeps its value."""
+    loss, sigma = pycl.DCLWLoss(), torch.nn.Parameter(torch.tensor(0.25))
+    loss.sigma = sigma
+    assert torch.equal(loss(VIEWS), F.dclw(VIEWS, sigma=0.25))
+    assert torch.equal(pycl.DCLWLoss(sigma=sigma)(VIEWS), loss(VIEWS))

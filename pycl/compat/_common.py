@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from pycl.distributed import LOCAL, Group, agree, together
+from pycl.distributed import LOCAL, Group, agree, several_ranks, together
 from pycl.functional import sinkhorn
 from pycl.functional._common import Scalar, as_scalar, to_logit_scale, widen
 from pycl.sinkhorn import NotFiniteError
@@ -22,9 +22,7 @@ from pycl.tracing import observed
 
 def all_ranks() -> dist.ProcessGroup | None:
     """The group of all ranks where there are several, otherwise None."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        return dist.group.WORLD
-    return None
+    return dist.group.WORLD if several_ranks() else None
 
 
 @together

@@ -105,7 +105,7 @@ def log_targets(
     group: ProcessGroup | None,
 ) -> tuple[Tensor | None, Tensor]:
     """``log(B a)`` [B], None for uniform, and ``log(B m)`` [K]; B counts the samples of all ranks."""
-    mass: float | Tensor = n_samples
+    mass: float = n_samples
     if group is not None:
         mass = total(like.new_tensor(mass, dtype=torch.float64), group).item()
         if mass == 0:
