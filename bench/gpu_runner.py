@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pycl import backends
+from pycl.backends import registry as backends
 
 from . import gpu, peers, runner, truth
 from .rows import Row

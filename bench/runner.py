@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycl import backends, doctor
+from pycl import doctor
+from pycl.backends import registry as backends
 
 from . import memory, peers, truth
 from .rows import WORKS, Row

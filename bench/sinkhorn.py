@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pycl.functional
-from pycl import backends
+from pycl.backends import registry as backends
 
 from .work import Work
 

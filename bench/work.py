@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pycl import backends
+from pycl.backends import registry as backends
 
 Function = Callable[..., Tensor]
 

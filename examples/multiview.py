@@ -26,7 +26,8 @@ from data import Augmentation, Dataset, pick
 from torch import Generator, Tensor, nn
 from training import DIM, Batches, Model, Optimizer, encode, settle_batch_norm
 
-from pycl import backends, metrics
+from pycl import metrics
+from pycl.backends import registry as backends
 
 COST_SIZES = (256, 512, 1024, 2048, 4096)
 FEW_LABELS, FEW_LABELS_DRAWS = 10, 5

@@ -31,6 +31,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 import torch
+
 from pycl.bench.peers import declare_torchvision
 
 declare_torchvision()  # where its CUDA build lies beside a CPU build of torch, transformers would not import

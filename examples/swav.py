@@ -27,7 +27,8 @@ from torch.nn.functional import normalize
 from training import DIM, Batches, Model, Optimizer, encode, settle_batch_norm
 
 import pycl
-from pycl import backends, metrics
+from pycl import metrics
+from pycl.backends import registry as backends
 
 LARGE_CROPS = 2  # the crops that have codes
 SHOWN_PROTOTYPES, SHOWN_IMAGES = 12, 8

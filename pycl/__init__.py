@@ -3,22 +3,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-if not (Path(__file__).parent / "triton_kernels").exists():
-    # Running in a checkout: pycl.bench and pycl.triton_kernels are its top-level folders.
-    __path__.append(str(Path(__file__).parent.parent))
-
-from . import clustering, distributed, engine, functional, metrics, modules
-from .backends import BackendUnavailable
-from .cached import cached_step
-from .clustering import *
-from .distributed import instances, together
-from .engine import PairStats, pair_average, pair_cross_entropy, pair_stats, pair_sum
-from .matrix import pair_logits, pair_top
-from .modules import *
-from .pairs import Pairs, Points, stack_views
-from .reduction import by_view, reduce
+from pycl import clustering, distributed, engine, functional, metrics, modules
+from pycl.backends import BackendUnavailable
+from pycl.distributed import instances, together
+from pycl.engine import (
+    Pairs,
+    PairStats,
+    Points,
+    by_view,
+    pair_average,
+    pair_cross_entropy,
+    pair_logits,
+    pair_stats,
+    pair_sum,
+    pair_top,
+    reduce,
+    stack_views,
+)
+from pycl.grad_cache import cached_step
+from pycl.modules import *
 
 __version__ = "0.1.0"
 
@@ -44,7 +47,6 @@ __all__ = [
     "reduce",
     "stack_views",
     "together",
-    *clustering.__all__,
     *modules.__all__,
 ]
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from pycl import functional
+from pycl.engine.validation import check_count
+from pycl.engine.views import check_labels
 from pycl.functional import similarity_histogram, similarity_topk
 from pycl.functional._common import check_features, check_positive, widen
-from pycl.functional._transport import check_marginal
-from pycl.pairs import check_labels
-from pycl.validation import check_count
+from pycl.functional._sinkhorn_args import check_marginal
 
 __all__ = [
     "Assignments",

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from pycl.bench import gpu, gpu_suite, losses, peers, rows, runner, timing
 from pycl.bench.gpu_rows import GPU_ROWS
 from pycl.bench.gpu_worker import Died
-from torch import Tensor
 
 NAME = "NVIDIA H200"
 ROOFS = {"bfloat16": 800e12, "float32": 50e12, "float32, high": 400e12, "float64": 50e12, "copy": 4.3e12}

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from settings import during
 
-from pycl import cpu
+from pycl.backends import cpu
 
 ISAS = cpu._C.supported_isas()
 instruction_set = during(lambda: cpu.ISA, cpu._C.select_isa)

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pycl._cuda_library import CudaLibrary, Device, Plan, outputs_of, problem_of
-from pycl.problem import Transport
+from pycl.backends.cuda_library import CudaLibrary, Device, Plan, outputs_of, problem_of
+from pycl.core.problem import Transport
 
 SOURCE = Path(__file__).parent / "cuda_on_cpu" / "sinkhorn.cpp"
 FLAGS = (

@@ -19,7 +19,7 @@ from torch.testing import assert_close
 import pycl
 import pycl.functional as F
 from pycl import Pairs, Points, pair_stats, pair_sum
-from pycl.problem import Gradients, Needs, Problem
+from pycl.core.problem import Gradients, Needs, Problem
 
 SETS = {"denominator": Pairs.OTHERS, "positives": Pairs.POSITIVE}
 

@@ -12,7 +12,7 @@ from losses import LOSSES, Loss
 
 import pycl
 import pycl.functional as F
-from pycl import backends
+from pycl.backends import registry as backends
 
 ON_VIEWS = {
     "nt_xent": F.nt_xent,

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from pycl.bench import losses, memory, plot, readme, report, rows, runner, timing
 from pycl.bench.__main__ import main, select
-from torch import Tensor
 
 TIMED = "clip-d128,clip-d512-medium,clip-d128-bf16,nt_xent-256,mv_dhel-v4"
 FAST = ("--quick", "--sizes", "64", "--repeats", "2", "--baselines", "eager")

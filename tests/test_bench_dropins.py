@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from pycl.bench import dropins, readme
-from pycl.bench.scales import LINES, Library, ours
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from pycl.bench import dropins, readme
+from pycl.bench.scales import LINES, Library, ours
 from pycl.testing import compare_with_one_process
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from bench_on_cpu import FAKES, NAME, ROOFS, SMALL, Here
+from torch import Tensor
+
 from pycl.bench import (
     gpu,
     gpu_report,
@@ -27,7 +29,6 @@ from pycl.bench import (
 from pycl.bench.__main__ import GPU_BUDGET, main
 from pycl.bench.gpu_rows import GPU_ROWS
 from pycl.bench.work import step_of
-from torch import Tensor
 
 ROWS = {row.name: row for row in GPU_ROWS}
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from bench_on_cpu import NAME, ROOFS, ROWS, a_record, a_row
+
 from pycl.bench import gpu_plot, gpu_report, readme, rows, runner
 from pycl.bench.gpu_rows import GPU_ROWS
 

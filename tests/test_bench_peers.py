@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from pycl.bench import losses, peers, rows, sinkhorn, truth
 from pycl.bench.work import Function, step_of
-from torch import Tensor
 
 
 def test_absent_peers_say_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import bench_on_cpu
 import pytest
 from bench_on_cpu import ABORTS, BREAKS, EXITS, ILLEGAL, NAME, SMALL
+
 from pycl.bench import gpu, gpu_report, gpu_runner, gpu_suite, gpu_worker
 from pycl.bench.__main__ import main
 from pycl.bench.gpu_rows import GPU_ROWS

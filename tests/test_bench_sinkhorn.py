@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from test_bench import _one_thread  # noqa: F401  a fixture
+from torch import Tensor
+
+from pycl.backends import registry as backends
 from pycl.bench import gpu_report, gpu_runner, memory, readme, report, rows, runner, sinkhorn, truth
 from pycl.bench.__main__ import main, select
 from pycl.bench.gpu_rows import GPU_ROWS
 from pycl.bench.work import step_of
-from test_bench import _one_thread  # noqa: F401  a fixture
-from torch import Tensor
-
-from pycl import backends
 
 ROWS = {row.name: row for row in rows.SINKHORN_ROWS}
 STORED = rows.WORKS["sinkhorn"]

@@ -44,7 +44,7 @@ if reason := why_not("cpu", "cpu"):
 
 from cpu_settings import ISAS, instruction_set
 
-from pycl import cpu
+from pycl.backends import cpu
 
 outputs = partial(outputs_of, "cpu")
 CASES = {
@@ -278,11 +278,11 @@ def test_memory_is_linear() -> None:
 VIEWS = "torch.randn(2, 700, 16, generator=torch.Generator().manual_seed(0))"
 WITHOUT_THE_POOL = f"""
 import torch
-from pycl._load import extension
+from pycl.backends.compiled import extension
 extension().use_thread_pool_of = lambda library: False
-import pycl.cpu
+import pycl.backends.cpu
 torch.set_num_threads(3)
-print(pycl.cpu.ISA, pycl.functional.nt_xent({VIEWS}, backend="cpu").item())
+print(pycl.backends.cpu.ISA, pycl.functional.nt_xent({VIEWS}, backend="cpu").item())
 """
 
 

@@ -17,8 +17,8 @@ from pycl.backends import why_not
 if reason := why_not("cpu", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
-from pycl import cpu
-from pycl.problem import Needs, Problem
+from pycl.backends import cpu
+from pycl.core.problem import Needs, Problem
 
 CASES = {
     "ragged": lambda: make(101, 67, 37, offset=3, denominator=ALL, sides="rows"),  # positives are negatives too

@@ -18,7 +18,7 @@ from pycl.backends import why_not
 if reason := why_not("cpu", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
-from pycl import cpu
+from pycl.backends import cpu
 
 C = cpu._C
 Path = tuple[Any, ...]

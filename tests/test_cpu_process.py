@@ -49,7 +49,7 @@ def test_four_threads_at_once(n_threads: int) -> None:
 COMMON = """
 import os, signal, sys, threading, time
 import torch
-import pycl, pycl.cpu
+import pycl, pycl.backends.cpu
 import pycl.functional as F
 
 def loss(x, backend="cpu"):
@@ -65,7 +65,7 @@ def seconds(n):
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background starts with it ignored
 if sys.argv[1] == "own":
-    pycl.cpu._C.use_thread_pool_of("none")
+    pycl.backends.cpu._C.use_thread_pool_of("none")
 torch.set_num_threads(int(sys.argv[2]))
 """
 FORK = """
@@ -91,20 +91,20 @@ def interrupt():
     os.kill(os.getpid(), signal.SIGINT)
 
 where = sys.argv[4]
-plain = getattr(pycl.cpu._C, where)
+plain = getattr(pycl.backends.cpu._C, where)
 
 def interrupted(*arguments):
     threading.Thread(target=interrupt, daemon=True).start()
     return plain(*arguments)
 
-setattr(pycl.cpu._C, where, interrupted)
+setattr(pycl.backends.cpu._C, where, interrupted)
 sent, x = [], points(n)
 try:
     loss(x).backward()
 except KeyboardInterrupt:
     print(time.perf_counter() - sent[0])
 assert x.grad is None
-setattr(pycl.cpu._C, where, plain)
+setattr(pycl.backends.cpu._C, where, plain)
 x = points(300)
 loss(x).backward()
 (right,) = torch.autograd.grad(loss(x, "reference"), x)

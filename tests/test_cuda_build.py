@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from pycl import _load, backends
-from pycl._cuda_library import Device, Plan, Problem
+from pycl.backends import compiled as _load
+from pycl.backends import registry as backends
+from pycl.backends.cuda_library import Device, Plan, Problem
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "csrc" / "cuda"
@@ -117,7 +118,7 @@ def test_a_gpu_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         backends.BackendUnavailable, match=r"needs compute capability 8\.0 or higher, Tesla T4 has 7\.5"
     ):
-        runpy.run_module("pycl.cuda")
+        runpy.run_module("pycl.backends.cuda")
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,4 +129,4 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(_load, "library", missing)
     with pytest.raises(backends.BackendUnavailable, match=r"libpycl_cuda\.so was not built.*pip install.*nvcc"):
-        runpy.run_module("pycl.cuda")
+        runpy.run_module("pycl.backends.cuda")

@@ -12,9 +12,9 @@ from torch import Tensor
 from transport import check, dense, problem
 
 import pycl.functional as F
-from pycl import backends
-from pycl._cuda_library import outputs_of, problem_of
-from pycl.problem import Transport
+from pycl.backends import registry as backends
+from pycl.backends.cuda_library import outputs_of, problem_of
+from pycl.core.problem import Transport
 
 REQUIRED = "cuda" in os.environ.get("PYCL_TEST_REQUIRE", "")
 if not torch.cuda.is_available() and not REQUIRED:

@@ -11,8 +11,8 @@ import torch
 from fibers import A100, H200, fields, place_of, plan_at, plan_of, solve
 from transport import check, problem
 
-from pycl import reference_sinkhorn
-from pycl._cuda_library import CudaLibrary, Device, problem_of
+from pycl.backends import reference_sinkhorn
+from pycl.backends.cuda_library import CudaLibrary, Device, problem_of
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 # how tiles reach a block and how many blocks share a row; 250 columns leave the last block of 8 a part of a vector

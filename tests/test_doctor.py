@@ -12,20 +12,20 @@ from typing import Any
 
 import pytest
 import torch
-from pycl.triton_kernels import assembler
-from pycl.triton_kernels.assembler import Assembler
 
 import pycl
 from pycl import doctor
+from pycl.triton_kernels import assembler
+from pycl.triton_kernels.assembler import Assembler
 
 WITHOUT_COMPILED_PART = """
 import runpy, sys
-import pycl._load
+import pycl.backends.compiled
 
 def extension():
     raise ImportError("hidden by a test")
 
-pycl._load.extension = extension
+pycl.backends.compiled.extension = extension
 runpy.run_module("pycl.doctor", run_name="__main__")
 """
 

@@ -18,7 +18,7 @@ from pycl.functional._common import unit
 if reason := why_not("cpu", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
-from pycl import cpu
+from pycl.backends import cpu
 
 
 @pytest.fixture

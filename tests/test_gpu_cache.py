@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from pycl.bench.first import __main__ as first
 from pycl.bench.first import facts, fill, jobs, pack, parts, processes, report, suitable
 from pycl.bench.first.place import Place

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from pycl.bench.first import __main__ as first
 from pycl.bench.first import builds, cases, processes, report, smoke, stages
 from pycl.bench.first.place import Place

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pycl import functional as F
 from pycl.backends import installed
+from pycl.core.problem import Problem
 from pycl.distributed import Ring
-from pycl.problem import Problem
 
 SHARES = {1: (13,), 2: (8, 5), 3: (6, 1, 6), 4: (3, 4, 1, 5)}
 WORLDS, TRANSPORTS = (2, 3, 4), ("gather", "ring")
@@ -234,7 +234,7 @@ class Counted:
 
 
 def work_of(rank: int, world: int) -> dict[Any, Any]:
-    from pycl import backends
+    from pycl.backends import registry as backends
 
     torch.manual_seed(0)
     found, n = {}, 96 // world

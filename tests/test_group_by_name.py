@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 import pycl
 import pycl.functional as F
-from pycl import notices
+from pycl.core import notices
 from pycl.distributed import Ring
 from pycl.testing import assert_ddp_equivalent
 

@@ -15,8 +15,8 @@ from oracle import FLOOR, assert_as_accurate
 from torch import Tensor
 from torch.testing import assert_close
 
-from pycl import Pairs, Points, pair_logits, pair_top, reference
-from pycl.backends import why_not
+from pycl import Pairs, Points, pair_logits, pair_top
+from pycl.backends import reference, why_not
 
 DTYPES = pytest.mark.parametrize("dtype", FLOOR, ids=lambda t: str(t).removeprefix("torch."))
 VARIANTS: dict[str, Callable[[], Case]] = {
@@ -242,7 +242,7 @@ def many_tiles(backend: str, request: pytest.FixtureRequest, monkeypatch: pytest
         tile = tiles.Tile(32, 32, 32, 4, 1)
         monkeypatch.setitem(tiles.TABLES, 0, {("reduce", size, 1 << 30): tile for size in (2, 4)})
         for name, value in {"TOP_AT_ONCE": 32, "split": lambda *_: request.param}.items():
-            monkeypatch.setattr(f"pycl.triton.{name}", value)
+            monkeypatch.setattr(f"pycl.backends.triton.backend.{name}", value)
         monkeypatch.setattr("pycl.triton_kernels.schedule.VISITS", 0)
 
 

@@ -18,7 +18,7 @@ from torch.testing import assert_close
 import pycl.functional as F
 from pycl import Pairs, Points, pair_logits, pair_top
 from pycl.backends import why_not
-from pycl.problem import Gradients, Needs
+from pycl.core.problem import Gradients, Needs
 
 
 def serves(backend: str, dtype: torch.dtype) -> None:

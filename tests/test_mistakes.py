@@ -13,7 +13,8 @@ from torch import nn
 
 import pycl
 import pycl.functional as F
-from pycl import Pairs, Points, notices, pair_cross_entropy, pair_logits, pair_stats
+from pycl import Pairs, Points, pair_cross_entropy, pair_logits, pair_stats
+from pycl.core import notices
 
 Z = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(8) // 2

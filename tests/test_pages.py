@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import pycl.functional as F
-from pycl import pages
+from pycl.backends import buffers as pages
 from pycl.backends import why_not
 
 MiB = 1 << 20

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pycl import Pairs, Points
-from pycl.pairs import check_labels, stack_views
+from pycl.engine.views import check_labels, stack_views
 
 CLASSES = (Pairs.SELF, Pairs.POS_SAME_VIEW, Pairs.POS_OTHER_VIEW, Pairs.NEG_SAME_VIEW, Pairs.NEG_OTHER_VIEW)
 SETS = st.integers(0, 31).map(Pairs)

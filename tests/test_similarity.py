@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import pycl.functional as F
-from pycl import reference
+from pycl.backends import reference
 
 SIZES = [(1, 1, 1), (7, 7, 3), (37, 90, 5), (300, 150, 16)]
 

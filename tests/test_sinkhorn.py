@@ -14,7 +14,7 @@ from oracle import assert_as_accurate
 from sinkhorn_reference import published
 from torch import Tensor
 
-from pycl import backends
+from pycl.backends import registry as backends
 from pycl.functional import dino_codes, sinkhorn
 
 HALVES = torch.bfloat16, torch.float16

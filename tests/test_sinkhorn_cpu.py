@@ -15,8 +15,8 @@ from pycl.functional import sinkhorn
 if reason := why_not("cpu", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
-from pycl import cpu
-from pycl.problem import Transport
+from pycl.backends import cpu
+from pycl.core.problem import Transport
 
 DTYPES = torch.float64, torch.float32, torch.bfloat16, torch.float16
 

@@ -14,7 +14,8 @@ from settings import during, matmul_precision
 
 import pycl
 import pycl.functional as F
-from pycl import doctor, precision
+from pycl import doctor
+from pycl.core import precision
 
 SWITCHES = {
     "all tf32": (torch.backends, "tf32"),

@@ -38,10 +38,9 @@ from pycl.backends import why_not
 if reason := why_not("triton", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
+from pycl.backends.triton import backend as backend
 from pycl.triton_kernels import backward, schedule, tiles
 from pycl.triton_kernels.tiles import Tile
-
-from pycl import triton as backend
 
 HALF_AND_SINGLE = [torch.bfloat16, torch.float32]
 

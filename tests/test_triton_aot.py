@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from pycl.triton_kernels.support import why_not
 
 if "triton" not in os.environ.get("PYCL_TEST_REQUIRE", "").split(","):
     pytest.importorskip("triton", reason=why_not() or "Triton cannot be imported")
 
-from pycl.triton_kernels import aot, report, tables, tiles
-
 import pycl
+from pycl.triton_kernels import aot, report, tables, tiles
 
 ARCHITECTURES = (80, 90, 100)
 MATRIX = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}

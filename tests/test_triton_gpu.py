@@ -13,7 +13,8 @@ from dense import POS_OTHER, POS_SAME, Case, check, make
 from torch import Tensor
 
 import pycl.functional as F
-from pycl import Points, backends
+from pycl import Points
+from pycl.backends import registry as backends
 from pycl.engine import pair_average
 
 if not torch.cuda.is_available() and "cuda" not in os.environ.get("PYCL_TEST_REQUIRE", ""):

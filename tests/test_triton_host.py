@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 import pycl.functional as F
-from pycl import Pairs, Points, backends
+from pycl import Pairs, Points
 from pycl.backends import BackendUnavailable, why_not
+from pycl.backends import registry as backends
 
 if reason := why_not("triton", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
+from pycl.backends.triton import backend as backend
+from pycl.core.problem import Needs
+from pycl.engine.validation import problem_of
 from pycl.triton_kernels import aot, backward, launch, sass, schedule, support, tiles, timing, tune
-
-from pycl import triton as backend
-from pycl.problem import Needs
-from pycl.validation import problem_of
 
 
 def recorded(n: int, d: int, dtype: torch.dtype = torch.bfloat16, symmetric: bool = False) -> list[launch.Launch]:

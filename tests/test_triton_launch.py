@@ -16,8 +16,9 @@ if reason := why_not("triton", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
 import triton
-from pycl.triton_kernels import launch
 from triton.tools.tensor_descriptor import TensorDescriptor
+
+from pycl.triton_kernels import launch
 
 
 class Kernel:

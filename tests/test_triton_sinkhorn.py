@@ -18,12 +18,11 @@ from pycl.backends import why_not
 if reason := why_not("triton", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
+from pycl.backends import reference
+from pycl.backends.triton import backend as backend
+from pycl.core.problem import Transport
 from pycl.triton_kernels import launch, sinkhorn
 from pycl.triton_kernels.sides import Device
-
-from pycl import reference
-from pycl import triton as backend
-from pycl.problem import Transport
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(1, 1), (5, 2), (64, 31), (257, 64), (70, 300), (1, 300), (300, 1), (21, 600)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from pycl.triton_kernels.support import why_not
 
 if "triton" not in os.environ.get("PYCL_TEST_REQUIRE", "").split(","):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import pycl
-from pycl import backends
+from pycl.backends import registry as backends
 
 ROOT = Path(__file__).parent.parent
 DISTRIBUTION = "pycl-kernels"
@@ -42,13 +42,13 @@ def test_required_backends_are_present() -> None:
 
 
 INSTALLED = """
-import importlib.metadata, json, pathlib, torch, pycl, pycl.cpu
+import importlib.metadata, json, pathlib, torch, pycl, pycl.backends.cpu
 z = torch.randn(2, 50, 8, requires_grad=True)
 loss = pycl.functional.nt_xent(z, backend="cpu")
 loss.backward()
 assert loss.isfinite() and z.grad.isfinite().all()
 assert torch.allclose(loss, pycl.functional.nt_xent(z, backend="reference"), atol=1e-5)
-print(pycl.__file__, pycl.cpu._C.__file__, pycl.__version__, sep="\\n")
+print(pycl.__file__, pycl.backends.cpu._C.__file__, pycl.__version__, sep="\\n")
 """
 
 
@@ -137,4 +137,12 @@ def test_importing_does_not_load_what_is_not_needed(tmp_path: Path) -> None:
     code = "import sys, pycl; print(*sys.modules)"
     loaded = set(python(code, tmp_path, PYTHONPATH=os.pathsep.join(filter(None, sys.path))).split())
     assert "pycl.engine" in loaded
-    assert not loaded & {"pycl.cpu", "pycl._C", "pycl.reference", "matplotlib", "sklearn", "pandas", "torchvision"}
+    assert not loaded & {
+        "pycl.backends.cpu",
+        "pycl._C",
+        "pycl.backends.reference",
+        "matplotlib",
+        "sklearn",
+        "pandas",
+        "torchvision",
+    }

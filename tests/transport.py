@@ -7,8 +7,8 @@ import torch
 from oracle import assert_as_accurate
 from torch import Tensor
 
-from pycl import reference_sinkhorn
-from pycl.problem import Transport, accumulation_dtype
+from pycl.backends import reference_sinkhorn
+from pycl.core.problem import Transport, accumulation_dtype
 
 
 def problem(

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..problem import Gradients, Needs, Problem, empty_gradients
-from . import gradient, operands, tiles
-from .launch import INTERPRETED, launch, recorded_architecture
-from .schedule import Plan, planned, plans, portions, proof, split
-from .sides import NOTHING, Side, Sides, cdiv, device_of, next_power_of_2, prepared, tile_for
-from .tile import STATISTICS
-from .tiles import Tile
-from .weights import SMALLEST, TOP, Slopes
+from pycl.core.problem import Gradients, Needs, Problem, empty_gradients
+from pycl.triton_kernels import gradient, operands, tiles
+from pycl.triton_kernels.launch import INTERPRETED, launch, recorded_architecture
+from pycl.triton_kernels.schedule import Plan, planned, plans, portions, proof, split
+from pycl.triton_kernels.sides import NOTHING, Side, Sides, cdiv, device_of, next_power_of_2, prepared, tile_for
+from pycl.triton_kernels.tile import STATISTICS
+from pycl.triton_kernels.tiles import Tile
+from pycl.triton_kernels.weights import SMALLEST, TOP, Slopes
 
 PARTIAL_GRADIENTS = 64 << 20  # bytes of float32 gradients that wait for their cast,
 STRIP = 24 << 20  # of weights that wait for their product; where there is more memory, one part in STRIPS of it:

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import triton as backend
-from ..pairs import Pairs, Points
-from ..problem import Needs, Problem, Transport
-from ..validation import problem_of
-from .aot import signature_of
-from .launch import Launch, recording
+from pycl.backends.triton import backend as backend
+from pycl.core.pairs import Pairs, Points
+from pycl.core.problem import Needs, Problem, Transport
+from pycl.engine.validation import problem_of
+from pycl.triton_kernels.aot import signature_of
+from pycl.triton_kernels.launch import Launch, recording
 
 N = 32768
 WIDTHS = (64, 128, 256, 512, 1024)

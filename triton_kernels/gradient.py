@@ -12,10 +12,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .operands import cast
-from .pairs import classes, is_plain, kind_of_tile, nth_piece, ranges_of_block, runs_of
-from .tile import LOG2E, LOGISTIC, LOGITS, MINUS_INFINITY, dot, load_kept, load_unit, of_points, product, to_logits
-from .weights import load_slopes, weights
+from pycl.triton_kernels.operands import cast
+from pycl.triton_kernels.pairs import classes, is_plain, kind_of_tile, nth_piece, ranges_of_block, runs_of
+from pycl.triton_kernels.tile import (
+    LOG2E,
+    LOGISTIC,
+    LOGITS,
+    MINUS_INFINITY,
+    dot,
+    load_kept,
+    load_unit,
+    of_points,
+    product,
+    to_logits,
+)
+from pycl.triton_kernels.weights import load_slopes, weights
 
 
 @triton.jit

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .launch import EMULATED
+from pycl.triton_kernels.launch import EMULATED
 
 ALIGNED = tl.constexpr(4)  # entries: rows of what is made here start at multiples of 16 bytes, float32's included
 GROUP = tl.constexpr(32)  # points whose labels share one range; every tile is a multiple of it

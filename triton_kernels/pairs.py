@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .operands import GROUP, HIGHEST, LOWEST, load_ids, load_views
+from pycl.triton_kernels.operands import GROUP, HIGHEST, LOWEST, load_ids, load_views
 
 PROVEN = tl.constexpr(35.0)  # nats: sums of exp(l) with |l| below it neither overflow nor lose digits in float32
 NOWHERE = tl.constexpr(2**31 - 1)  # an index beyond all; as an offset: no point meets itself

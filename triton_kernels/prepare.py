@@ -6,8 +6,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .operands import GROUP, prepare_group
-from .weights import tabulate
+from pycl.triton_kernels.operands import GROUP, prepare_group
+from pycl.triton_kernels.weights import tabulate
 
 
 @triton.jit(do_not_specialize=["operand_stride", "values_stride", "m", "n", "d"])

@@ -14,9 +14,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .merge import STATE, add_parts, finite
-from .pairs import classes, nth_piece, runs_of
-from .tile import (
+from pycl.triton_kernels.merge import STATE, add_parts, finite
+from pycl.triton_kernels.pairs import classes, nth_piece, runs_of
+from pycl.triton_kernels.tile import (
     LOG2E,
     LOGISTIC,
     MINUS_INFINITY,

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 import triton
 
-from . import predict
-from .aot import SWEEPS, Compiled, compile_for, pairs_of
-from .assembler import assembler_of
-from .calls import WIDTHS, Call, N, key_of, launches
-from .launch import INTERPRETED, Launch
+from pycl.triton_kernels import predict
+from pycl.triton_kernels.aot import SWEEPS, Compiled, compile_for, pairs_of
+from pycl.triton_kernels.assembler import assembler_of
+from pycl.triton_kernels.calls import WIDTHS, Call, N, key_of, launches
+from pycl.triton_kernels.launch import INTERPRETED, Launch
 
 
 def _compile(architecture: int, choice: str, key: str) -> Compiled:

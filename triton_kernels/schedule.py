@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import pairs
-from .launch import launch
-from .sides import Sides, cdiv, device_of
-from .tiles import Tile
+from pycl.triton_kernels import pairs
+from pycl.triton_kernels.launch import launch
+from pycl.triton_kernels.sides import Sides, cdiv, device_of
+from pycl.triton_kernels.tiles import Tile
 
 SMALL = 8192  # pairs, a tile, for each multiprocessor
 VISITS = 16 << 20  # bytes of lists of visits

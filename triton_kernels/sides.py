@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .. import precision
-from ..problem import Problem
-from . import operands, pairs, tiles, weights
-from .launch import INTERPRETED, launch, recorded_architecture
-from .pairs import Points
-from .prepare import prepare
-from .tiles import Tile
-from .weights import Slopes, Tables
+from pycl.core import precision
+from pycl.core.problem import Problem
+from pycl.triton_kernels import operands, pairs, tiles, weights
+from pycl.triton_kernels.launch import INTERPRETED, launch, recorded_architecture
+from pycl.triton_kernels.pairs import Points
+from pycl.triton_kernels.prepare import prepare
+from pycl.triton_kernels.tiles import Tile
+from pycl.triton_kernels.weights import Slopes, Tables
 
 GROUP: int = operands.GROUP.value
 WHOLE: int = weights.WHOLE.value

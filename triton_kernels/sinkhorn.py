@@ -19,11 +19,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..problem import Transport
-from .launch import launch
-from .operands import cast
-from .sides import cdiv, device_of, next_power_of_2
-from .tile import LN2, LOG2E, MINUS_INFINITY
+from pycl.core.problem import Transport
+from pycl.triton_kernels.launch import launch
+from pycl.triton_kernels.operands import cast
+from pycl.triton_kernels.sides import cdiv, device_of, next_power_of_2
+from pycl.triton_kernels.tile import LN2, LOG2E, MINUS_INFINITY
 
 LOWEST = tl.constexpr(-3e38)  # a shift before the first logit: finite, so that -inf less it is no NaN
 

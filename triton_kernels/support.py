@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib.metadata
 
-from .. import _gpu
+from pycl.backends import gpu as _gpu
 
 MINIMUM = (3, 5)
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from .aot import SINKHORN, SWEEPS
-from .predict import ARCHITECTURE
+from pycl.triton_kernels.aot import SINKHORN, SWEEPS
+from pycl.triton_kernels.predict import ARCHITECTURE
 
 Row = dict[str, str]
 KERNEL = ("kernel", "operands", "d", "rule", "tile", "warps, stages")

@@ -19,7 +19,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from ..backends import BackendUnavailable
+from pycl.backends import BackendUnavailable
 
 
 class Tile(NamedTuple):

@@ -13,14 +13,14 @@ from collections.abc import Callable
 
 import torch
 
-from .. import triton as backend
-from ..pairs import Pairs, Points
-from ..problem import Needs, Problem
-from ..validation import problem_of
-from . import aot, tiles
-from .launch import INTERPRETED, recording
-from .sides import device_of
-from .tiles import Tile
+from pycl.backends.triton import backend as backend
+from pycl.core.pairs import Pairs, Points
+from pycl.core.problem import Needs, Problem
+from pycl.engine.validation import problem_of
+from pycl.triton_kernels import aot, tiles
+from pycl.triton_kernels.launch import INTERPRETED, recording
+from pycl.triton_kernels.sides import device_of
+from pycl.triton_kernels.tiles import Tile
 
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 

@@ -15,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .pairs import classes, nth_piece, runs_of
-from .tile import MINUS_INFINITY, load_kept, load_unit, product, to_logits
-from .tiles import Tile
+from pycl.triton_kernels.pairs import classes, nth_piece, runs_of
+from pycl.triton_kernels.tile import MINUS_INFINITY, load_kept, load_unit, product, to_logits
+from pycl.triton_kernels.tiles import Tile
 
 LAST = tl.constexpr(2**31 - 1)  # the last possible column; of what floats are ordered as the last too: NaN
 NONE = tl.constexpr(-0x7F800001)  # what minus infinity is ordered as

@@ -20,10 +20,10 @@ from math import log2
 
 import torch
 
-from . import aot, tiles, timing
-from .launch import INTERPRETED
-from .sides import device_of
-from .tiles import Tile
+from pycl.triton_kernels import aot, tiles, timing
+from pycl.triton_kernels.launch import INTERPRETED
+from pycl.triton_kernels.sides import device_of
+from pycl.triton_kernels.tiles import Tile
 
 DTYPES = ("bfloat16", "float16", "float32")
 MOST = 30  # tiles of a kernel

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .pairs import classes
-from .tile import LOGISTIC, MINUS_INFINITY, exp2_of_minus, reciprocal
+from pycl.triton_kernels.pairs import classes
+from pycl.triton_kernels.tile import LOGISTIC, MINUS_INFINITY, exp2_of_minus, reciprocal
 
 TOP, SMALLEST = tl.constexpr(14.0), tl.constexpr(1e-30)
 TERMS = tl.constexpr(6)

@@ -14,12 +14,12 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from dense import POS_OTHER, POS_SAME, check, make
-from pycl.triton_kernels import keys
 from torch import Tensor
 
 import pycl
 import pycl.functional as losses
 from pycl.engine import pair_average
+from pycl.triton_kernels import keys
 
 from ..losses import LOSSES
 from ..work import step_of
@@ -168,7 +168,7 @@ def run(name: str, device: str = "cuda") -> None:
 def main(arguments: list[str]) -> int:
     """Run the cases named, or all; 1 where one is wrong or fails."""
     builds.apply()
-    importlib.import_module("pycl.triton")
+    importlib.import_module("pycl.backends.triton.backend")
     keys.settle()  # a process that runs one case finds what another one compiled that runs all
     failed = 0
     for name in arguments or NAMES:

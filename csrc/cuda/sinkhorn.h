@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The C interface of libpycl_cuda.so: plain data and pointers. pycl/_cuda_library.py has the same structures.
+// The C interface of libpycl_cuda.so: plain data and pointers. pycl/backends/cuda_library.py has the same structures.
 #pragma once
 #include <stdint.h>
 

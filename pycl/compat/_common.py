@@ -13,11 +13,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from pycl.distributed import LOCAL, Group, agree, several_ranks, together
+from pycl.core.sinkhorn import NotFiniteError
+from pycl.core.tracing import observed
+from pycl.distributed.ranks import LOCAL, Group, agree, several_ranks, together
 from pycl.functional import sinkhorn
 from pycl.functional._common import Scalar, as_scalar, to_logit_scale, widen
-from pycl.sinkhorn import NotFiniteError
-from pycl.tracing import observed
 
 
 def all_ranks() -> dist.ProcessGroup | None:

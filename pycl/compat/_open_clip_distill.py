@@ -11,10 +11,10 @@ from torch import Tensor
 
 from pycl.compat._common import check_even, nothing
 from pycl.compat._open_clip_ranks import over_all_rows, world
-from pycl.distributed import gather_single, total
-from pycl.engine import pair_average
+from pycl.core.pairs import Points
+from pycl.distributed.ranks import gather_single, total
+from pycl.engine.reductions import pair_average
 from pycl.functional._common import Scalar, as_scalar, widen
-from pycl.pairs import Points
 
 Triple: TypeAlias = tuple[Tensor, Tensor, Scalar]  # images, texts and their logit scale
 

@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pycl.distributed import Group, together, total
-from pycl.engine import pair_stats
+from pycl.core.pairs import Pairs, Points
+from pycl.distributed.ranks import Group, together, total
+from pycl.engine.reduction import reduce
+from pycl.engine.reductions import pair_stats
 from pycl.functional._common import Scalar, as_scalar, expand_scalar
-from pycl.pairs import Pairs, Points
-from pycl.reduction import reduce
 
 
 class _OfAllRows(torch.autograd.Function):

@@ -12,10 +12,10 @@ from torch.nn.functional import cross_entropy
 from pycl import functional
 from pycl.compat._common import as_input, nothing, of_one_dtype, signed
 from pycl.compat._peer import find_peer, forward_names
-from pycl.distributed import LOCAL
+from pycl.distributed.ranks import LOCAL
+from pycl.engine.reduction import check_reduction
+from pycl.engine.validation import check_choice
 from pycl.functional._common import Scalar, no_autocast, to_logit_scale, unit, widen
-from pycl.reduction import check_reduction
-from pycl.validation import check_choice
 
 __all__ = ["InfoNCE", "info_nce"]
 __getattr__, __dir__ = forward_names(__name__, "info_nce", "info-nce-pytorch")

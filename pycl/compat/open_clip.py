@@ -21,7 +21,7 @@ from pycl.compat._open_clip_alone import DIST_IMPLS, ClipAlone, SigLipAlone, pac
 from pycl.compat._open_clip_distill import surplus, taught
 from pycl.compat._open_clip_ranks import against_constants, is_rank, over_all_rows, world
 from pycl.compat._peer import Hooks, fall_back, find_peer, forward_names
-from pycl.distributed import LOCAL, Group
+from pycl.distributed.ranks import LOCAL, Group
 from pycl.functional import clip, siglip
 from pycl.functional._common import Scalar
 

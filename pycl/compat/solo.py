@@ -28,11 +28,11 @@ from pycl.compat._common import (
     swapped_prediction,
 )
 from pycl.compat._peer import fall_back, find_peer, forward_names
-from pycl.distributed import LOCAL, Group, together
-from pycl.engine import pair_stats
+from pycl.core.pairs import Pairs, Points
+from pycl.distributed.ranks import LOCAL, Group, together
+from pycl.engine.reduction import reduce
+from pycl.engine.reductions import pair_stats
 from pycl.functional._common import Scalar
-from pycl.pairs import Pairs, Points
-from pycl.reduction import reduce
 
 __all__ = ["SinkhornKnopp", "nnclr_loss_func", "simclr_loss_func", "swav_loss_func"]
 

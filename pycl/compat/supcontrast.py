@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from pycl.compat._common import is_negative, nothing, signed_scale
-from pycl.distributed import LOCAL
-from pycl.engine import pair_stats
+from pycl.core.pairs import Pairs, Points
+from pycl.distributed.ranks import LOCAL
+from pycl.engine.reductions import pair_stats
 from pycl.functional import sup_con
 from pycl.functional._common import Scalar, no_autocast, widen
-from pycl.pairs import Pairs, Points
 
 __all__ = ["SupConLoss"]
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pycl.problem import accumulation_dtype, check_whole
-from pycl.tracing import observed
+from pycl.core.problem import accumulation_dtype, check_whole
+from pycl.core.tracing import observed
 
 Views: TypeAlias = Tensor | Sequence[Tensor]
 Scalar: TypeAlias = float | Tensor

@@ -10,12 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pycl import backends, transport_ops
-from pycl.engine import pair_stats
+from pycl.backends import registry as backends
+from pycl.core.pairs import Pairs, Points
+from pycl.core.problem import Transport, accumulation_dtype
+from pycl.core.sinkhorn import step
+from pycl.engine.reductions import pair_stats
 from pycl.functional._common import no_autocast, unit
-from pycl.pairs import Pairs, Points
-from pycl.problem import Transport, accumulation_dtype
-from pycl.sinkhorn import step
+from pycl.ops import sinkhorn as transport_ops
 
 # Bytes of scores that are computed once, for all iterations to read: 27 ms in place of 104 at 4096 x 3000, d = 128.
 WORKSPACE = 64 << 20

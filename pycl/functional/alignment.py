@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pycl.distributed import Group, agree, join_lse, of_the_batch, ranks_of
-from pycl.engine import pair_stats
+from pycl.core.pairs import Pairs, Points
+from pycl.core.tracing import log
+from pycl.distributed.ranks import Group, agree, join_lse, of_the_batch, ranks_of
+from pycl.engine.reduction import check_reduction, reduce
+from pycl.engine.reductions import pair_stats
 from pycl.functional._common import Scalar, check_features, check_matched, check_positive, unit
-from pycl.pairs import Pairs, Points
-from pycl.reduction import check_reduction, reduce
-from pycl.tracing import log
 
 
 @of_the_batch

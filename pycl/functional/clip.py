@@ -6,12 +6,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pycl.distributed import Group, of_the_batch
-from pycl.engine import pair_cross_entropy, pair_sum
+from pycl.core.notices import first_time, warn_once
+from pycl.core.pairs import Pairs, Points
+from pycl.core.tracing import observed
+from pycl.distributed.ranks import Group, of_the_batch
+from pycl.engine.reductions import pair_cross_entropy, pair_sum
 from pycl.functional._common import Scalar, as_scalar, check_matched, expand_scalar
-from pycl.notices import first_time, warn_once
-from pycl.pairs import Pairs, Points
-from pycl.tracing import observed
 
 UNIT = 0.05  # how far from 1 the norm of a normalised feature may be, in the worst of dtypes
 

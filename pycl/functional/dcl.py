@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pycl.distributed import Group, merge_lse, of_the_batch, ranks_of
-from pycl.engine import pair_cross_entropy, pair_stats
+from pycl.core.pairs import Pairs
+from pycl.distributed.ranks import Group, merge_lse, of_the_batch, ranks_of
+from pycl.engine.reduction import by_view, check_reduction, reduce, zero_if_empty
+from pycl.engine.reductions import pair_cross_entropy, pair_stats
+from pycl.engine.views import stack_views
 from pycl.functional._common import Scalar, Views, check_positive, check_two_views, to_logit_scale
-from pycl.pairs import Pairs, stack_views
-from pycl.reduction import by_view, check_reduction, reduce, zero_if_empty
 
 
 @of_the_batch

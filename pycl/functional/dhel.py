@@ -7,11 +7,12 @@ import math
 
 from torch import Tensor
 
-from pycl.distributed import Group, of_the_batch
-from pycl.engine import pair_stats
+from pycl.core.pairs import Pairs
+from pycl.distributed.ranks import Group, of_the_batch
+from pycl.engine.reduction import check_reduction, reduce, zero_if_empty
+from pycl.engine.reductions import pair_stats
+from pycl.engine.views import stack_views
 from pycl.functional._common import Scalar, Views, check_two_views, to_logit_scale
-from pycl.pairs import Pairs, stack_views
-from pycl.reduction import check_reduction, reduce, zero_if_empty
 
 
 @of_the_batch

@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pycl.distributed import Group, of_the_batch
-from pycl.engine import pair_cross_entropy, pair_stats
+from pycl.core.pairs import Pairs, Points
+from pycl.distributed.ranks import Group, of_the_batch
+from pycl.engine.reduction import check_reduction, reduce
+from pycl.engine.reductions import pair_cross_entropy, pair_stats
 from pycl.functional._common import Scalar, check_features, check_matched, to_logit_scale, unit
-from pycl.pairs import Pairs, Points
-from pycl.reduction import check_reduction, reduce
 
 
 @of_the_batch

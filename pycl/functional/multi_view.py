@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pycl.distributed import Group, of_the_batch
-from pycl.engine import pair_stats
+from pycl.core.pairs import Pairs
+from pycl.distributed.ranks import Group, of_the_batch
+from pycl.engine.reduction import check_reduction, reduce
+from pycl.engine.reductions import pair_stats
+from pycl.engine.validation import check_choice
+from pycl.engine.views import stack_views
 from pycl.functional._common import Scalar, Views, no_autocast, to_logit_scale, unit
-from pycl.pairs import Pairs, stack_views
-from pycl.reduction import check_reduction, reduce
-from pycl.validation import check_choice
 
 DENOMINATORS = {"all": Pairs.OTHERS, "cross_view": Pairs.POS_OTHER_VIEW | Pairs.NEG_OTHER_VIEW}
 MEANS = ("geometric", "arithmetic")

@@ -8,11 +8,12 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from pycl.distributed import Group, of_the_batch
-from pycl.engine import pair_cross_entropy, pair_stats
+from pycl.core.pairs import Pairs, Points
+from pycl.distributed.ranks import Group, of_the_batch
+from pycl.engine.reduction import by_view, check_reduction, reduce
+from pycl.engine.reductions import pair_cross_entropy, pair_stats
+from pycl.engine.views import stack_views
 from pycl.functional._common import Scalar, Views, to_logit_scale
-from pycl.pairs import Pairs, Points, stack_views
-from pycl.reduction import by_view, check_reduction, reduce
 
 
 @of_the_batch

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from pycl.core.pairs import Points
+from pycl.engine.matrix import pair_logits, pair_top
+from pycl.engine.validation import check_count
+from pycl.engine.views import check_labels
 from pycl.functional._common import Scalar, as_scalar, check_features, no_autocast, unit
-from pycl.matrix import pair_logits, pair_top
-from pycl.pairs import Points, check_labels
-from pycl.validation import check_count
 
 ROWS, COLUMNS = 256, 4096  # one tile of similarities: 4 MiB of float32
 

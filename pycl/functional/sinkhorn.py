@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycl import backends, transport_ops
-from pycl.distributed import Group, agree, of_the_batch
+from pycl.backends import registry as backends
+from pycl.core.problem import Transport
+from pycl.core.sinkhorn import check_finite, prototype_potential, solve, step
+from pycl.distributed.ranks import Group, agree, merge_lse, of_the_batch
 from pycl.functional._common import check_features
 from pycl.functional._features import feature_logits
-from pycl.functional._transport import (
+from pycl.functional._sinkhorn_args import (
     check_epsilon,
     check_iterations,
     check_out,
@@ -22,8 +24,7 @@ from pycl.functional._transport import (
     check_scores,
     log_targets,
 )
-from pycl.problem import Transport
-from pycl.sinkhorn import check_finite, prototype_potential, solve, step
+from pycl.ops import sinkhorn as transport_ops
 
 
 @of_the_batch
@@ -104,9 +105,12 @@ def sinkhorn(
     if ranks is None:
         codes, u, v = transport_ops.sinkhorn(t, name)
     else:
-        steps = partial(transport_ops.columns, backend=name), partial(transport_ops.codes, backend=name)
-        codes, u, v = solve(*steps, t, ranks)
-    check_finite(t, u, v, ranks)
+
+        def columns(t: Transport, potential: Tensor | None) -> Tensor:
+            return merge_lse(transport_ops.columns(t, potential, name), ranks)
+
+        codes, u, v = solve(columns, partial(transport_ops.codes, backend=name), t)
+    check_finite(t, u, v, alone=ranks is None)
     return codes
 
 
@@ -168,7 +172,7 @@ def sinkhorn_potentials(
     prototype_step = partial(step, target=targets[1], penalty=prototype_penalty, epsilon=epsilon)
     soft = sample_step if min(sample_penalty, prototype_penalty) < math.inf else None
     logits = feature_logits(z, prototypes, epsilon, targets[0], soft, normalize=normalize, backend=backend)
-    v = prototype_potential(logits.prototype_lse, prototype_step, iterations, ranks)
+    v = prototype_potential(lambda v: merge_lse(logits.prototype_lse(v), ranks), prototype_step, iterations)
     return sample_step(logits.sample_lse(v)), v
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pycl.distributed import Group, of_the_batch
-from pycl.engine import pair_stats
+from pycl.core.pairs import Pairs
+from pycl.distributed.ranks import Group, of_the_batch
+from pycl.engine.reduction import by_view, check_reduction, reduce
+from pycl.engine.reductions import pair_stats
+from pycl.engine.validation import check_choice
+from pycl.engine.views import stack_views
 from pycl.functional._common import Scalar, Views, to_logit_scale
-from pycl.pairs import Pairs, stack_views
-from pycl.reduction import by_view, check_reduction, reduce
-from pycl.validation import check_choice
 
 FORMS = ("out", "in")
 

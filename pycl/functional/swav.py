@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pycl.distributed import Group, agree, of_the_batch, total
-from pycl.engine import pair_average, pair_stats
+from pycl.core.pairs import Pairs, Points
+from pycl.core.sinkhorn import prototype_potential, step
+from pycl.distributed.ranks import Group, agree, merge_lse, of_the_batch, total
+from pycl.engine.reduction import check_reduction, reduce
+from pycl.engine.reductions import pair_average, pair_stats
+from pycl.engine.validation import check_integer
 from pycl.functional._common import Scalar, Views, check_features, to_logit_scale, unit
 from pycl.functional._features import feature_logits
-from pycl.functional._transport import check_epsilon, check_iterations, log_targets, uniform_target
-from pycl.pairs import Pairs, Points
-from pycl.reduction import check_reduction, reduce
-from pycl.sinkhorn import prototype_potential, step
-from pycl.validation import check_integer
+from pycl.functional._sinkhorn_args import check_epsilon, check_iterations, log_targets, uniform_target
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -146,7 +146,9 @@ def _code_means(
             taking_part = torch.cat([queue_mask, queue_mask.new_ones(z.shape[0])])
             target = uniform_target(total(taking_part.sum(dtype=torch.float64), group), keys.shape[0], samples)
         logits = feature_logits(samples, keys, epsilon, taking_part=taking_part, backend=backend)
-        v = prototype_potential(logits.prototype_lse, partial(step, target=target), iterations, group)
+        v = prototype_potential(
+            lambda v: merge_lse(logits.prototype_lse(v), group), partial(step, target=target), iterations
+        )
     return pair_average(
         Points(z), Points(keys), prototypes, 1 / epsilon, col_bias=v, offset=None, backend=backend
     )  # its softmax is the last sample step

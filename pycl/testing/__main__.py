@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pycl import functional as F
-from pycl.distributed import Ring
+from pycl.distributed.ranks import Ring
 from pycl.testing import Equivalence, compare
 
 LOSSES: dict[str, Callable[..., Tensor]] = {

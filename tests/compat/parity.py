@@ -18,10 +18,11 @@ from typing import Any
 
 import pytest
 import torch
-from pycl.bench.peers import declare_torchvision
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from pycl.bench.peers import declare_torchvision
 
 GOLDEN = Path(__file__).parent / "golden"
 

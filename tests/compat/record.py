@@ -12,6 +12,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 from parity import GOLDEN, measure  # noqa: E402
+
 from pycl.bench.peers import declare_torchvision  # noqa: E402
 
 

@@ -106,7 +106,7 @@ class _Watch:
         from pycl.triton_kernels import launch
 
         self.seconds, self.calls, self._launch = 0.0, 0, launch.launch
-        ours = [m for name, m in sys.modules.items() if name.startswith("pycl.triton")]
+        ours = [m for name, m in sys.modules.items() if name.startswith("pycl.backends.triton.backend")]
         self._users = [m for m in ours if getattr(m, "launch", None) is self._launch]
 
     def __enter__(self) -> _Watch:

@@ -13,10 +13,10 @@ from torch.nn.functional import normalize
 from pycl.compat._common import all_ranks, as_input, is_negative, of_one_dtype
 from pycl.compat._peer import Hooks, fall_back, find_peer
 from pycl.compat.lightly import _alone
-from pycl.distributed import LOCAL, Group, together
+from pycl.distributed.ranks import LOCAL, Group, together
+from pycl.engine.reduction import reduce
 from pycl.functional import dcl
 from pycl.functional._common import Scalar, to_logit_scale, widen
-from pycl.reduction import reduce
 
 peer: Any = find_peer("lightly.loss") or _alone
 HOOKS = Hooks(peer.DCLLoss, "_loss")

@@ -12,7 +12,7 @@ from pycl.compat._common import all_ranks, as_input, check_even, is_negative, no
 from pycl.compat._peer import fall_back, find_peer
 from pycl.compat._plain import is_plain
 from pycl.compat.lightly import _alone
-from pycl.distributed import LOCAL
+from pycl.distributed.ranks import LOCAL
 from pycl.functional import info_nce, nt_xent
 from pycl.functional._common import widen
 

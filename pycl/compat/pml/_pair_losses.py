@@ -11,10 +11,10 @@ from torch.nn.functional import logsigmoid
 
 from pycl.compat._common import as_input
 from pycl.compat._peer import Hooks, fall_back, find_peer
-from pycl.engine import PairStats, pair_stats, pair_sum
+from pycl.core.pairs import Pairs, Points
+from pycl.engine.reduction import zero_if_empty
+from pycl.engine.reductions import PairStats, pair_stats, pair_sum
 from pycl.functional._common import Scalar, widen
-from pycl.pairs import Pairs, Points
-from pycl.reduction import zero_if_empty
 
 from ._alone import LossAlone, need_library
 from ._pairs import LISTED, AllPairs, Problem, lse_by_anchor, problem_of, written

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pycl.compat._peer import find_peer
-from pycl.pairs import Points
+from pycl.core.pairs import Points
 
 
 class AllPairs(NamedTuple):

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycl.engine import pair_stats
+from pycl.core.pairs import Pairs, Points
+from pycl.engine.reductions import pair_stats
 from pycl.functional._common import unit
-from pycl.pairs import Pairs, Points
 
 MODES = ("in_batch_negatives", "hard_negatives", "all_negatives")
 

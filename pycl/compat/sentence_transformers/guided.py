@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from pycl.compat._common import all_ranks, as_input
 from pycl.compat._peer import Hooks, fall_back
 from pycl.compat._plain import is_plain
-from pycl.distributed import Group, ranks_of, together
+from pycl.distributed.ranks import Group, ranks_of, together
 from pycl.functional._common import no_autocast, widen
 
 from ._card import Carded

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from pycl.compat._common import all_ranks, as_input
 from pycl.compat._peer import fall_back
-from pycl.distributed import Group, instances, together
-from pycl.engine import pair_cross_entropy, pair_stats
-from pycl.pairs import Pairs, Points
+from pycl.core.pairs import Pairs, Points
+from pycl.distributed.ranks import Group, instances, together
+from pycl.engine.reductions import pair_cross_entropy, pair_stats
 
 from ._card import Carded
 from ._gather import replaced

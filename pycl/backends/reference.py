@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reference backend: the engine's operators in plain torch, a strip of rows at a time, on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from pycl.backends.reference_sinkhorn import sinkhorn as sinkhorn
+from pycl.backends.reference_sinkhorn import sinkhorn_codes as sinkhorn_codes
+from pycl.backends.reference_sinkhorn import sinkhorn_columns as sinkhorn_columns
+from pycl.core.pairs import Pairs
+from pycl.core.problem import (
+    FLOATS,
+    STATE,
+    STATS,
+    Gradients,
+    Needs,
+    Problem,
+    accumulation_dtype,
+    empty_gradients,
+    nothing_kept,
+)
+
+DEVICES = None  # every device
+DTYPES = FLOATS
+STRIP = 512  # rows of logits held at once
+TILE = 256, 4096  # rows and columns of logits searched at once: 4 MiB of float32
+NORM_EPS = 1e-12  # as torch.nn.functional.normalize
+
+
+class _Strip(NamedTuple):
+    i: slice
+    logits: Tensor  # [strip, n]
+    in_den: Tensor  # bool [strip, n]
+    in_pos: Tensor
+
+
+class _Side(NamedTuple):
+    x: Tensor  # what the product sees: accumulation dtype, normalised where asked
+    inv_norm: Tensor | None
+    frozen: Tensor | None  # rows shorter than NORM_EPS: their norm is a constant
+
+    def gradient(self, d_x: Tensor, dtype: torch.dtype) -> Tensor:
+        if self.inv_norm is not None and self.frozen is not None:
+            along = (self.x * d_x).sum(1, keepdim=True).masked_fill(self.frozen, 0)
+            d_x = (d_x - self.x * along) * self.inv_norm
+            if dtype == torch.float16:  # 1 / NORM_EPS is beyond float16
+                d_x = torch.where(self.frozen, d_x.clamp(-65504, 65504), d_x)
+        return d_x.to(dtype)
+
+
+def _side(z: Tensor, normalize: bool) -> _Side:
+    x = z.to(accumulation_dtype(z.dtype))
+    if not normalize:
+        return _Side(x, None, None)
+    peak = x.abs().amax(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    x = x / peak  # squares of huge and tiny entries leave the range, and so may the norm itself
+    norm = x.norm(dim=1, keepdim=True)
+    inv_norm = 1 / norm.clamp_min(NORM_EPS / peak)
+    return _Side(x * inv_norm, inv_norm / peak, norm * peak < NORM_EPS)
+
+
+def _sides(problem: Problem) -> tuple[_Side, _Side]:
+    rows = _side(problem.rows, problem.normalize)
+    return rows, rows if problem.cols is None else _side(problem.cols, problem.normalize)
+
+
+def _slices(n: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def _members(problem: Problem, pairs: int, i: slice, j: slice) -> Tensor:
+    """Which pairs of a tile are in a pair set, bool."""
+    row_ids, row_views, col_ids, col_views = problem.labelled()
+    same_id = row_ids[i, None] == col_ids[j]
+    same_view = row_views[i, None] == col_views[j]
+    positive = torch.where(same_view, bool(pairs & Pairs.POS_SAME_VIEW), bool(pairs & Pairs.POS_OTHER_VIEW))
+    negative = torch.where(same_view, bool(pairs & Pairs.NEG_SAME_VIEW), bool(pairs & Pairs.NEG_OTHER_VIEW))
+    members = torch.where(same_id, positive, negative)
+    if problem.offset is not None:
+        partner = torch.arange(i.start, i.stop, device=members.device) + problem.offset
+        itself = partner[:, None] == torch.arange(j.start, j.stop, device=members.device)
+        members.masked_fill_(itself, bool(pairs & Pairs.SELF))
+    return members
+
+
+def _biased(problem: Problem, logits: Tensor, i: slice, j: slice) -> Tensor:
+    col_bias = problem.row_bias if problem.cols is None else problem.col_bias
+    if problem.row_bias is not None:
+        logits = logits + problem.row_bias[i, None]
+    return logits if col_bias is None else logits + col_bias[j]
+
+
+def _logits(problem: Problem, rows: _Side, cols: _Side, i: slice, j: slice) -> Tensor:
+    scale = problem.logit_scale.expand(len(rows.x))[i, None]
+    return _biased(problem, _product(rows.x[i], cols.x[j].T).mul_(scale), i, j)
+
+
+def _strips(problem: Problem, rows: _Side, cols: _Side) -> Iterator[_Strip]:
+    every = slice(0, len(cols.x))
+    for i in _slices(len(rows.x), STRIP):
+        in_den, in_pos = (_members(problem, pairs, i, every) for pairs in (problem.denominator, problem.positives))
+        yield _Strip(i, _logits(problem, rows, cols, i, every), in_den, in_pos)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    with torch.autocast(a.device.type, enabled=False):  # the inputs' dtype was chosen where they were made
+        return a @ b
+
+
+def _lse(logits: Tensor, mask: Tensor, dim: int) -> Tensor:
+    return logits.masked_fill(~mask, -torch.inf).logsumexp(dim)
+
+
+def _reduce(strip: _Strip, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    pos_sum = torch.where(strip.in_pos, strip.logits, 0).sum(dim)
+    return (
+        _lse(strip.logits, strip.in_den, dim),
+        _lse(strip.logits, strip.in_pos, dim),
+        pos_sum,
+        strip.in_pos.sum(dim).to(pos_sum.dtype),
+    )
+
+
+def pair_stats(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor, Tensor]:
+    rows, cols = _sides(problem)
+    both_sides = both_sides and problem.cols is not None
+    row_stats = rows.x.new_zeros(STATS + STATE, len(rows.x))
+    col_stats = rows.x.new_zeros(STATS + STATE, len(cols.x) if both_sides else 0)
+    col_stats[:2] = -torch.inf
+    for strip in _strips(problem, rows, cols):
+        row_stats[:STATS, strip.i] = torch.stack(_reduce(strip, 1))
+        if both_sides:
+            part = _reduce(strip, 0)
+            col_stats[0] = torch.logaddexp(col_stats[0], part[0])
+            col_stats[1] = torch.logaddexp(col_stats[1], part[1])
+            col_stats[2] += part[2]
+            col_stats[3] += part[3]
+    return row_stats, col_stats, nothing_kept(problem)
+
+
+def _softmax_weights(strip: _Strip, stats: Tensor, d_stats: list[Tensor | None], dim: int) -> Tensor:
+    """d loss / d logits of one side, whose statistics run along ``dim`` of the strip."""
+    at = (strip.i, None) if dim == 0 else (None, slice(None))
+    # an empty or wholly masked set weighs nothing: exp(-inf - 0), not exp(-inf + inf)
+    lse, pos_lse = (x.masked_fill(x == -torch.inf, 0)[at] for x in stats[:2])
+    d_lse, d_pos_lse, d_pos_sum = (0.0 if d is None else d[at] for d in d_stats)
+    den = torch.where(strip.in_den, d_lse * (strip.logits - lse).exp(), 0)
+    return den + torch.where(strip.in_pos, d_pos_lse * (strip.logits - pos_lse).exp() + d_pos_sum, 0)
+
+
+def pair_stats_backward(
+    problem: Problem,
+    row_stats: Tensor,
+    col_stats: Tensor,
+    kept: Tensor,
+    d_row_stats: list[Tensor | None],
+    d_col_stats: list[Tensor | None],
+    needs: Needs,
+) -> Gradients:
+    def weights(strip: _Strip) -> Tensor:
+        w = _softmax_weights(strip, row_stats, d_row_stats, 0)
+        return w + _softmax_weights(strip, col_stats, d_col_stats, 1) if col_stats.shape[1] else w
+
+    sides = _sides(problem)
+    return _apply(problem, *sides, ((strip.i, weights(strip)) for strip in _strips(problem, *sides)), needs)
+
+
+def pair_sum(problem: Problem) -> tuple[Tensor, Tensor]:
+    rows, cols = _sides(problem)
+    out = rows.x.new_empty(len(rows.x))
+    for strip in _strips(problem, rows, cols):
+        # softplus(l) = -logsigmoid(-l); torch's softplus turns linear above 20, short of float64
+        negative = torch.where(strip.in_den, -logsigmoid(-strip.logits), 0)
+        out[strip.i] = (negative - torch.where(strip.in_pos, logsigmoid(strip.logits), 0)).sum(1)
+    return out, nothing_kept(problem)
+
+
+def pair_sum_backward(problem: Problem, kept: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
+    def weights(strip: _Strip) -> Tensor:
+        slope = torch.where(strip.in_den, strip.logits.sigmoid(), 0)
+        slope = slope - torch.where(strip.in_pos, (-strip.logits).sigmoid(), 0)
+        return d_sum[strip.i, None] * slope
+
+    sides = _sides(problem)
+    return _apply(problem, *sides, ((strip.i, weights(strip)) for strip in _strips(problem, *sides)), needs)
+
+
+def pair_weighted_sum(problem: Problem, values: Tensor) -> Tensor:
+    rows, cols = _sides(problem)
+    out, values = rows.x.new_empty(len(rows.x), values.shape[1]), values.to(rows.x.dtype)
+    for strip in _strips(problem, rows, cols):
+        out[strip.i] = _product(torch.where(strip.in_den, strip.logits.exp(), 0), values)
+    return out
+
+
+def pair_logits(problem: Problem) -> Tensor:
+    rows, cols = _sides(problem)
+    dtype, whole = _product_dtype(problem.rows), slice(0, len(cols.x))
+    left, right = _factors(problem, rows, cols, dtype)
+    every = problem.denominator == Pairs.ALL
+    if every and problem.row_bias is None and problem.col_bias is None and dtype == problem.rows.dtype:
+        return _product(left, right.T)
+    out = problem.rows.new_empty(len(left), len(right))
+    for i in _slices(len(left), STRIP):
+        logits = _biased(problem, _product(left[i], right.T), i, whole)
+        out[i] = logits if every else logits.masked_fill(~_members(problem, problem.denominator, i, whole), -torch.inf)
+    return out
+
+
+def pair_logits_backward(problem: Problem, d_logits: Tensor, needs: Needs) -> Gradients:
+    def weights() -> Iterator[tuple[slice, Tensor]]:
+        m, n = d_logits.shape
+        every = problem.denominator == Pairs.ALL
+        for i in _slices(m, m if every and dtype == d_logits.dtype else STRIP):
+            w = d_logits[i].to(dtype)
+            yield i, w if every else w.masked_fill(~_members(problem, problem.denominator, i, slice(0, n)), 0)
+
+    dtype = _product_dtype(problem.rows)
+    return _apply(problem, *_sides(problem), weights(), needs, dtype)
+
+
+def _product_dtype(z: Tensor) -> torch.dtype:
+    """The inputs' own, but for float16 on a CPU: there a step of 4096 x 4096 x 512 took 57 times that of float32."""
+    return torch.float32 if z.dtype == torch.float16 and z.device.type == "cpu" else z.dtype
+
+
+def pair_top(problem: Problem, k: int) -> tuple[Tensor, Tensor]:
+    rows, cols = _sides(problem)
+    values = rows.x.new_empty(len(rows.x), k)
+    index = torch.empty_like(values, dtype=torch.int64)
+    for i in _slices(len(rows.x), TILE[0]):
+        best, where = values[i, :0], index[i, :0]
+        for j in _slices(len(cols.x), TILE[1]):
+            tile = _logits(problem, rows, cols, i, j)
+            if problem.denominator != Pairs.ALL:
+                tile = tile.masked_fill(~_members(problem, problem.denominator, i, j), -torch.inf)
+            columns = torch.arange(j.start, j.stop, device=tile.device).expand(tile.shape)
+            # what was kept stands to the left, so the lowest column still comes first
+            best, where = torch.cat([best, tile], 1), torch.cat([where, columns], 1)
+            chosen = _first_largest(best, min(k, best.shape[1]))
+            best, where = best.gather(1, chosen), where.gather(1, chosen)
+        values[i], index[i] = best, where.masked_fill(best == -torch.inf, -1)
+    return values, index
+
+
+def _first_largest(values: Tensor, k: int) -> Tensor:
+    """Positions of the k largest of each row, NaN above all, the first among equals: ``topk`` leaves ties to chance."""
+    threshold = values.topk(k, dim=1).values[:, -1:]
+    at_nan = threshold.isnan()
+    above, tied = ~((values <= threshold) | at_nan), values == threshold
+    if at_nan.any():
+        tied |= at_nan & values.isnan()
+    left = k - above.sum(1, keepdim=True)
+    positions = (above | (tied & (tied.cumsum(1) <= left))).nonzero()[:, 1].view(-1, k)
+    order = values.gather(1, positions).argsort(dim=1, descending=True, stable=True)
+    return positions.gather(1, order)
+
+
+def _factors(problem: Problem, rows: _Side, cols: _Side, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What the matrix is the product of, the scale in the left factor."""
+    return (rows.x * problem.logit_scale.unsqueeze(-1)).to(dtype), cols.x.to(dtype)
+
+
+def _apply(
+    problem: Problem,
+    rows: _Side,
+    cols: _Side,
+    weights: Iterable[tuple[slice, Tensor]],
+    needs: Needs,
+    dtype: torch.dtype | None = None,
+) -> Gradients:
+    """Gradients of sum_ij W_ij l_ij with W held constant, W made strip by strip, and in ``dtype`` if one is given."""
+    wide, symmetric = rows.x.dtype, problem.cols is None
+    left, right = _factors(problem, rows, cols, dtype or wide)
+    d_rows, d_cols = torch.zeros_like(rows.x), torch.zeros_like(cols.x)
+    d_row_bias, d_col_bias = rows.x.new_zeros(len(rows.x)), rows.x.new_zeros(len(cols.x))
+    for i, w in weights:
+        if needs.rows:
+            d_rows[i] = _product(w, right)
+        if needs.cols or (needs.rows and symmetric):
+            d_cols += _product(w.T, left[i])
+        if needs.bias:
+            d_row_bias[i] = w.sum(1, dtype=wide)
+            d_col_bias += w.sum(0, dtype=wide)
+    d_scale = (d_rows * rows.x).sum(1)
+    d_rows = d_rows * problem.logit_scale.unsqueeze(-1)
+    out = empty_gradients(problem, needs)
+    if symmetric:
+        d_rows, d_row_bias = d_rows + d_cols, d_row_bias + d_col_bias
+    if needs.rows:
+        out = out._replace(rows=rows.gradient(d_rows, problem.rows.dtype), logit_scale=d_scale)
+    if needs.cols and problem.cols is not None:
+        out = out._replace(cols=cols.gradient(d_cols, problem.cols.dtype))
+    if needs.bias:
+        out = out._replace(row_bias=d_row_bias, col_bias=out.col_bias if symmetric else d_col_bias)
+    return out

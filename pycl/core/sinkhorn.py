@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sinkhorn's alternation in the log domain, on whatever can reduce the logits over the samples.
+
+With logits ``L = scores / epsilon`` [B, K] and ``u = 0`` at the start, an iteration is the prototype step and then the
+sample step::
+
+    v_k = log(B m_k) - log sum_b exp(L_bk + u_b)
+    u_b = log(B a_b) - log sum_k exp(L_bk + v_k)
+
+for marginals ``m`` of the prototypes and ``a`` of the samples: ``exp(L_bk + u_b + v_k)`` has the mass B after both,
+or a constant would move from ``u`` to ``v`` in every iteration and take their last digits. That is the published
+algorithm at every number of iterations; a shift of each sample's scores beforehand is not, for it would be another
+``u`` to start from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from pycl.core.problem import Transport
+from pycl.core.tracing import observed
+
+
+def step(lse: Tensor, target: Tensor | None = None, penalty: float = math.inf, epsilon: float = 1.0) -> Tensor:
+    """A potential from the log-sum-exps of its side and its target, 0 for None; a penalty makes the marginal soft."""
+    potential = -lse if target is None else target - lse
+    return potential if penalty == math.inf else potential * (penalty / (penalty + epsilon))
+
+
+def prototype_potential(
+    columns: Callable[[Tensor | None], Tensor],
+    prototype_step: Callable[[Tensor], Tensor],
+    iterations: int,
+) -> Tensor:
+    """``v`` after a number of iterations, at least one.
+
+    Args:
+        columns: from ``v`` to ``log sum_b exp(L_bk + u_b)`` over all samples, those of other ranks too, ``u`` from the
+            sample step, or 0 where ``v`` is None.
+        prototype_step: from those log-sum-exps to ``v``.
+        iterations: how many prototype steps.
+    """
+    v = None
+    for _ in range(iterations):
+        v = prototype_step(columns(v))
+    return cast("Tensor", v)
+
+
+def solve(
+    columns: Callable[[Transport, Tensor | None], Tensor],
+    codes: Callable[[Transport, Tensor], tuple[Tensor, Tensor]],
+    t: Transport,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes and both potentials of stored scores, in ``iterations + 1`` reads of them."""
+    v = prototype_potential(partial(columns, t), lambda lse: step(lse, t.prototype_target), t.iterations)
+    return *codes(t, v), v
+
+
+class NotFiniteError(ValueError):
+    """Scores with NaN or infinity, or with a row or a column of nothing but -inf."""
+
+
+def check_finite(t: Transport, u: Tensor, v: Tensor, alone: bool = True) -> None:
+    """Raise NotFiniteError that says what in the scores made a potential infinite or NaN.
+
+    Where this rank is not alone, a prototype that is ruled out here may have samples elsewhere.
+
+    Looks on the CPU alone: there it costs B + K comparisons, on a GPU it would wait for the device.
+    """
+    if u.device.type != "cpu" or observed() or (u.sum() + v.sum()).isfinite():
+        return
+    if u.isfinite().all() and v.isfinite().all():
+        return
+    scores = t.scores
+    if t.out is not None and t.out.data_ptr() == scores.data_ptr():
+        raise NotFiniteError("scores had NaN, infinity or a row or column of -inf; out=scores has overwritten where")
+    bad = (scores.isnan() | (scores == torch.inf)).nonzero()
+    if len(bad):
+        b, k = bad[0].tolist()
+        raise NotFiniteError(
+            f"scores must be finite (or -inf for a pair that is ruled out), got {len(bad)} that are not, "
+            f"the first {scores[b, k].item()} at [{b}, {k}]"
+        )
+    for dim, what in ((1, "row"), (0, "column")):
+        empty = (scores == -torch.inf).all(dim).nonzero().flatten().tolist()
+        if empty and (dim == 1 or alone):
+            raise NotFiniteError(f"scores must have a finite entry in every {what}, {what} {empty[0]} has only -inf")
+    if not alone:
+        raise NotFiniteError("scores are fine on this rank, but NaN, infinite or ruled out on another")
+    raise NotFiniteError(f"scores / epsilon is beyond the range of its dtype, epsilon={t.epsilon:g}")

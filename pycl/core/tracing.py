@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a call is only executed, or somebody looks on who must see every operator and no value."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from pycl.core.problem import accumulation_dtype
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def observed() -> bool:
+    """torch.compile or torch.export, a transform of torch.func, FakeTensorMode, make_fx or another dispatch mode."""
+    return bool(
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
+def eager(function: F) -> F:
+    """Keep torch.compile out of a function: around it the graph is broken, and inside nothing is traced.
+
+    ``torch.compiler.disable`` once there is something to disable: it imports torch._dynamo, which takes a second.
+    """
+    disabled = None
+
+    @wraps(function)
+    def run(*args: Any, **options: Any) -> Any:
+        nonlocal disabled
+        if disabled is None:
+            if "torch._dynamo" not in sys.modules:
+                return function(*args, **options)
+            disabled = torch.compiler.disable(function)
+        return disabled(*args, **options)
+
+    return cast("F", run)
+
+
+def log(number: float | Tensor, like: Tensor) -> float | Tensor:
+    """The natural logarithm of a number of points, which has no value yet where a graph is traced for any of them."""
+    if isinstance(number, Tensor):
+        return number.log()
+    if not observed():
+        return math.log(number)
+    return torch.full((), number, dtype=accumulation_dtype(like.dtype), device=like.device).log()

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses on the ranks of a ``torch.distributed`` group: what ``group=`` takes, and helpers for losses of one's own."""
+
+from __future__ import annotations
+
+from pycl.distributed.ranks import Group, Ring, instances, together
+
+__all__ = ["Group", "Ring", "instances", "together"]

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What losses are made of: reductions over the logits of all pairs of points, which are never stored."""
+
+from __future__ import annotations
+
+from pycl.core.pairs import Pairs, Points
+from pycl.engine.matrix import pair_logits, pair_top
+from pycl.engine.reduction import by_view, reduce
+from pycl.engine.reductions import PairStats, pair_average, pair_cross_entropy, pair_stats, pair_sum
+from pycl.engine.views import stack_views
+
+__all__ = [
+    "PairStats",
+    "Pairs",
+    "Points",
+    "by_view",
+    "pair_average",
+    "pair_cross_entropy",
+    "pair_logits",
+    "pair_stats",
+    "pair_sum",
+    "pair_top",
+    "reduce",
+    "stack_views",
+]

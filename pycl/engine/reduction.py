@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From statistics to the terms of a loss, and from those to its value."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pycl.distributed.ranks import Group, ranks_of
+from pycl.engine.validation import check_choice
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def check_reduction(reduction: str) -> None:
+    """Raise ValueError unless the reduction has a known name."""
+    check_choice("reduction", reduction, REDUCTIONS)
+
+
+def reduce(terms: Tensor, reduction: str, group: Group | None = None) -> Tensor:
+    """Mean, sum or the terms themselves.
+
+    On the ranks of a group, what has the mean or the sum over all ranks' terms as its average over the ranks.
+    """
+    if reduction == "none":
+        return terms
+    ranks = ranks_of(group)
+    if reduction == "sum":
+        return terms.sum() if ranks is None else terms.sum() * ranks.size
+    return terms.mean() if ranks is None or ranks.weight == 1 else terms.mean() * ranks.weight
+
+
+def by_view(terms: Tensor, n_views: int) -> Tensor:
+    """Terms of several views, a row for each; a value as it is."""
+    return terms if terms.dim() == 0 else terms.view(n_views, -1)
+
+
+def zero_if_empty(lse: Tensor) -> Tensor:
+    """The log-sum-exp of an empty set counts as 0 and passes no gradient."""
+    return lse.masked_fill(lse == -torch.inf, 0.0)

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine: reductions over the logits of all pairs of points, which are never stored.
+
+Losses are made of ``pair_stats`` and ``pair_sum``; ``pair_cross_entropy`` is the most common one. Their gradient rules
+are in ``autograd.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, cast, overload
+
+import torch
+from torch import Tensor
+
+from pycl.backends import registry as backends
+from pycl.core.pairs import Pairs, Points
+from pycl.core.problem import STATS, Problem
+from pycl.core.tracing import observed
+from pycl.distributed.ranks import Group, together
+from pycl.engine.reduction import check_reduction, reduce, zero_if_empty
+from pycl.engine.validation import check_choice, check_count, check_values, one_set, problem_of
+from pycl.ops.autograd import StatsFunction, SumFunction, TotalFunction, WeightedSumFunction, apply
+from pycl.ops.sharded import sharded
+
+__all__ = ["PairStats", "Pairs", "Points", "pair_average", "pair_cross_entropy", "pair_stats", "pair_sum"]
+
+
+SIDES = ("rows", "both")
+
+
+class PairStats(NamedTuple):
+    """Statistics of one anchor's logits, one entry per anchor, float32 (float64 for float64 input).
+
+    An anchor without pairs in a set has a log-sum-exp of ``-inf``, a sum and a count of 0, and no gradient from it.
+    """
+
+    lse: Tensor  # log sum exp l_ij over the denominator set
+    pos_lse: Tensor  # log sum exp l_ij over the positive set
+    pos_sum: Tensor  # sum l_ij over the positive set
+    pos_count: Tensor  # number of positive pairs
+
+
+@overload
+def pair_stats(
+    rows: Points,
+    cols: Points | None = None,
+    logit_scale: float | Tensor = 1.0,
+    *,
+    denominator: Pairs,
+    positives: Pairs = Pairs.NONE,
+    row_bias: Tensor | None = None,
+    col_bias: Tensor | None = None,
+    offset: int | None = 0,
+    sides: Literal["rows"] = "rows",
+    normalize: bool = False,
+    group: Group | None = None,
+    backend: str | None = None,
+) -> PairStats: ...
+@overload
+def pair_stats(
+    rows: Points,
+    cols: Points | None = None,
+    logit_scale: float | Tensor = 1.0,
+    *,
+    denominator: Pairs,
+    positives: Pairs = Pairs.NONE,
+    row_bias: Tensor | None = None,
+    col_bias: Tensor | None = None,
+    offset: int | None = 0,
+    sides: Literal["both"],
+    normalize: bool = False,
+    group: Group | None = None,
+    backend: str | None = None,
+) -> tuple[PairStats, PairStats]: ...
+@together
+def pair_stats(
+    rows: Points,
+    cols: Points | None = None,
+    logit_scale: float | Tensor = 1.0,
+    *,
+    denominator: Pairs,
+    positives: Pairs = Pairs.NONE,
+    row_bias: Tensor | None = None,
+    col_bias: Tensor | None = None,
+    offset: int | None = 0,
+    sides: Literal["rows", "both"] = "rows",
+    normalize: bool = False,
+    group: Group | None = None,
+    backend: str | None = None,
+) -> PairStats | tuple[PairStats, PairStats]:
+    r"""Log-sum-exps and sums of the logits of every anchor over two pair sets.
+
+    .. math:: l_{ij} = \mathrm{logit\_scale}_i \langle x_i, y_j \rangle + \mathrm{row\_bias}_i + \mathrm{col\_bias}_j
+
+    Args:
+        rows: the anchors, ``z`` [m, d] in float32, float64, bfloat16 or float16.
+        cols: the candidates, ``z`` [n, d]; ``None`` compares the anchors with themselves, and with a scalar scale
+            and one bias for both roles only the half of the matrix on and above the diagonal is computed.
+        logit_scale: 1 / temperature; a number, or a tensor of shape [] or [m].
+        denominator: the pair set of ``lse``.
+        positives: the pair set of ``pos_lse``, ``pos_sum`` and ``pos_count``.
+        row_bias: [m] added to the logits of each anchor.
+        col_bias: [n] added to the logits of each candidate.
+        offset: anchor i is the same point as candidate ``i + offset``; ``None`` for disjoint sets without a self pair.
+        sides: ``"both"`` returns the statistics of the candidates too, from the same sweep.
+        normalize: divide every embedding by ``max(norm, 1e-12)`` first, inside the kernel.
+        group: the candidates are the ``cols`` of all ranks (all ranks' rows where ``cols`` is None), a process group or
+            ``pycl.distributed.Ring``. ``offset`` counts within this rank; ids are compared as they are, and ``None``
+            numbers the points of all ranks. Gradients are those of the sum over the ranks.
+        backend: ``None`` for the automatic choice, or ``"cpu" | "triton" | "cuda" | "reference"``.
+
+    Returns:
+        ``PairStats`` of the rows, or with ``sides="both"`` those of the rows and of the columns. Differentiable once
+        with respect to both ``z``, ``logit_scale`` and both biases.
+
+    Raises:
+        TypeError: embeddings that are not floating point, ids or views that are not integers, pair sets that are not
+            ``Pairs``.
+        ValueError: shapes that do not fit, tensors on different devices, an unknown ``sides`` or ``backend``.
+        RuntimeError: a backend that is not built; a second derivative; another rank that failed.
+    """
+    check_choice("sides", sides, SIDES)
+    sets = {"denominator": denominator, "positives": positives}
+    args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group)
+    name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
+    of_rows, of_cols = _stats(args, sides, name, group)
+    return of_rows if sides == "rows" else (of_rows, of_cols)
+
+
+def _stats(args: Problem, sides: str, backend: str, group: Group | None) -> tuple[PairStats, PairStats]:
+    """Of the rows and of the columns, or of the rows twice."""
+    both = sides == "both" and args.cols is not None
+    shards = sharded(group, "pair_stats", args, both)
+    stats = cast("tuple[Tensor, ...]", apply(StatsFunction, *args, both, backend, shards))
+    of_rows = PairStats(*stats[:STATS])
+    return of_rows, PairStats(*stats[STATS : 2 * STATS]) if both else of_rows
+
+
+@together
+def pair_cross_entropy(
+    rows: Points,
+    cols: Points | None = None,
+    logit_scale: float | Tensor = 1.0,
+    *,
+    denominator: Pairs,
+    positives: Pairs,
+    n_positives: int = 1,
+    row_bias: Tensor | None = None,
+    col_bias: Tensor | None = None,
+    offset: int | None = 0,
+    sides: Literal["rows", "both"] = "rows",
+    normalize: bool = False,
+    reduction: str = "none",
+    group: Group | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    r"""Softmax cross entropies of every anchor with its positives.
+
+    .. math:: \mathrm{term}_i = \log \sum_{j \in \mathrm{denominator}(i)} e^{l_{ij}}
+              - \frac{1}{\mathrm{n\_positives}} \sum_{p \in \mathrm{positives}(i)} l_{ip}
+
+    The log-sum-exp of an empty denominator, which only one without the positives can be, counts as 0. With
+    ``sides="both"`` the first part is the mean of that of anchor i and that of candidate i.
+
+    Args:
+        n_positives: how many positives every anchor has, and every candidate where both sides count; at least 1.
+        reduction: ``"none"``, or ``"mean"`` or ``"sum"`` over the anchors. On a CPU the gradients of a small float32 or
+            float64 problem then come with the value, from one call, and the backward only scales them.
+        rows: the other arguments, and the errors from them, are those of ``pair_stats``.
+
+    Returns:
+        [m], or a scalar with a mean or a sum; float32 (float64 for float64 input). With a ``group`` a scalar is what
+        has that of all ranks' anchors as its average over the ranks.
+
+    Raises:
+        TypeError: an n_positives that is no integer.
+        ValueError: an unknown reduction, n_positives below 1, both sides of a matrix that is not square.
+    """
+    check_choice("sides", sides, SIDES)
+    n_positives = check_count("n_positives", n_positives)
+    check_reduction(reduction)
+    sets = {"denominator": denominator, "positives": positives}
+    args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group)
+    n = args.rows.shape[0]
+    if sides == "both" and args.n_cols() != n:
+        raise ValueError(f"sides='both' takes as many cols as rows, got {args.n_cols()} and {n}")
+    name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
+    if reduction != "none" and group is None and _comes_at_once("pair_cross_entropy", args, name):
+        both = sides == "both" and args.cols is not None
+        weight = (0.5 if both else 1.0) / (n if reduction == "mean" else 1)
+        weights = both, weight, -weight / n_positives
+        return cast("Tensor", apply(TotalFunction, *args, "pair_cross_entropy", weights, name))
+    of_rows, of_cols = _stats(args, sides, name, group)
+    lses = [of_rows.lse] if sides == "rows" else [of_rows.lse, of_cols.lse]
+    if positives & ~denominator:
+        lses = [zero_if_empty(lse) for lse in lses]
+    lse = lses[0] if sides == "rows" else (lses[0] + lses[1]) / 2
+    return reduce(torch.sub(lse, of_rows.pos_sum, alpha=1 / n_positives), reduction, group)
+
+
+@together
+def pair_sum(
+    rows: Points,
+    cols: Points | None = None,
+    logit_scale: float | Tensor = 1.0,
+    *,
+    negatives: Pairs,
+    positives: Pairs = Pairs.NONE,
+    row_bias: Tensor | None = None,
+    col_bias: Tensor | None = None,
+    offset: int | None = 0,
+    normalize: bool = False,
+    reduction: str = "none",
+    group: Group | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    r"""Binary logistic losses summed over every anchor's pairs.
+
+    .. math:: \sum_{j \in \mathrm{negatives}(i)} \mathrm{softplus}(l_{ij})
+              + \sum_{j \in \mathrm{positives}(i)} \mathrm{softplus}(-l_{ij})
+
+    Args:
+        reduction: ``"none"``, or ``"mean"`` or ``"sum"`` over the anchors. On a CPU, in float32 and float64, the
+            gradients then come with the value: three products in place of four.
+        rows: the other arguments, and the errors from them, are those of ``pair_stats``.
+
+    Returns:
+        As ``pair_cross_entropy``.
+    """
+    check_reduction(reduction)
+    sets = {"negatives": negatives, "positives": positives}
+    args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group).whole()
+    name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
+    if reduction != "none" and group is None and _comes_at_once("pair_sum_total", args, name):
+        weights = (1 / len(args.rows) if reduction == "mean" else 1.0,)
+        return cast("Tensor", apply(TotalFunction, *args, "pair_sum_total", weights, name))
+    terms = cast("Tensor", apply(SumFunction, *args, name, sharded(group, "pair_sum", args))[0])
+    return reduce(terms, reduction, group)
+
+
+def _comes_at_once(operator: str, args: Problem, backend: str) -> bool:
+    """Whether the gradients of a total are to come with it.
+
+    Not those of half types, which may not fit before they are scaled, nor where a graph is traced.
+    """
+    if observed() or args.rows.dtype not in (torch.float32, torch.float64):
+        return False
+    size = len(args.rows) * args.n_cols() * args.rows.dtype.itemsize
+    if size > getattr(backends.load(backend), "AT_ONCE", {}).get(operator, -1) or not torch.is_grad_enabled():
+        return False
+    return any(leaf is not None and leaf.requires_grad for leaf in args.leaves())
+
+
+def pair_average(
+    rows: Points,
+    cols: Points | None,
+    values: Tensor,
+    logit_scale: float | Tensor = 1.0,
+    *,
+    pairs: Pairs = Pairs.ALL,
+    row_bias: Tensor | None = None,
+    col_bias: Tensor | None = None,
+    offset: int | None = 0,
+    normalize: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    r"""The mean of the candidates' values under every anchor's softmax, [m, dv].
+
+    .. math:: o_i = \sum_{j \in \mathrm{pairs}(i)} \frac{e^{l_{ij}}}{\sum_{k \in \mathrm{pairs}(i)} e^{l_{ik}}} v_j
+
+    Attention whose weights are constants: the values get gradients, and what makes the logits may not ask for any.
+
+    Args:
+        values: [n, dv], floating point, on the device of the points.
+        logit_scale: one number for all rows. The other arguments, and the errors from them, are those of
+            ``pair_stats``.
+
+    Returns:
+        The means in float32 (float64 for float64 points); 0 for an anchor without pairs. Differentiable once with
+        respect to ``values``.
+
+    Raises:
+        ValueError: values of another length or on another device, a scale for each row, points, a scale or biases
+            that require a gradient where one is recorded.
+    """
+    args = problem_of(rows, cols, logit_scale, one_set(pairs), row_bias, col_bias, offset, normalize).whole()
+    check_values(values, args)
+    name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
+    with torch.no_grad():
+        lse = torch.ops.pycl.pair_stats(*args, False, name)[0][0]
+        shift = -lse.masked_fill(lse == -torch.inf, 0)
+        args = args._replace(row_bias=shift if args.row_bias is None else args.row_bias + shift)
+    return cast("Tensor", apply(WeightedSumFunction, *args, values, name))

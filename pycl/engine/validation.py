@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one place where the engine's arguments are checked and brought into the form the operators take."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pycl.core.pairs import Pairs, Points
+from pycl.core.problem import FLOATS, Problem, accumulation_dtype, check_whole
+from pycl.distributed.ranks import Group, instances
+
+# of points without labels, which are all of one view
+POSITIVE, NEGATIVE = int(Pairs.POS_SAME_VIEW), int(Pairs.NEG_SAME_VIEW)
+
+
+def problem_of(
+    rows: Points,
+    cols: Points | None,
+    logit_scale: float | Tensor,
+    sets: dict[str, Pairs],
+    row_bias: Tensor | None,
+    col_bias: Tensor | None,
+    offset: int | None,
+    normalize: bool,
+    group: Group | None = None,
+) -> Problem:
+    """Validate everything once and bring it into the form the operators take.
+
+    Points without ids are numbered; those of a ``group`` get numbers that no two ranks have in common. Outside a
+    group, a problem where no side has labels has none: kernels count by themselves.
+    """
+    _check_points("rows", rows)
+    if cols is not None:
+        _check_points("cols", cols)
+    for name, pairs in sets.items():
+        if not isinstance(pairs, Pairs):
+            raise TypeError(f"{name} must be a union of pycl.Pairs, got {_described(pairs)}")
+    den, pos = map(int, sets.values())
+    z = _embeddings("rows", rows.z)
+    unlabelled = all(p is None or (p.ids is None and p.views is None) for p in (rows, cols))
+    bare = unlabelled and group is None
+    row_ids, row_views = (None, None) if bare else _integers("rows", rows, group)
+    if cols is None:
+        if offset != 0:
+            raise ValueError(f"offset must be 0 where cols is None and the points meet themselves, got {offset}")
+        cols_z, col_ids, col_views = z, row_ids, row_views
+    else:
+        cols_z = _embeddings("cols", cols.z)
+        if unlabelled and (offset == 0 or not (den | pos) & POSITIVE):
+            _check_numbering(sets, rows, cols, offset)
+        col_ids, col_views = (None, None) if bare else _integers("cols", cols, group)
+        if cols_z.shape[1] != z.shape[1]:
+            raise ValueError(f"rows and cols must have one feature size, got {z.shape[1]} and {cols_z.shape[1]}")
+        if cols_z.device != z.device:
+            raise ValueError(f"rows and cols must be on one device, got {z.device} and {cols_z.device}")
+        if z.dtype != cols_z.dtype:
+            common = torch.promote_types(z.dtype, cols_z.dtype)
+            z, cols_z = z.to(common), cols_z.to(common)
+    dtype = accumulation_dtype(z.dtype)
+    scale = _scale(logit_scale, z, dtype, alone=group is None)
+    symmetric = cols is None and scale.dim() == 0 and row_bias is col_bias
+    row_bias, col_bias = _bias("row_bias", row_bias, z, dtype), _bias("col_bias", col_bias, cols_z, dtype)
+    if symmetric:
+        return Problem(z, None, row_ids, row_views, None, None, scale, row_bias, None, den, pos, 0, normalize)
+    labels = row_ids, row_views, col_ids, col_views
+    return Problem(z, cols_z, *labels, scale, row_bias, col_bias, den, pos, offset, normalize)
+
+
+def _check_points(name: str, points: object) -> None:
+    if not isinstance(points, Points):
+        way_out = f": make it pycl.Points({name})" if isinstance(points, Tensor) else ""
+        raise TypeError(f"{name} must be pycl.Points, got {type(points).__name__}{way_out}")
+
+
+def _described(pairs: object) -> str:
+    if not isinstance(pairs, Tensor):
+        return repr(pairs)
+    shape = tuple(pairs.shape)
+    return f"a tensor {shape}: ids and views say which pairs count; a mask of pairs is for what pair_logits returns"
+
+
+def _check_numbering(sets: dict[str, Pairs], rows: Points, cols: Points, offset: int | None) -> None:
+    """Without ids points are numbered, so that row i and column i are of one instance: where nobody can mean that."""
+    values = {name: int(pairs) for name, pairs in sets.items()}
+    positive = any(pairs & POSITIVE for pairs in values.values())
+    for name, pairs in values.items():
+        if bool(pairs & POSITIVE) == bool(pairs & NEGATIVE):
+            continue  # the numbers do not matter
+        if not positive and rows.z.shape[0] != cols.z.shape[0]:
+            raise ValueError(
+                f"{name} {sets[name]!r} leaves candidate i out for anchor i, as points without ids are numbered: give "
+                "ids, or take Pairs.OTHERS where no candidate is of an anchor's instance"
+            )
+        if pairs & POSITIVE and offset == 0 and not pairs & int(Pairs.SELF):
+            raise ValueError(
+                f"{name} {sets[name]!r} has no pair: without ids only row i and column i are of one instance, and with "
+                "offset=0 they are one point, Pairs.SELF. Of two different sets say offset=None"
+            )
+
+
+def one_set(pairs: Pairs) -> dict[str, Pairs]:
+    """The sets of a problem that has one."""
+    return {"pairs": pairs, "positives": Pairs.NONE}
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    if value not in (known := tuple(choices)):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+
+
+def check_integer(name: str, value: int) -> int:
+    """An int, also from a number of NumPy, or what stands for one while a graph is traced."""
+    if isinstance(value, torch.SymInt) or type(value) is int:
+        return value
+    try:
+        if isinstance(value, (bool, np.bool_, Tensor)):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
+
+
+def check_count(name: str, count: int) -> int:
+    """An integer of at least 1."""
+    count = check_integer(name, count)
+    if count < 1:
+        raise ValueError(f"{name} must be at least 1, got {count}")
+    return count
+
+
+def check_k(k: int, n: int) -> int:
+    """How many of n candidates are wanted: an integer between 1 and n."""
+    k = check_integer("k", k)
+    if not 1 <= k <= n:
+        raise ValueError(f"k must be between 1 and the number of candidates, {n}, got {k}")
+    return k
+
+
+def check_values(values: Tensor, problem: Problem) -> None:
+    """What is averaged over the candidates, and weights that are constants."""
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        given = getattr(values, "dtype", type(values).__name__)
+        raise TypeError(f"values must be a floating-point tensor, got {given}")
+    n = problem.n_cols()
+    if values.dim() != 2 or len(values) != n or values.shape[1] == 0:
+        raise ValueError(
+            f"values must have shape [{n}, dv] with dv >= 1, one row per candidate, got {tuple(values.shape)}"
+        )
+    if values.device != problem.rows.device:
+        raise ValueError(f"values must be on {problem.rows.device} as the points are, got {values.device}")
+    if problem.logit_scale.dim() != 0:
+        raise ValueError(
+            f"logit_scale must be one number for all rows here, got shape {tuple(problem.logit_scale.shape)}"
+        )
+    of_weights = {
+        "rows.z": problem.rows,
+        "cols.z": problem.cols,
+        "logit_scale": problem.logit_scale,
+        "row_bias": problem.row_bias,
+        "col_bias": problem.col_bias,
+    }
+    if torch.is_grad_enabled():
+        for name, tensor in of_weights.items():
+            if tensor is not None and tensor.requires_grad:
+                raise ValueError(f"{name} must not require a gradient, the weights are constants here: detach it")
+
+
+def _embeddings(name: str, z: Tensor) -> Tensor:
+    if not isinstance(z, Tensor) or z.dtype not in FLOATS:
+        got = z.dtype if isinstance(z, Tensor) else type(z).__name__
+        raise TypeError(f"{name}.z must be a floating-point tensor ({', '.join(map(str, FLOATS))}), got {got}")
+    check_whole(f"{name}.z", z)
+    if z.dim() != 2 or 0 in z.shape:
+        raise ValueError(f"{name}.z must have shape [n, d] with n >= 1 and d >= 1, got {tuple(z.shape)}")
+    return z
+
+
+def _integers(name: str, points: Points, group: Group | None) -> tuple[Tensor, Tensor]:
+    n, device = points.z.shape[0], points.z.device
+    ids = instances(n, device, group) if points.ids is None else _labels(f"{name}.ids", points.ids, points.z)
+    if points.views is None:
+        return ids, torch.zeros(n, dtype=torch.int64, device=device)
+    return ids, _labels(f"{name}.views", points.views, points.z)
+
+
+def _labels(name: str, values: Tensor, z: Tensor) -> Tensor:
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name} must be an integer tensor, got {type(values).__name__}")
+    if values.is_floating_point() or values.is_complex():
+        raise TypeError(f"{name} must be integers, got {values.dtype}")
+    if values.shape != z.shape[:1]:
+        raise ValueError(f"{name} must have shape [{len(z)}], one per point, got {tuple(values.shape)}")
+    if values.device != z.device:
+        raise ValueError(f"{name} must be on {z.device} as {name.split('.')[0]}.z is, got {values.device}")
+    return values.to(torch.int64).contiguous()
+
+
+def _scale(logit_scale: float | Tensor, z: Tensor, dtype: torch.dtype, alone: bool) -> Tensor:
+    if not isinstance(logit_scale, Tensor):
+        return torch.full((), float(logit_scale), dtype=dtype, device=z.device)
+    if logit_scale.numel() == 1 and (alone or logit_scale.shape != z.shape[:1]):  # other ranks may have many rows
+        logit_scale = logit_scale.reshape(())
+    elif logit_scale.shape != z.shape[:1]:
+        raise ValueError(f"logit_scale must be a number or have shape [] or [{len(z)}], got {tuple(logit_scale.shape)}")
+    if logit_scale.device != z.device and logit_scale.dim() > 0:
+        raise ValueError(f"logit_scale must be on {z.device} as rows.z is, got {logit_scale.device}")
+    return logit_scale.to(z.device, dtype).contiguous()
+
+
+def _bias(name: str, bias: Tensor | None, z: Tensor, dtype: torch.dtype) -> Tensor | None:
+    if bias is None:
+        return None
+    if not isinstance(bias, Tensor) or not bias.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got {getattr(bias, 'dtype', type(bias).__name__)}")
+    if bias.shape != z.shape[:1]:
+        raise ValueError(f"{name} must have shape [{len(z)}], got {tuple(bias.shape)}")
+    if bias.device != z.device:
+        raise ValueError(f"{name} must be on {z.device} as the embeddings are, got {bias.device}")
+    return bias.to(dtype).contiguous()

@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The losses as modules."""
+
+from __future__ import annotations
+
+from pycl.modules.clustering import Prototypes, SwAVLoss
+from pycl.modules.losses import *
+from pycl.modules.losses import __all__ as _losses
+
+__all__ = [*_losses, "Prototypes", "SwAVLoss"]

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all losses as modules have in common: their arguments, a learnable temperature, copies and files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pycl.backends import registry as backends
+from pycl.distributed.ranks import check_group, named
+from pycl.engine.reduction import check_reduction
+from pycl.engine.validation import check_choice
+from pycl.functional._common import check_positive, widen
+from pycl.functional.multi_view import DENOMINATORS, MEANS
+from pycl.functional.sup_con import FORMS
+
+CHOICES = {"denominator": DENOMINATORS, "mean": MEANS, "form": FORMS}
+OF_RANKS = "the candidates of all ranks come with group='world'"
+FOREIGN = {  # arguments of other libraries' losses, and what there is for them
+    **dict.fromkeys(("gather_distributed", "gather_with_grad", "local_loss", "world_size"), OF_RANKS),
+    "tau": "it is called temperature",
+    "memory_bank_size": "a queue is an argument of the call, InfoNCELoss()(query, key, queue)",
+}
+POSITIVE = ("temperature", "sigma", "epsilon")
+
+
+class Loss(nn.Module):
+    """Keeps the keyword arguments of ``function``, checks them, and takes new ones: ``loss.reduction = "sum"``.
+
+    A subclass writes its signature out and hands ``locals()`` on, so each argument is named in one place.
+    """
+
+    function: ClassVar[Callable[..., Tensor]]
+    fixed: ClassVar[frozenset[str]] = frozenset({"learnable_temperature"})  # arguments that make parameters or buffers
+
+    def __new__(cls, *args: Any, **options: Any) -> Loss:
+        for name in options.keys() & FOREIGN.keys():
+            raise TypeError(f"{cls.__name__} takes no {name}: {FOREIGN[name]}")
+        return super().__new__(cls)
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        super().__init__()
+        given = {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
+        learnable = given.pop("learnable_temperature", False)
+        self.options = {name: self.check(name, value) for name, value in given.items()}
+        if learnable:
+            self.initial_temperature = float(self.options.pop("temperature"))
+            self.log_temperature = nn.Parameter(torch.empty(1))  # of a dimension, or FSDP could not shard it
+            self.reset_parameters()
+        elif isinstance(given.get("temperature"), nn.Parameter):
+            self.temperature = given["temperature"]
+
+    def check(self, name: str, value: Any) -> Any:
+        """The value of an argument in the form that is kept; raises what the function would."""
+        if name == "reduction":
+            check_reduction(value)
+        elif name == "group":
+            check_group(value)
+        elif name == "backend" and value is not None:
+            check_choice("backend", value, backends.KNOWN)
+        elif name in CHOICES:
+            check_choice(name, value, CHOICES[name])
+        elif name in POSITIVE:
+            number = check_positive(name, value)
+            return value if isinstance(value, Tensor) else number
+        return value
+
+    def reset_parameters(self) -> None:
+        """Give a learnable temperature the value it was built with."""
+        if "log_temperature" in self._parameters:
+            nn.init.constant_(self.log_temperature, math.log(self.initial_temperature))
+
+    def __getattr__(self, name: str) -> Any:
+        if name in (options := self.__dict__.get("options", {})):
+            return options[name]
+        if name == "temperature" and "log_temperature" in self._parameters:
+            return self._learned_temperature()
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        options = self.__dict__.get("options", {})
+        if name in self.fixed:
+            raise AttributeError(f"{name} of {type(self).__name__} is fixed when it is built: build another one")
+        if name == "temperature" and "log_temperature" in self._parameters:
+            self.initial_temperature = float(check_positive(name, value))
+            self.reset_parameters()
+        elif name == "temperature" and isinstance(value, nn.Parameter):
+            options.pop(name, None)
+            super().__setattr__(name, value)
+        elif name in options:
+            options[name] = self.check(name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _learned_temperature(self) -> Tensor:
+        return widen(self.log_temperature).exp().reshape(())
+
+    def _call(self, *inputs: Any, **state: Any) -> Tensor:
+        options = self.options | state
+        if "log_temperature" in self._parameters:
+            options["temperature"] = self._learned_temperature()
+        elif "temperature" in self._parameters:
+            options["temperature"] = self._parameters["temperature"]
+        return type(self).function(*inputs, **options)
+
+    def extra_repr(self) -> str:
+        shown = {name: value for name, value in self.options.items() if value is not None}
+        if "log_temperature" in self._parameters:
+            shown = {"temperature": f"{self._learned_temperature().item():.4g} (learnable)", **shown}
+        return ", ".join(f"{name}={value}" for name, value in shown.items())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and files: a process group goes by its name and is looked up when the loss is called."""
+        group = self.options.get("group")
+        return self.__dict__ | {"options": self.options | {"group": named(group)}}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        saved = state_dict.get(key := f"{prefix}log_temperature")
+        if "log_temperature" in self._parameters and isinstance(saved, Tensor) and saved.dim() == 0:
+            state_dict[key] = saved.reshape(1)  # of earlier versions
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only gradient rules of the library: one ``autograd.Function`` for each differentiable operator.
+
+All are called through ``apply``. What a backward needs beside its inputs is among the outputs of its forward, which is
+what the transforms of torch.func ask for; callers drop those outputs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
+from torch.autograd import forward_ad
+
+from pycl.core.problem import STATS, Gradients, Needs, Problem
+from pycl.core.tracing import observed
+
+_INPUTS = len(Problem._fields)
+_LEAVES = [Problem._fields.index(name) for name in Gradients._fields]
+_SCALE = Problem._fields.index("logit_scale")
+
+
+def apply(rule: type[torch.autograd.Function], *args: Any) -> Any:
+    """``rule.apply`` without its binding of a signature, which costs 12 us and has nothing to bind."""
+    if forward_ad._current_level >= 0:
+        _refuse_tangents(args)
+    if observed():
+        return rule.apply(*args)
+    return super(torch.autograd.Function, rule).apply(*args)  # type: ignore[misc]  # what Function.apply ends in
+
+
+def _refuse_tangents(args: Sequence[Any]) -> None:
+    """Not by a ``jvp`` of the rules: torch.compile refuses one, and without it gives tangents of 0."""
+    if any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in args):
+        raise NotImplementedError(
+            "pycl's losses have no forward-mode derivative (torch.func.jvp, jacfwd, forward_ad): take the product of "
+            "the tangent with torch.func.grad or vjp, or a dense formula in plain torch"
+        )
+
+
+def _takes(*more: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Names for the arguments of a forward: where nothing needs a gradient torch.compile hands one the context, too,
+    unless it counts as many parameters as arguments."""
+
+    def name(forward: Callable[..., Any]) -> Callable[..., Any]:
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameters = [inspect.Parameter(given, kind) for given in (*Problem._fields, *more)]
+        forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # not every callable has one
+        return forward
+
+    return name
+
+
+def _save(ctx: Any, problem: Problem, *more: Tensor) -> None:
+    tensors = [value if isinstance(value, Tensor) else None for value in problem]
+    ctx.save_for_backward(*tensors, *more)
+    ctx.settings = tuple(None if isinstance(value, Tensor) else value for value in problem)
+
+
+def _restore(ctx: Any) -> tuple[Problem, tuple[Tensor, ...]]:
+    saved = ctx.saved_tensors
+    values = (setting if tensor is None else tensor for tensor, setting in zip(saved, ctx.settings, strict=False))
+    return Problem(*values), saved[_INPUTS:]
+
+
+def _needs(wanted: Sequence[bool]) -> Needs:
+    """From what is wanted of the inputs, in their order."""
+    rows, cols, logit_scale, row_bias, col_bias = (wanted[i] for i in _LEAVES)
+    return Needs(rows=rows or logit_scale, cols=cols, bias=row_bias or col_bias)
+
+
+class _Rule(torch.autograd.Function):
+    generate_vmap_rule = True  # from that of the operators
+
+
+class _Final(_Rule):
+    """Hands a gradient on and ties it to what it came from, so that asking for its derivative raises."""
+
+    @staticmethod
+    def forward(gradient: Tensor, *sources: Tensor | None) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise RuntimeError(
+            "pycl's losses can be differentiated once: their backward recomputes the logits and has no derivative of "
+            "its own. For second derivatives use a dense formula in plain torch."
+        )
+
+
+def _gradients(
+    ctx: Any, leaves: Sequence[Tensor | None], found: Sequence[Tensor], rest: int, *slopes: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """Map an operator's gradients onto the inputs of the Function, ``None`` where none is needed."""
+    gradients: list[Tensor | None] = [None] * (_INPUTS + rest)
+    wanted = ctx.needs_input_grad
+    create_graph = torch.is_grad_enabled()
+    for i, leaf, gradient in zip(_LEAVES, leaves, found, strict=True):
+        if not wanted[i]:
+            continue
+        if i == _SCALE and leaf is not None and leaf.dim() == 0:
+            gradient = gradient.sum()
+        gradients[i] = apply(_Final, gradient, *leaves, *slopes) if create_graph else gradient
+    return tuple(gradients)
+
+
+class StatsFunction(_Rule):
+    """The statistics of the rows, with ``both_sides`` those of the columns too, and three that are for the backward."""
+
+    @staticmethod
+    @_takes("both_sides", "backend", "sharded")
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        *arguments, both_sides, backend, sharded = args
+        row_stats, col_stats, kept = (sharded or torch.ops.pycl).pair_stats(*arguments, both_sides, backend)
+        sides = (row_stats, col_stats) if both_sides else (row_stats,)
+        return *(row for side in sides for row in side.unbind()[:STATS]), row_stats, col_stats, kept
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *arguments, _, ctx.backend, sharded = inputs
+        ctx.operators = sharded or torch.ops.pycl
+        *stats, row_stats, col_stats, kept = output
+        _save(ctx, Problem(*arguments), row_stats, col_stats, kept)
+        counts = stats[STATS - 1 :: STATS]
+        ctx.mark_non_differentiable(*counts, row_stats, col_stats, kept)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *d_stats: Tensor | None) -> tuple[Tensor | None, ...]:
+        problem, saved = _restore(ctx)
+        d_sides = [None if d is None else d.contiguous() for d in d_stats[:-3]]
+        d_rows, d_cols = d_sides[: STATS - 1], d_sides[STATS : 2 * STATS - 1] or [None] * (STATS - 1)
+        found = ctx.operators.pair_stats_backward(
+            *problem, *saved, *d_rows, *d_cols, _needs(ctx.needs_input_grad), ctx.backend
+        )
+        return _gradients(ctx, problem.leaves(), found, 3, *d_sides)
+
+
+class SumFunction(_Rule):
+    """The sums, and what is for the backward."""
+
+    @staticmethod
+    @_takes("backend", "sharded")
+    def forward(*args: Any) -> tuple[Tensor, Tensor]:
+        *arguments, backend, sharded = args
+        return cast("tuple[Tensor, Tensor]", (sharded or torch.ops.pycl).pair_sum(*arguments, backend))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        *arguments, ctx.backend, sharded = inputs
+        ctx.operators = sharded or torch.ops.pycl
+        _save(ctx, Problem(*arguments), output[1])
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, d_sum: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        problem, (kept,) = _restore(ctx)
+        needs = _needs(ctx.needs_input_grad)
+        found = ctx.operators.pair_sum_backward(*problem, kept, d_sum.contiguous(), needs, ctx.backend)
+        return _gradients(ctx, problem.leaves(), found, 2, d_sum)
+
+
+class TotalFunction(torch.autograd.Function):
+    """A scalar on a CPU whose gradients come with it; the backward scales them where the slope is not 1.
+
+    For eager execution alone, which needs no gradients among the outputs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        *arguments, operator, weights, backend = args
+        needs = _needs(ctx.needs_input_grad)
+        total, *gradients = getattr(torch.ops.pycl, operator)(*arguments, *weights, needs, backend)
+        ctx.save_for_backward(*gradients, *Problem(*arguments).leaves())
+        return cast("Tensor", total)
+
+    @staticmethod
+    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        of_total, leaves = saved[: len(_LEAVES)], saved[len(_LEAVES) :]
+        found = of_total
+        # Mostly a loss is the end of its graph, and the graph is not needed again. Where it is, what is handed out now
+        # may be changed in place before the next backward.
+        again = torch._C._autograd._get_current_graph_task_keep_graph()
+        if again or observed() or is_legacy_batchedtensor(d_total) or float(d_total) != 1:
+            found = [gradient * d_total if len(gradient) else gradient for gradient in of_total]
+        return _gradients(ctx, leaves, found, 3, d_total)
+
+
+class LogitsFunction(_Rule):
+    @staticmethod
+    @_takes("backend")
+    def forward(*args: Any) -> Tensor:
+        return cast("Tensor", torch.ops.pycl.pair_logits(*args))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *arguments, ctx.backend = inputs
+        _save(ctx, Problem(*arguments))
+
+    @staticmethod
+    def backward(ctx: Any, d_logits: Tensor) -> tuple[Tensor | None, ...]:
+        problem, _ = _restore(ctx)
+        needs = _needs(ctx.needs_input_grad)
+        found = torch.ops.pycl.pair_logits_backward(*problem, d_logits, needs, ctx.backend)
+        return _gradients(ctx, problem.leaves(), found, 1, d_logits)
+
+
+class WeightedSumFunction(_Rule):
+    """Linear in the values; the weights are constants."""
+
+    @staticmethod
+    @_takes("values", "backend")
+    def forward(*args: Any) -> Tensor:
+        return cast("Tensor", torch.ops.pycl.pair_weighted_sum(*args))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *arguments, values, ctx.backend = inputs
+        _save(ctx, Problem(*arguments), values)
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        problem, (values,) = _restore(ctx)
+        found = torch.ops.pycl.pair_weighted_sum(*problem.exchanged(), d_out.contiguous(), ctx.backend)
+        gradient = found.to(values.dtype)
+        if torch.is_grad_enabled():  # create_graph=True
+            gradient = apply(_Final, gradient, d_out)
+        return (*([None] * _INPUTS), gradient, None)
