@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pycl import clustering, distributed, engine, functional, metrics, modules
-from pycl.backends import BackendUnavailable
+from pycl.backends.registry import BackendUnavailable
 from pycl.distributed import instances, together
 from pycl.engine import (
     Pairs,

@@ -16,7 +16,7 @@ from selection import left_out
 
 interpreter.use()
 
-from pycl.backends import SINKHORN, installed, why_not  # noqa: E402
+from pycl.backends.registry import SINKHORN, installed, why_not  # noqa: E402
 
 EVERYTHING = os.environ.get("PYCL_TEST_ALL") == "1"
 DEVICE = os.environ.get("PYCL_TEST_DEVICE", "cpu")

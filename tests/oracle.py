@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycl.backends import load
+from pycl.backends.registry import load
 
 # allowed relative error where plain torch happens to be exact: some 16 roundings (float64: sums in another order)
 FLOOR = {torch.float64: 1e-13, torch.float32: 4e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3}

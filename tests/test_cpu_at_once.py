@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 import pycl.functional as F
 from pycl import Pairs
-from pycl.backends import why_not
+from pycl.backends.registry import why_not
 
 if reason := why_not("cpu", "cpu"):
     pytest.skip(reason, allow_module_level=True)

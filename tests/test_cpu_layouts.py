@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 import pycl.functional as F
 from pycl import Pairs, Points, pair_stats
-from pycl.backends import why_not
+from pycl.backends.registry import why_not
 
 if reason := why_not("cpu", "cpu"):
     pytest.skip(reason, allow_module_level=True)

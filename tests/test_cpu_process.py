@@ -14,7 +14,7 @@ from settings import threads
 from torch import Tensor
 
 import pycl.functional as F
-from pycl.backends import why_not
+from pycl.backends.registry import why_not
 
 if reason := why_not("cpu", "cpu"):
     pytest.skip(reason, allow_module_level=True)

@@ -17,7 +17,7 @@ from oracle import FLOOR, widest
 from torch import Tensor
 
 from pycl import Pairs, Points, pair_stats, pair_sum
-from pycl.backends import load
+from pycl.backends.registry import load
 
 DTYPES = pytest.mark.parametrize("dtype", FLOOR, ids=lambda t: str(t).removeprefix("torch."))
 SHAPES = [

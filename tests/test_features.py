@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
-from pycl.backends import why_not
+from pycl.backends.registry import why_not
 from pycl.functional import _features, sinkhorn_potentials, swav
 from pycl.functional._common import unit
 

@@ -16,7 +16,7 @@ from ranks import on_ranks
 from torch import Tensor
 
 from pycl import functional as F
-from pycl.backends import installed
+from pycl.backends.registry import installed
 from pycl.core.problem import Problem
 from pycl.distributed import Ring
 

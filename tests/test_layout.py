@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pycl.backends import why_not
+from pycl.backends.registry import why_not
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("pycl", "csrc", "triton_kernels", "bench", "tests", "examples", ".ci")

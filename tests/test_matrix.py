@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pycl import Pairs, Points, pair_logits, pair_top
-from pycl.backends import reference, why_not
+from pycl.backends import reference
+from pycl.backends.registry import why_not
 
 DTYPES = pytest.mark.parametrize("dtype", FLOOR, ids=lambda t: str(t).removeprefix("torch."))
 VARIANTS: dict[str, Callable[[], Case]] = {

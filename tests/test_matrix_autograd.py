@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 import pycl.functional as F
 from pycl import Pairs, Points, pair_logits, pair_top
-from pycl.backends import why_not
+from pycl.backends.registry import why_not
 from pycl.core.problem import Gradients, Needs
 
 

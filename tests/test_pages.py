@@ -16,7 +16,7 @@ from torch import Tensor
 
 import pycl.functional as F
 from pycl.backends import buffers as pages
-from pycl.backends import why_not
+from pycl.backends.registry import why_not
 
 MiB = 1 << 20
 anonymous = pytest.mark.skipif(not hasattr(mmap, "MAP_ANONYMOUS"), reason="no anonymous memory maps here")

@@ -9,7 +9,7 @@ from oracle import assert_as_accurate
 from settings import deterministic, threads
 from sinkhorn_reference import published
 
-from pycl.backends import why_not
+from pycl.backends.registry import why_not
 from pycl.functional import sinkhorn
 
 if reason := why_not("cpu", "cpu"):

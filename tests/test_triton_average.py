@@ -12,7 +12,7 @@ from oracle import assert_as_accurate
 from torch import Tensor
 
 from pycl import Pairs, Points
-from pycl.backends import why_not
+from pycl.backends.registry import why_not
 from pycl.engine import pair_average
 
 if reason := why_not("triton", "cpu"):

@@ -12,7 +12,7 @@ from ranks import on_ranks
 from torch import Tensor
 
 from pycl import functional as F
-from pycl.backends import why_not
+from pycl.backends.registry import why_not
 from pycl.distributed import Ring
 
 if reason := why_not("triton", "cpu"):

@@ -16,8 +16,8 @@ from torch import Tensor
 
 import pycl.functional as F
 from pycl import Pairs, Points
-from pycl.backends import BackendUnavailable, why_not
 from pycl.backends import registry as backends
+from pycl.backends.registry import BackendUnavailable, why_not
 
 if reason := why_not("triton", "cpu"):
     pytest.skip(reason, allow_module_level=True)

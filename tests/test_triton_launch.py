@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pycl.backends import why_not
+from pycl.backends.registry import why_not
 
 if reason := why_not("triton", "cpu"):
     pytest.skip(reason, allow_module_level=True)

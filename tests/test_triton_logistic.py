@@ -9,7 +9,7 @@ from settings import matmul_precision
 from torch import Tensor
 
 from pycl import Pairs, Points, pair_sum
-from pycl.backends import why_not
+from pycl.backends.registry import why_not
 
 if reason := why_not("triton", torch.get_default_device().type):
     pytest.skip(reason, allow_module_level=True)

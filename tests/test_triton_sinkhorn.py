@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import pycl.functional as F
-from pycl.backends import why_not
+from pycl.backends.registry import why_not
 
 if reason := why_not("triton", "cpu"):
     pytest.skip(reason, allow_module_level=True)

@@ -19,7 +19,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from pycl.backends import BackendUnavailable
+from pycl.backends.registry import BackendUnavailable
 
 
 class Tile(NamedTuple):

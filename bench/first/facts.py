@@ -63,7 +63,7 @@ def _gpu() -> dict[str, Any]:
 
 def _library() -> str | None:
     """Why Sinkhorn's kernel in CUDA cannot be used; ``None`` where it can."""
-    from pycl.backends import BackendUnavailable, load
+    from pycl.backends.registry import BackendUnavailable, load
 
     try:
         load("cuda")
