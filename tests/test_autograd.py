@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from losses import LOSSES
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -20,6 +19,7 @@ import pycl
 import pycl.functional as F
 from pycl import Pairs, Points, pair_stats, pair_sum
 from pycl.core.problem import Gradients, Needs, Problem
+from pycl.testing.table import LOSSES
 
 SETS = {"denominator": Pairs.OTHERS, "positives": Pairs.POSITIVE}
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from losses import LOSSES, Loss
 
 import pycl
 import pycl.functional as F
 from pycl.backends import registry as backends
+from pycl.testing.table import LOSSES, LossRow
 
 ON_VIEWS = {
     "nt_xent": F.nt_xent,
@@ -134,19 +134,19 @@ def test_pairs(loss: Callable[..., Any], x: Any, y: Any, error: type[Exception],
     ],
     ids=str,
 )
-def test_temperature(loss: Loss, temperature: Any, error: type[Exception]) -> None:
+def test_temperature(loss: LossRow, temperature: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="temperature"):
         loss(loss.make(2, 4, 3), {"temperature": temperature})
 
 
 @pytest.mark.parametrize("loss", [row for row in LOSSES.values() if row.reducible], ids=lambda r: r.name)
-def test_reduction(loss: Loss) -> None:
+def test_reduction(loss: LossRow) -> None:
     with pytest.raises(ValueError, match=r"reduction.*'mean', 'sum', 'none'.*'average'"):
         loss(loss.make(2, 4, 3), loss.scalars, reduction="average")
 
 
 @pytest.mark.parametrize("loss", [row for row in LOSSES.values() if row.engine], ids=lambda r: r.name)
-def test_backend(loss: Loss) -> None:
+def test_backend(loss: LossRow) -> None:
     inputs = loss.make(2, 4, 3)
     with pytest.raises(ValueError, match=r"backend.*'magma'"):
         loss(inputs, loss.scalars, backend="magma")
@@ -156,7 +156,7 @@ def test_backend(loss: Loss) -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-def test_group(loss: Loss) -> None:
+def test_group(loss: LossRow) -> None:
     with pytest.raises(TypeError, match="group"):
         loss(loss.make(2, 4, 3), loss.scalars, group=object())
 

@@ -13,25 +13,13 @@ from torch.nn.functional import normalize
 
 import pycl
 import pycl.functional as F
+from pycl.testing.table import LOSSES
 
 Loss = Callable[[Tensor], Tensor]
 SIZES = (16, 9, 10, 11, 12, 13, 14, 15, 17, 18, 19, 20)  # more than are compiled before PyTorch gives up
 
-LOSSES: dict[str, Loss] = {
-    "nt_xent": F.nt_xent,
-    "pairwise_nt_xent": F.pairwise_nt_xent,
-    "dcl": F.dcl,
-    "dclw": F.dclw,
-    "dhel": F.dhel,
-    "mv_dhel": F.mv_dhel,
-    "mv_info_nce": F.mv_info_nce,
-    "poly_view": F.poly_view,
-    "sup_con": lambda z: F.sup_con(z, torch.arange(z.shape[1]) // 2),
-    "info_nce": lambda z: F.info_nce(z[0], z[1]),
-    "clip": lambda z: F.clip(z[0], z[1], 5.0),
-    "siglip": lambda z: F.siglip(z[0], z[1], 5.0, -5.0),
-    "alignment": lambda z: F.alignment(z[0], z[1]),
-    "uniformity": lambda z: F.uniformity(z[0]),
+CALLS: dict[str, Loss] = {
+    **{name: row.of_views for name, row in LOSSES.items() if not row.options},
     "swav": lambda z: F.swav(normalize(z, dim=-1), torch.eye(5, 8)),
     "sinkhorn": lambda z: F.sinkhorn(z[0]),
     "sinkhorn_potentials": lambda z: F.sinkhorn_potentials(normalize(z[0], dim=-1), torch.eye(5, 8))[1],
@@ -40,11 +28,11 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-@pytest.fixture(params=LOSSES)
+@pytest.fixture(params=CALLS)
 def loss(request: pytest.FixtureRequest) -> Iterator[Loss]:
     torch.manual_seed(0)
     torch._dynamo.reset()
-    yield LOSSES[request.param]
+    yield CALLS[request.param]
     torch._dynamo.reset()
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from dense import ALL, NEG_OTHER, NEG_SAME, POS_OTHER, SELF, Case, dense, engine, make
-from losses import LOSSES
 from ranks import on_ranks
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from pycl import functional as F
 from pycl.backends.registry import installed
 from pycl.core.problem import Problem
 from pycl.distributed import Ring
+from pycl.testing.table import LOSSES
 
 SHARES = {1: (13,), 2: (8, 5), 3: (6, 1, 6), 4: (3, 4, 1, 5)}
 WORLDS, TRANSPORTS = (2, 3, 4), ("gather", "ring")
@@ -49,7 +49,7 @@ def one_loss(name: str, rank: int, world: int, **options: Any) -> dict[str, Any]
     inputs = [share(x, rank, world, 1 if x.dim() == 3 else 0).clone() for x in inputs_of(name)]
     scalars = {key: torch.tensor(value, dtype=torch.float64) for key, value in loss.scalars.items()}
     leaves = [x.requires_grad_() for x in (*inputs, *scalars.values()) if x.is_floating_point()]
-    value = loss.function(*inputs, **scalars, **options)
+    value = loss(inputs, scalars, **options)
     weights = share(torch.arange(1.0, N + 1, dtype=torch.float64), rank, world) if value.dim() else torch.tensor(1.0)
     (value * weights).sum().backward()
     gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
@@ -244,7 +244,7 @@ def work_of(rank: int, world: int) -> dict[Any, Any]:
             backends.load = lambda _, counted=counted: counted  # the process ends after this
             inputs = [x.requires_grad_() if x.is_floating_point() else x for x in LOSSES[name].make(2, n, 8)]
             options = {} if world == 1 else {"group": group_of(transport)}
-            LOSSES[name].function(*inputs, **LOSSES[name].scalars, backend="reference", **options).backward()
+            LOSSES[name](inputs, LOSSES[name].scalars, backend="reference", **options).backward()
             found[name, transport] = counted.pairs, counted.columns
             backends.load = lambda _, counted=counted: counted.backend
     return found

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from losses import LOSSES, Loss, make_views, ref_mv_dhel
 from oracle import FLOOR, assert_as_accurate, cast, value_and_gradients, widest
 from torch import Tensor
 
 import pycl.functional as F
+from pycl.testing import formulas
+from pycl.testing.table import LOSSES, LossRow, make_views
 
 ROWS = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 DTYPES = pytest.mark.parametrize("dtype", FLOOR, ids=lambda t: str(t).removeprefix("torch."))
@@ -24,7 +25,7 @@ SIZES = [  # V, N, d and why
 
 
 def check(
-    loss: Loss,
+    loss: LossRow,
     inputs: list[Tensor],
     dtype: torch.dtype,
     backend: str,
@@ -49,7 +50,7 @@ def check(
         ours, inputs, {name: value.to(wide) for name, value in truth_scalars.items()}, cotangent
     )
     assert got.dtype == wide
-    steepness = max([1.0, *(value if "scale" in name else 1 / value for name, value in scalars.items() if value > 0)])
+    steepness = max(1.0, loss.steepness(scalars))
     assert_as_accurate(got, eager, truth, dtype, magnitude=steepness)
     # a logit of size `steepness` carries that many roundings into every softmax weight; 5 is the everyday case
     conditioning = max(1.0, steepness / 5)
@@ -78,12 +79,12 @@ def check(
 )
 @pytest.mark.thorough(backend="triton", loss=LOSSES["pairwise_nt_xent"], size=(16, 5, 8))  # 120 losses
 @DTYPES
-def test_values_and_gradients(loss: Loss, dtype: torch.dtype, size: tuple[int, int, int], backend: str) -> None:
+def test_values_and_gradients(loss: LossRow, dtype: torch.dtype, size: tuple[int, int, int], backend: str) -> None:
     check(loss, loss.make(*size), dtype, backend)
 
 
 @pytest.mark.parametrize("loss", [loss for loss in LOSSES.values() if loss.reducible], ids=lambda loss: loss.name)
-def test_reductions(loss: Loss, backend: str) -> None:
+def test_reductions(loss: LossRow, backend: str) -> None:
     dtype = widest(backend)
     inputs, options = cast(loss.make(2, 9, 4), dtype), {"backend": backend}
     terms = loss(inputs, loss.scalars, reduction="none", **options)
@@ -116,7 +117,7 @@ EXTREMES = {
 @pytest.mark.parametrize("loss", [row for row in LOSSES.values() if row.cosine], ids=lambda row: row.name)
 @DTYPES
 @pytest.mark.parametrize("extreme", EXTREMES)
-def test_extremes(loss: Loss, dtype: torch.dtype, extreme: str, backend: str) -> None:
+def test_extremes(loss: LossRow, dtype: torch.dtype, extreme: str, backend: str) -> None:
     change, temperature = EXTREMES[extreme]
     inputs = [change(x) if x.is_floating_point() else x for x in loss.make(max(2, min(3, loss.n_views[1])), 12, 16)]
     scalars = loss.scalars if temperature is None else {"temperature": temperature}
@@ -126,7 +127,7 @@ def test_extremes(loss: Loss, dtype: torch.dtype, extreme: str, backend: str) ->
 
 @pytest.mark.parametrize("loss", [row for row in LOSSES.values() if row.cosine], ids=lambda row: row.name)
 @pytest.mark.parametrize("length", [2.0**-30, 2.0**80], ids=["short", "long"])
-def test_embeddings_of_any_length(loss: Loss, length: float, backend: str) -> None:
+def test_embeddings_of_any_length(loss: LossRow, length: float, backend: str) -> None:
     """Squares of these leave float32; a power of two changes no digit."""
     inputs = cast(loss.make(2, 12, 16), torch.float32)
     scaled = [x * length if x.is_floating_point() else x for x in inputs]
@@ -168,13 +169,13 @@ def test_sets_on_which_the_official_code_overflows(
     (gradient,) = torch.autograd.grad(loss, views)
     assert gradient.isfinite().all()
     if name == "mv_dhel":
-        truth = ref_mv_dhel(views.detach().double(), temperature).mean()
+        truth = formulas.mv_dhel(views.detach().double(), temperature).mean()
         assert_as_accurate(loss.detach(), truth, truth, dtype, magnitude=n_views / temperature)
 
 
 @ROWS
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf], ids=str)
-def test_not_a_number_in_is_not_a_number_out(loss: Loss, poison: float, backend: str) -> None:
+def test_not_a_number_in_is_not_a_number_out(loss: LossRow, poison: float, backend: str) -> None:
     inputs = cast(loss.make(2, 6, 4), widest(backend))
     inputs[0].view(-1)[0] = poison
     value = loss(inputs, loss.scalars, backend=backend)
@@ -182,7 +183,7 @@ def test_not_a_number_in_is_not_a_number_out(loss: Loss, poison: float, backend:
 
 
 @ROWS
-def test_one_instance_has_no_negatives(loss: Loss, backend: str) -> None:
+def test_one_instance_has_no_negatives(loss: LossRow, backend: str) -> None:
     """Value of the positive term alone, finite gradients."""
     dtype = widest(backend)
     scalars = {name: torch.tensor(number, dtype=dtype) for name, number in loss.scalars.items()}
@@ -195,21 +196,21 @@ def test_one_instance_has_no_negatives(loss: Loss, backend: str) -> None:
 
 
 def test_float_and_tensor_temperature_agree(backend: str) -> None:
-    (views,) = cast(make_views(3, 7, 5), widest(backend))
+    views = make_views(3, 7, 5).to(widest(backend))
     number = F.nt_xent(views, temperature=0.25, backend=backend)
     for temperature in (torch.tensor(0.25), torch.tensor([0.25]), torch.tensor(0.25, dtype=torch.float16)):
         torch.testing.assert_close(F.nt_xent(views, temperature=temperature, backend=backend), number)
 
 
 def test_views_as_tensor_list_or_tuple(backend: str) -> None:
-    (views,) = cast(make_views(3, 7, 5), widest(backend))
+    views = make_views(3, 7, 5).to(widest(backend))
     wanted = F.mv_dhel(views, backend=backend)
     assert torch.equal(F.mv_dhel(list(views), backend=backend), wanted)
     assert torch.equal(F.mv_dhel(tuple(views), backend=backend), wanted)
 
 
 def test_weights_of_dclw_are_constants(backend: str) -> None:
-    (views,) = cast(make_views(2, 7, 5), widest(backend))
+    views = make_views(2, 7, 5).to(widest(backend))
     views.requires_grad_()
     sigma = torch.tensor(0.5, requires_grad=True)
     loss = F.dclw(views, sigma=sigma, backend=backend)
@@ -217,7 +218,7 @@ def test_weights_of_dclw_are_constants(backend: str) -> None:
 
 
 def test_sup_con_gives_nothing_to_lonely_anchors(backend: str) -> None:
-    (views,) = cast(make_views(2, 5, 4), widest(backend))
+    views = make_views(2, 5, 4).to(widest(backend))
     labels = torch.tensor([3, 3, 7, 8, 3])
     for form in ("out", "in"):
         single = views[:1].clone().requires_grad_()
@@ -232,8 +233,7 @@ def test_sup_con_gives_nothing_to_lonely_anchors(backend: str) -> None:
 
 
 def test_autocast_does_not_narrow_a_loss(backend: str) -> None:
-    (views,) = make_views(3, 9, 8)
-    views = views.float()
+    views = make_views(3, 9, 8).float()
     for name in ("nt_xent", "poly_view", "mv_dhel"):
         wanted = LOSSES[name]([views], {}, backend=backend)
         with torch.autocast("cpu", dtype=torch.bfloat16):

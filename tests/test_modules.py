@@ -15,21 +15,18 @@ import torch
 
 import pycl
 import pycl.functional as F
+from pycl.testing.table import LOSSES
 
 VIEWS = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 LABELS = torch.tensor([0, 1, 0, 2, 1, 0])
 TABLE: list[tuple[Any, Any, tuple[Any, ...]]] = [
-    (pycl.NTXentLoss, F.nt_xent, (VIEWS,)),
-    (pycl.InfoNCELoss, F.info_nce, (VIEWS[0], VIEWS[1])),
-    (pycl.CLIPLoss, F.clip, (VIEWS[0], VIEWS[1], 10.0)),
-    (pycl.SigLIPLoss, F.siglip, (VIEWS[0], VIEWS[1], 10.0, -10.0)),
-    (pycl.DCLLoss, F.dcl, (VIEWS,)),
-    (pycl.DCLWLoss, F.dclw, (VIEWS,)),
-    (pycl.DHELLoss, F.dhel, (VIEWS,)),
-    (pycl.MVDHELLoss, F.mv_dhel, (VIEWS,)),
-    (pycl.MVInfoNCELoss, F.mv_info_nce, (VIEWS,)),
-    (pycl.PolyViewLoss, F.poly_view, (VIEWS,)),
-    (pycl.SupConLoss, F.sup_con, (VIEWS, LABELS)),
+    (
+        getattr(pycl, row.module),
+        row.function,
+        (*row.inputs_of(VIEWS, LABELS), *(row.scalars.values() if "logit_scale" in row.scalars else ())),
+    )
+    for row in LOSSES.values()
+    if row.module
 ]
 rows = pytest.mark.parametrize(("module", "function", "inputs"), TABLE, ids=[row[0].__name__ for row in TABLE])
 

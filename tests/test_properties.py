@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from losses import LOSSES, Loss
 from torch import Tensor
 from torch.testing import assert_close
 
 import pycl.functional as F
 from pycl import Pairs, Points, pair_stats, pair_sum
+from pycl.testing.table import LOSSES, LossRow
 
 pytestmark = pytest.mark.float64  # laws hold to the last digits
 
@@ -22,12 +22,12 @@ SETS = st.integers(0, 31).map(Pairs)
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}  # everything here runs in float64
 
 
-def make(loss: Loss, size: tuple[int, int, int], seed: int) -> list[Tensor]:
+def make(loss: LossRow, size: tuple[int, int, int], seed: int) -> list[Tensor]:
     torch.manual_seed(seed)
     return loss.make(min(size[0], loss.n_views[1]), *size[1:])
 
 
-def value(loss: Loss, inputs: list[Tensor], backend: str) -> Tensor:
+def value(loss: LossRow, inputs: list[Tensor], backend: str) -> Tensor:
     return loss(inputs, loss.scalars, backend=backend)
 
 
@@ -42,7 +42,7 @@ def instances(x: Tensor, order: Tensor) -> Tensor:
 
 @having("instances")
 @given(size=SIZES, seed=SEEDS)
-def test_order_of_instances(loss: Loss, backend: str, size: tuple[int, int, int], seed: int) -> None:
+def test_order_of_instances(loss: LossRow, backend: str, size: tuple[int, int, int], seed: int) -> None:
     inputs = make(loss, size, seed)
     order = torch.randperm(size[1])
     assert_close(value(loss, [instances(x, order) for x in inputs], backend), value(loss, inputs, backend), **CLOSE)
@@ -50,7 +50,7 @@ def test_order_of_instances(loss: Loss, backend: str, size: tuple[int, int, int]
 
 @having("rotation")
 @given(size=SIZES, seed=SEEDS)
-def test_rotation(loss: Loss, backend: str, size: tuple[int, int, int], seed: int) -> None:
+def test_rotation(loss: LossRow, backend: str, size: tuple[int, int, int], seed: int) -> None:
     inputs = make(loss, size, seed)
     rotation = torch.linalg.qr(torch.randn(size[2], size[2], dtype=torch.float64)).Q
     turned = [x @ rotation if x.is_floating_point() else x for x in inputs]
@@ -59,7 +59,7 @@ def test_rotation(loss: Loss, backend: str, size: tuple[int, int, int], seed: in
 
 @having("views")
 @given(size=SIZES, seed=SEEDS)
-def test_order_of_views(loss: Loss, backend: str, size: tuple[int, int, int], seed: int) -> None:
+def test_order_of_views(loss: LossRow, backend: str, size: tuple[int, int, int], seed: int) -> None:
     views, *rest = make(loss, size, seed)
     shuffled = views[torch.randperm(len(views))]
     assert_close(value(loss, [shuffled, *rest], backend), value(loss, [views, *rest], backend), **CLOSE)
@@ -67,7 +67,7 @@ def test_order_of_views(loss: Loss, backend: str, size: tuple[int, int, int], se
 
 @having("views_of_each")
 @given(size=SIZES, seed=SEEDS)
-def test_order_of_views_of_each_instance(loss: Loss, backend: str, size: tuple[int, int, int], seed: int) -> None:
+def test_order_of_views_of_each_instance(loss: LossRow, backend: str, size: tuple[int, int, int], seed: int) -> None:
     views, *rest = make(loss, size, seed)
     order = torch.rand(views.shape[:2]).argsort(0).unsqueeze(-1).expand_as(views)
     assert_close(value(loss, [views.gather(0, order), *rest], backend), value(loss, [views, *rest], backend), **CLOSE)
@@ -106,7 +106,7 @@ def test_names_of_classes(backend: str, size: tuple[int, int, int], seed: int, l
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-def test_strides_do_not_matter(loss: Loss, backend: str) -> None:
+def test_strides_do_not_matter(loss: LossRow, backend: str) -> None:
     inputs = make(loss, (3, 9, 6), 0)
 
     def run(change: object) -> list[Tensor]:

@@ -9,38 +9,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pycl import functional as F
+from pycl import functional
 from pycl.distributed.ranks import Ring
 from pycl.testing import Equivalence, compare
-
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "nt_xent": lambda z, y, **group: F.nt_xent(z, **group),
-    "pairwise_nt_xent": lambda z, y, **group: F.pairwise_nt_xent(z, **group),
-    "info_nce": lambda z, y, **group: F.info_nce(z[0], z[1], **group),
-    "info_nce symmetric": lambda z, y, **group: F.info_nce(z[0], z[1], symmetric=True, **group),
-    "info_nce negatives": lambda z, y, **group: F.info_nce(z[0], z[1], z[2], **group),
-    "clip": lambda z, y, **group: F.clip(z[0], z[1], 0.5, **group),
-    "siglip": lambda z, y, **group: F.siglip(z[0], z[1], 0.5, -1.0, **group),
-    "dcl": lambda z, y, **group: F.dcl(z[:2], **group),
-    "dclw": lambda z, y, **group: F.dclw(z[:2], **group),
-    "dhel": lambda z, y, **group: F.dhel(z[:2], **group),
-    "mv_dhel": lambda z, y, **group: F.mv_dhel(z, **group),
-    "mv_info_nce": lambda z, y, **group: F.mv_info_nce(z, **group),
-    "poly_view": lambda z, y, **group: F.poly_view(z, **group),
-    "sup_con": lambda z, y, **group: F.sup_con(z, y, **group),
-    "alignment": lambda z, y, **group: F.alignment(z[0], z[1], **group),
-    "uniformity": lambda z, y, **group: F.uniformity(z[0], normalize=True, **group),
-    "swav": lambda z, y, **group: F.swav(z, prototypes(z), normalize=True, **group),
-}
+from pycl.testing.table import LOSSES
 
 
 def prototypes(z: Tensor) -> Tensor:
     return nn.functional.normalize(torch.cos(torch.arange(5.0 * z.shape[-1])).view(5, -1), dim=1).to(z)
+
+
+def swav(views: Tensor, labels: Tensor, **options: Any) -> Tensor:
+    return functional.swav(views, prototypes(views), normalize=True, **options)
+
+
+CALLS: dict[str, Callable[..., Tensor]] = {name: row.of_views for name, row in LOSSES.items()} | {"swav": swav}
 
 
 def equivalence(loss: Callable[..., Tensor], views: Tensor, labels: Tensor, mine: slice, group: object) -> Equivalence:
@@ -71,15 +60,15 @@ def main() -> int:
     mine = slice(64 * rank, 64 * rank + 64 if rank + 1 < world else n)
     world_group, failed = dist.group.WORLD, 0
     assert world_group is not None
-    for name, loss in LOSSES.items():
+    for name, loss in CALLS.items():
         for transport, group in (("gather", world_group), ("ring", Ring(world_group))):
             found = equivalence(loss, views, labels, mine, group)
             good = max(abs(found.value - 1), found.error) <= tolerance
             failed += not good
             if rank == 0:
-                print(f"{'ok  ' if good else 'FAIL'} {name:20} {transport:8} {found}", flush=True)
+                print(f"{'ok  ' if good else 'FAIL'} {name:22} {transport:8} {found}", flush=True)
     if rank == 0:
-        print(f"{world} ranks on {device}: {len(LOSSES)} losses in both transports, {failed} failed")
+        print(f"{world} ranks on {device}: {len(CALLS)} losses in both transports, {failed} failed")
     dist.destroy_process_group()
     return failed
 

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The formula of every loss, straight from its paper, with the whole matrix in plain torch.
+
+A formula has the name and the options of its function in :mod:`pycl.functional`, shares no code with it and returns the
+terms of ``reduction="none"``. It runs in the dtype of its inputs: in float64 it is the truth, in a narrower one it
+shows what rounding does to plain torch. An empty negative set counts as 0.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, logsigmoid
+
+Number: TypeAlias = float | Tensor
+
+
+def unit(x: Tensor) -> Tensor:
+    norm: Tensor = x.norm(dim=-1, keepdim=True)
+    return x / norm.clamp_min(1e-12)
+
+
+def log_sum(logits: Tensor, allowed: Tensor) -> Tensor:
+    """log sum exp over the allowed entries of each row; 0 where there is none."""
+    empty = ~allowed.any(-1, keepdim=True)
+    return logits.masked_fill(~allowed & ~empty, -torch.inf).logsumexp(-1).masked_fill(empty.squeeze(-1), 0)
+
+
+def others(n: int, like: Tensor) -> Tensor:
+    """All pairs but those of a point with itself, bool [n, n]."""
+    return ~torch.eye(n, dtype=torch.bool, device=like.device)
+
+
+def diagonal(logits: Tensor) -> Tensor:
+    """The class of every row when candidate i is the positive of anchor i."""
+    return torch.arange(len(logits), device=logits.device)
+
+
+def nt_xent(views: Tensor, temperature: Number) -> Tensor:
+    n_views, n, _ = views.shape
+    z = unit(views.flatten(0, 1))
+    s = z @ z.T / temperature
+    free, instance = others(len(z), z), torch.arange(n, device=z.device).repeat(n_views)
+    positive = (instance[:, None] == instance) & free
+    mean_positive = torch.where(positive, s, 0).sum(1) / positive.sum(1)
+    return (log_sum(s, free) - mean_positive).view(n_views, n)
+
+
+def pairwise_nt_xent(views: Tensor, temperature: Number) -> Tensor:
+    terms = [torch.zeros_like(view[:, 0]) for view in views]
+    for a, b in combinations(range(len(views)), 2):
+        of_pair = nt_xent(torch.stack([views[a], views[b]]), temperature)
+        terms[a], terms[b] = terms[a] + of_pair[0], terms[b] + of_pair[1]
+    return torch.stack(terms) / (len(views) - 1)
+
+
+def info_nce(
+    query: Tensor, key: Tensor, negatives: Tensor | None = None, *, temperature: Number, symmetric: bool = False
+) -> Tensor:
+    q, k = unit(query), unit(key)
+    if negatives is not None:  # shared by all queries: the positive is the first class
+        s = torch.cat([(q * k).sum(1, keepdim=True), q @ unit(negatives).T], 1) / temperature
+        return cross_entropy(s, torch.zeros_like(diagonal(s)), reduction="none")
+    s = q @ k.T / temperature
+    terms = cross_entropy(s, diagonal(s), reduction="none")
+    return (terms + cross_entropy(s.T, diagonal(s), reduction="none")) / 2 if symmetric else terms
+
+
+def clip(image: Tensor, text: Tensor, logit_scale: Number, logit_bias: Number = 0.0) -> Tensor:
+    s = logit_scale * image @ text.T + logit_bias
+    return (cross_entropy(s, diagonal(s), reduction="none") + cross_entropy(s.T, diagonal(s), reduction="none")) / 2
+
+
+def siglip(image: Tensor, text: Tensor, logit_scale: Number, logit_bias: Number) -> Tensor:
+    s = logit_scale * image @ text.T + logit_bias
+    return -logsigmoid(s * (2 * torch.eye(len(s), dtype=s.dtype, device=s.device) - 1)).sum(1)
+
+
+def dcl(views: Tensor, temperature: Number) -> Tensor:
+    return _decoupled(views, temperature, 1.0)
+
+
+def dclw(views: Tensor, temperature: Number, sigma: float) -> Tensor:
+    u, v = unit(views)
+    return _decoupled(views, temperature, 2 - len(u) * ((u * v).sum(1) / sigma).softmax(0).detach())
+
+
+def _decoupled(views: Tensor, temperature: Number, weight: Number) -> Tensor:
+    u, v = unit(views)
+    free = others(len(u), u).repeat(1, 2)
+    energy = [log_sum(torch.cat([a @ a.T, a @ b.T], 1) / temperature, free) for a, b in ((u, v), (v, u))]
+    return torch.stack(energy) - weight * (u * v).sum(1) / temperature
+
+
+def dhel(views: Tensor, temperature: Number) -> Tensor:
+    u, v = unit(views)
+    free = others(len(u), u)
+    return log_sum(u @ u.T / temperature, free) + log_sum(v @ v.T / temperature, free) - (u * v).sum(1) / temperature
+
+
+def mv_dhel(views: Tensor, temperature: Number) -> Tensor:
+    u = unit(views)
+    free = others(u.shape[1], u)
+    aligned = torch.stack([(a * b).sum(1) / temperature for a, b in combinations(u, 2)])
+    return torch.stack([log_sum(w @ w.T / temperature, free) for w in u]).sum(0) - aligned.logsumexp(0)
+
+
+def mv_info_nce(views: Tensor, temperature: Number, denominator: str = "all") -> Tensor:
+    u = unit(views)
+    free = others(u.shape[1], u)
+    top, bottom, allowed = [], [], []
+    for a, anchors in enumerate(u):
+        for b, candidates in enumerate(u):
+            if a != b:
+                top.append((anchors * candidates).sum(1) / temperature)
+            elif denominator == "cross_view":
+                continue
+            bottom.append(anchors @ candidates.T / temperature)
+            allowed.append(torch.ones_like(free) if a != b else free)
+    return log_sum(torch.cat(bottom, 1), torch.cat(allowed, 1)) - torch.stack(top).logsumexp(0)
+
+
+def poly_view(views: Tensor, temperature: Number, mean: str = "geometric") -> Tensor:
+    u = unit(views)
+    n_views, n, _ = u.shape
+    free = others(n, u)
+    allowed = torch.cat([torch.ones_like(free[:, :1]), free.repeat(1, n_views)], 1)
+    terms = []
+    for a, anchors in enumerate(u):
+        negatives = torch.cat([anchors @ w.T for w in u], 1) / temperature
+        positives = [(anchors * u[b]).sum(1, keepdim=True) / temperature for b in range(n_views) if b != a]
+        losses = torch.stack([log_sum(torch.cat([p, negatives], 1), allowed) - p.squeeze(1) for p in positives])
+        arithmetic = math.log(n_views - 1) - losses.neg().logsumexp(0)
+        terms.append(arithmetic if mean == "arithmetic" else losses.mean(0))
+    return torch.stack(terms)
+
+
+def sup_con(views: Tensor, labels: Tensor, temperature: Number, form: str = "out") -> Tensor:
+    n_views, n, _ = views.shape
+    z, y = unit(views.flatten(0, 1)), labels.repeat(n_views)
+    s, free = z @ z.T / temperature, others(len(z), z)
+    positive = (y[:, None] == y) & free
+    count = positive.sum(1)
+    if form == "in":
+        of_positives = log_sum(s, positive) - count.clamp(min=1).to(s.dtype).log()
+    else:
+        of_positives = torch.where(positive, s, 0).sum(1) / count.clamp(min=1)
+    return (log_sum(s, free) - of_positives).masked_fill(count == 0, 0).view(n_views, n)
+
+
+def alignment(x: Tensor, y: Tensor) -> Tensor:
+    return ((x - y) ** 2).sum(1)
+
+
+def uniformity(x: Tensor, t: Number) -> Tensor:
+    if len(x) == 1:
+        return 0 * t * x.sum()
+    distance = ((x[:, None] - x) ** 2).sum(-1)
+    return (-t * distance[others(len(x), x)]).logsumexp(0) - math.log(len(x) * (len(x) - 1))

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of losses: one row says what the tests, the benchmarks and the documentation need to know about a loss.
+
+``LOSSES[name]`` has the function, its formula with the whole matrix (:mod:`pycl.testing.formulas`), its module, and how
+a batch of views becomes its inputs. Adding a loss is a function, a formula and a row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pycl import functional as F
+from pycl.testing import formulas
+from pycl.testing.formulas import unit
+
+
+@dataclass(frozen=True)
+class LossRow:
+    """A loss, or one form of it.
+
+    Attributes:
+        name: unique in the table.
+        function: called as ``function(*inputs, **scalars, **options, reduction=...)``.
+        formula: called as ``formula(*inputs, **scalars, **options)``; returns the terms.
+        inputs_of: from views [V, N, d] and labels [N] to the inputs.
+        module: name of the class in :mod:`pycl.modules`, in the row of the form that is its default.
+        scalars: numbers that may be tensors with a gradient, and a value for each.
+        options: arguments that choose the form.
+        steepness: by what the scalars multiply a similarity at most; rounding of a logit grows with it.
+        n_views: the smallest and the largest V.
+        invariants: what leaves the loss as it is: ``rotation`` of all embeddings, a permutation of the ``instances``,
+            of the ``views``, or of the ``views_of_each`` instance on its own.
+        reducible: takes ``reduction``.
+        cosine: normalises inside, so that the length of an embedding does not matter.
+        engine: runs on the engine, and takes ``backend``.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    formula: Callable[..., Tensor]
+    inputs_of: Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+    module: str | None = None
+    scalars: Mapping[str, float] = field(default_factory=lambda: {"temperature": 0.2})
+    options: Mapping[str, Any] = field(default_factory=dict)
+    steepness: Callable[[Mapping[str, float]], float] = lambda scalars: max(1 / value for value in scalars.values())
+    n_views: tuple[int, int] = (2, 64)
+    invariants: frozenset[str] = frozenset()
+    reducible: bool = True
+    cosine: bool = True
+    engine: bool = True
+
+    def __call__(self, inputs: list[Tensor], scalars: Mapping[str, Any], **options: Any) -> Tensor:
+        if not self.reducible:
+            options.pop("reduction", None)
+        if not self.engine:
+            options.pop("backend", None)
+        return self.function(*inputs, **scalars, **self.options, **options)
+
+    def of_views(self, views: Tensor, labels: Tensor | None = None, **options: Any) -> Tensor:
+        """The loss of views [V, N, d]; without labels two neighbours have one."""
+        if labels is None:
+            labels = torch.arange(views.shape[1], device=views.device) // 2
+        return self([*self.inputs_of(views, labels)], self.scalars, **options)
+
+    def terms(self, inputs: list[Tensor], scalars: Mapping[str, Any]) -> Tensor:
+        return self.formula(*inputs, **scalars, **self.options)
+
+    def make(self, n_views: int, n: int, d: int) -> list[Tensor]:
+        """Inputs in float64, from torch's global generator."""
+        return [*self.inputs_of(make_views(n_views, n, d), torch.randint(0, max(1, n // 3), (n,)))]
+
+    def takes(self, n_views: int) -> bool:
+        return self.n_views[0] <= n_views <= self.n_views[1]
+
+
+def make_views(n_views: int, n: int, d: int) -> Tensor:
+    """V noisy views of N random points, float64 [V, N, d]."""
+    centres = torch.randn(n, d, dtype=torch.float64)
+    return centres + 0.5 * torch.randn(n_views, n, d, dtype=torch.float64)
+
+
+def _views(views: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    return (views,)
+
+
+def _labelled(views: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    return views, labels
+
+
+def _pair(views: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    return views[0], views[1]
+
+
+def _unit_pair(views: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    return unit(views[0]), unit(views[1])
+
+
+def _unit_points(views: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    return (unit(views[0]),)
+
+
+def _with_negatives(views: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    """Embeddings with their features in reverse are nobody's keys."""
+    return views[0], views[1], views.flip(-1).flatten(0, 1)
+
+
+SYMMETRIC = frozenset({"rotation", "instances", "views", "views_of_each"})
+SOME = SYMMETRIC - {"views_of_each"}
+PAIRED = frozenset({"rotation", "instances"})
+TWO = (2, 2)
+SIMILARITIES: dict[str, Any] = {  # of unit vectors, with a scale and a bias that the model owns
+    "scalars": {"logit_scale": 10.0, "logit_bias": -3.0},
+    "steepness": lambda scalars: scalars["logit_scale"],
+    "n_views": TWO,
+    "invariants": PAIRED,
+    "cosine": False,
+}
+_ROWS = (
+    LossRow("nt_xent", F.nt_xent, formulas.nt_xent, _views, "NTXentLoss", invariants=SYMMETRIC),
+    LossRow("pairwise_nt_xent", F.pairwise_nt_xent, formulas.pairwise_nt_xent, _views, invariants=SOME),
+    LossRow("info_nce", F.info_nce, formulas.info_nce, _pair, "InfoNCELoss", n_views=TWO, invariants=PAIRED),
+    LossRow(
+        "info_nce_symmetric",
+        F.info_nce,
+        formulas.info_nce,
+        _pair,
+        options={"symmetric": True},
+        n_views=TWO,
+        invariants=PAIRED,
+    ),
+    LossRow("info_nce_shared", F.info_nce, formulas.info_nce, _with_negatives, n_views=TWO),
+    LossRow("clip", F.clip, formulas.clip, _unit_pair, "CLIPLoss", **SIMILARITIES),
+    LossRow("siglip", F.siglip, formulas.siglip, _unit_pair, "SigLIPLoss", **SIMILARITIES),
+    LossRow("dcl", F.dcl, formulas.dcl, _views, "DCLLoss", n_views=TWO, invariants=SYMMETRIC),
+    LossRow("dclw", F.dclw, formulas.dclw, _views, "DCLWLoss", options={"sigma": 0.5}, n_views=TWO, invariants=SOME),
+    LossRow("dhel", F.dhel, formulas.dhel, _views, "DHELLoss", n_views=TWO, invariants=SOME),
+    LossRow("mv_dhel", F.mv_dhel, formulas.mv_dhel, _views, "MVDHELLoss", invariants=SOME),
+    LossRow("mv_info_nce", F.mv_info_nce, formulas.mv_info_nce, _views, "MVInfoNCELoss", invariants=SYMMETRIC),
+    LossRow(
+        "mv_info_nce_cross",
+        F.mv_info_nce,
+        formulas.mv_info_nce,
+        _views,
+        options={"denominator": "cross_view"},
+        invariants=SOME,
+    ),
+    LossRow("poly_view", F.poly_view, formulas.poly_view, _views, "PolyViewLoss", invariants=SYMMETRIC),
+    LossRow(
+        "poly_view_arithmetic",
+        F.poly_view,
+        formulas.poly_view,
+        _views,
+        options={"mean": "arithmetic"},
+        invariants=SYMMETRIC,
+    ),
+    LossRow("sup_con", F.sup_con, formulas.sup_con, _labelled, "SupConLoss", n_views=(1, 64), invariants=SYMMETRIC),
+    LossRow(
+        "sup_con_in",
+        F.sup_con,
+        formulas.sup_con,
+        _labelled,
+        options={"form": "in"},
+        n_views=(1, 64),
+        invariants=SYMMETRIC,
+    ),
+    LossRow(
+        "alignment",
+        F.alignment,
+        formulas.alignment,
+        _unit_pair,
+        scalars={},
+        steepness=lambda scalars: 1.0,
+        n_views=TWO,
+        invariants=PAIRED,
+        cosine=False,
+        engine=False,
+    ),
+    LossRow(
+        "uniformity",
+        F.uniformity,
+        formulas.uniformity,
+        _unit_points,
+        scalars={"t": 2.0},
+        steepness=lambda scalars: 1.0,
+        n_views=TWO,
+        invariants=PAIRED,
+        reducible=False,
+        cosine=False,
+    ),
+)
+LOSSES = {row.name: row for row in _ROWS}
