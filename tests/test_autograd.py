@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from torch.testing import assert_close
 import pycl
 import pycl.functional as F
 from pycl import Pairs, Points, pair_stats, pair_sum
+from pycl.backends import registry
 from pycl.core.problem import Gradients, Needs, Problem
 from pycl.testing.table import LOSSES
 
@@ -66,7 +66,7 @@ def test_import_leaves_the_compiler_alone() -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120, env=environment).returncode == 0
     marked = vars(torch.compiler.assume_constant_result(lambda: None))
-    assert marked.items() <= vars(pycl.backends.choose).items()
+    assert marked.items() <= vars(registry.choose).items()
     assert marked
 
 
@@ -196,7 +196,7 @@ def test_second_derivatives_are_refused(what: str, wanted: tuple[str, ...], back
 
 @pytest.mark.parametrize("wanted", LEAVES)
 def test_only_what_is_wanted_is_computed(wanted: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module(f"pycl.{backend}")
+    module = registry.load(backend)
     seen: list[tuple[Needs, Gradients]] = []
     for name in ("pair_stats_backward", "pair_sum_backward"):
         original = getattr(module, name)

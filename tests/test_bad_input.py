@@ -12,6 +12,7 @@ import torch
 import pycl
 import pycl.functional as F
 from pycl.backends import registry as backends
+from pycl.modules.base import Loss
 from pycl.testing.table import LOSSES, LossRow
 
 ON_VIEWS = {
@@ -31,7 +32,7 @@ ON_PAIRS = {
     "siglip": lambda x, y, **options: F.siglip(x, y, 10.0, -10.0, **options),
     "alignment": F.alignment,
 }
-MODULES = [getattr(pycl, name) for name in pycl.modules.__all__]
+MODULES = [module for name in pycl.modules.__all__ if issubclass(module := getattr(pycl, name), Loss)]
 views_losses = pytest.mark.parametrize("loss", ON_VIEWS.values(), ids=ON_VIEWS)
 pair_losses = pytest.mark.parametrize("loss", ON_PAIRS.values(), ids=ON_PAIRS)
 with_temperature = pytest.mark.parametrize(

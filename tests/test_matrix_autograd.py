@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch.testing import assert_close
 
 import pycl.functional as F
 from pycl import Pairs, Points, pair_logits, pair_top
+from pycl.backends import registry
 from pycl.backends.registry import why_not
 from pycl.core.problem import Gradients, Needs
 
@@ -68,7 +68,7 @@ def test_second_derivatives_are_refused(wanted: tuple[str, ...], backend: str) -
 
 @pytest.mark.parametrize("wanted", LEAVES)
 def test_only_what_is_wanted_is_computed(wanted: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module(f"pycl.{backend}")
+    module = registry.load(backend)
     seen: list[tuple[Needs, Gradients]] = []
     original = module.pair_logits_backward
 

@@ -73,7 +73,7 @@ def _let_tensors_in() -> None:
     # a product of halves with a float32 result exists on GPUs alone
     replace(backward, "_product", _product)
     # would find that nothing was computed
-    replace(sys.modules["pycl.functional.sinkhorn"], "check_finite", lambda *_: None)
+    replace(sys.modules["pycl.functional.sinkhorn"], "check_finite", lambda *_, **__: None)
 
 
 def _product(a: torch.Tensor, b: torch.Tensor, into: torch.Tensor | None = None, add: bool = False) -> torch.Tensor:
