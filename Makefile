@@ -35,8 +35,8 @@ test-cpus: $(VENV)/installed
 # whose file descriptors pytest leaves alone: what is found ends it, and is written there.
 SANITIZED := build/sanitize
 SANITIZE = -fsanitize=address,undefined
-SANITIZE_TESTS = $(wildcard tests/test_cpu*.py) \
-                 $(patsubst %,tests/test_%.py,engine cross_entropy sinkhorn sinkhorn_cpu)
+SANITIZE_TESTS = $(wildcard tests/backends/test_cpu*.py) tests/engine/test_engine.py tests/engine/test_cross_entropy.py \
+                 tests/sinkhorn/test_sinkhorn.py tests/sinkhorn/test_sinkhorn_cpu.py
 
 sanitize: $(SANITIZED)/installed
 	LD_PRELOAD="$$(ldd $(SANITIZED)/site/pycl/_C*.so | grep -oE '/\S+lib(asan|ubsan|stdc\+\+)\S+' | tr '\n' ' ')" \
@@ -107,8 +107,8 @@ gpu-check:
 
 gpu-test: $(GPU_SITE)/installed
 	$(GPU_PYTHON) -m pycl.doctor
-	$(GPU_PYTHON) -m pytest tests/test_triton_gpu.py tests/test_cuda_gpu.py $(TEST_ARGS)
-	PYCL_TEST_DEVICE=cuda $(GPU_PYTHON) -m pytest tests/test_losses.py $(TEST_ARGS)
+	$(GPU_PYTHON) -m pytest tests/backends/test_triton_gpu.py tests/backends/test_cuda_gpu.py $(TEST_ARGS)
+	PYCL_TEST_DEVICE=cuda $(GPU_PYTHON) -m pytest tests/losses/test_losses.py $(TEST_ARGS)
 
 # a refused row fails the target, but only after the README shows it
 gpu-bench: $(GPU_SITE)/installed

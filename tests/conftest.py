@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import interpreter
 import pytest
 import torch
+from helpers import interpreter
+from helpers.selection import left_out
 from hypothesis import settings
-from selection import left_out
 
 interpreter.use()
 
@@ -47,7 +47,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         dtype = torch.float64 if metafunc.definition.get_closest_marker("float64") else torch.float32
         metafunc.parametrize("backend", installed(DEVICE, dtype))
     if "isa" in metafunc.fixturenames:
-        from cpu_settings import ISAS
+        from helpers.cpu_settings import ISAS
 
         metafunc.parametrize("isa", ISAS, indirect=True)
     if "sinkhorn_backend" in metafunc.fixturenames:
@@ -114,7 +114,7 @@ def backends() -> list[str]:
 @pytest.fixture
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set of the CPU kernels in turn."""
-    from cpu_settings import instruction_set
+    from helpers.cpu_settings import instruction_set
 
     with instruction_set(request.param):
         yield request.param

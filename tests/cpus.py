@@ -44,7 +44,7 @@ TESTS = [
 # A kernel that the CPU lacks an instruction for ends its process.
 PROBE = """
 import numpy, threadpoolctl, torch
-from pycl import cpu
+from pycl.backends import cpu
 assert numpy.ones((99, 99), "f").dot(numpy.ones((99, 99), "f")).sum() == torch.ones(99, 99).mm(torch.ones(99, 99)).sum()
 print(*(lib["architecture"] for lib in threadpoolctl.threadpool_info() if lib["internal_api"] == "openblas"), cpu.ISA)
 """
@@ -64,7 +64,7 @@ def kernels(variables: dict[str, str]) -> str:
 def main(options: list[str]) -> int:
     """1 where a test failed."""
     own, failed = kernels({}), False
-    tests = [f"tests/test_{name}.py" for name in TESTS]
+    tests = [str(path) for name in TESTS for path in (ROOT / "tests").glob(f"*/test_{name}.py")]
     for name, variables in CPUS.items():
         wanted = f"{variables['OPENBLAS_CORETYPE']} {variables['PYCL_CPU_ISA']}"
         if wanted == own:

@@ -31,7 +31,7 @@ TESTS = [
 ]  # fmt: skip
 FACTS = """
 import json, platform, numpy, torch
-from pycl import cpu
+from pycl.backends import cpu
 print(json.dumps([platform.python_version(), torch.__version__, numpy.__version__, cpu.ISA]))
 """
 COLUMNS = "Python | torch | NumPy | pybind11 | compiler | instruction set | passed | failed | skipped"
@@ -95,7 +95,7 @@ def row(python: str, log: Path, options: Sequence[str]) -> tuple[list[str], bool
     pybind = re.findall(r"Found pybind11:.*found version \"([\d.]+)\"", built) or ["the one before"]
     of_build = {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "PYCL_TEST_REQUIRE": "cpu"}
     facts = json.loads(run(log, python, "-c", FACTS, **of_build).splitlines()[-1])
-    files = [f"tests/test_{name}.py" for name in TESTS]
+    files = [str(path) for name in TESTS for path in (ROOT / "tests").glob(f"*/test_{name}.py")]
     try:
         said, passed = run(log, python, "-m", "pytest", "-k", "not triton", *options, *files, **of_build), True
     except Failure as failure:

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(argv)
     processes.end_all_with_this()
     start = time.monotonic()
-    if not (ROOT / "tests" / "dense.py").exists():
+    if not (ROOT / "tests" / "helpers" / "dense.py").exists():
         print(f"gpu-first: {ROOT} is no checkout of the project: its tests have the references", file=sys.stderr)
         return 2
     place = Place(asked.pack.resolve(), asked.work.resolve(), asked.dry_run)

@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from dense import POS_OTHER, POS_SAME, check, make
+from helpers.dense import POS_OTHER, POS_SAME, check, make
 from torch import Tensor
 
 import pycl

@@ -17,7 +17,7 @@ from .smoke import IN_CUDA, NAMES
 SECONDS = 3600.0
 SOURCES = (
     *("pycl/**/*.py", "triton_kernels/*.py", "bench/**/*.py", "tests/null_gpu/*"),
-    *(f"tests/{name}.py" for name in ("conftest", "dense", "oracle", "test_triton_gpu")),
+    *("tests/conftest.py", "tests/helpers/*.py", "tests/backends/test_triton_gpu.py"),
 )
 USED = "PYCL_NULL_GPU_USED"  # null_gpu.cache
 
@@ -34,7 +34,7 @@ class Job(NamedTuple):
 
 _SMOKE = tuple(name for name in NAMES if not name.startswith(IN_CUDA))
 _BENCH = ("--suite", "gpu", "--baselines", "peers", "--repeats", "1", "--budget", "100000")
-_TESTS = ("tests/test_triton_gpu.py", "-q", "-p", "no:cacheprovider", "--tb=line")
+_TESTS = ("tests/backends/test_triton_gpu.py", "-q", "-p", "no:cacheprovider", "--tb=line")
 # the longest first
 JOBS = (
     Job("tests", "default", "pytest", _TESTS),

@@ -40,9 +40,9 @@ STAGES = (
     _bench("headline", 0.40, (*HEADLINE, *SINKHORN), "eager"),
     _bench("compile", 0.54, COMPILED, "compile", on_null=False),
     _bench("peers", 0.74, PEERS, "peers"),
-    Stage("gpu-tests", 0.85, False, "pytest", ("tests/test_triton_gpu.py",)),
-    Stage("cuda-tests", 0.88, False, "pytest", ("tests/test_cuda_gpu.py",), on_null=False),
-    Stage("loss-tests", 0.98, False, "pytest", ("tests/test_losses.py", "-k", "triton"), on_null=False),
+    Stage("gpu-tests", 0.85, False, "pytest", ("tests/backends/test_triton_gpu.py",)),
+    Stage("cuda-tests", 0.88, False, "pytest", ("tests/backends/test_cuda_gpu.py",), on_null=False),
+    Stage("loss-tests", 0.98, False, "pytest", ("tests/losses/test_losses.py", "-k", "triton"), on_null=False),
 )
 
 

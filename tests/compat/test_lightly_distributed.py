@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.spawn import on_ranks
 from parity import Case, assert_same, measure, peer
-from ranks import on_ranks
 from test_lightly import MODULE, embeddings, lopsided, loss_of, ours, pair, scores, swav
 from torch import Tensor
 from torch.nn.functional import normalize

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.spawn import on_ranks
 from parity import embeddings, peer
-from ranks import on_ranks
 from test_open_clip import MODULE, features, library, nothing_falls_back, ours, scalar
 from torch import Tensor, nn
 

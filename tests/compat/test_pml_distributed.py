@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.spawn import on_ranks
 from parity import embeddings, peer
-from ranks import on_ranks
 from torch import Tensor
 
 from pycl.compat import FallbackWarning

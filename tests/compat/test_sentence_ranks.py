@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.spawn import on_ranks
 from parity import peer
-from ranks import on_ranks
 from sentence_cases import ALL, HARDNESS, columns, guided, guided_columns, ranking
 from torch import Tensor
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.spawn import on_ranks
 from parity import Largest, assert_same, embeddings, golden, measure, peer
-from ranks import on_ranks
 from sentence_cases import ALL, CASES, Encoder, Guide, columns, guided, guided_columns, ranking
 from torch import Tensor, nn
 

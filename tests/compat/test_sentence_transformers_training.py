@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from example import check_picture, imported, one_thread
+from helpers.example_runner import check_picture, imported, one_thread
 from parity import peer
 from sentence_cases import ALL, tiny_encoder
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.spawn import on_ranks
 from parity import Case, assert_same, embeddings, golden, measure, peer
-from ranks import on_ranks
 from torch import Tensor
 
 from pycl.compat import solo as ours

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.spawn import on_ranks
 from parity import declare_torchvision, embeddings, peer
-from ranks import on_ranks
 from torch import Tensor
 
 declare_torchvision()

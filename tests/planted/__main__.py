@@ -65,6 +65,11 @@ def plant(fault: Fault, sound: Path, tree: Path) -> None:
         link(tree)
 
 
+def files_of(fault: Fault, tree: Path) -> list[str]:
+    """The test modules that have to notice."""
+    return [str(path) for name in fault.tests.split() for path in (tree / "tests").glob(f"*/{name}.py")]
+
+
 def run_tests(tree: Path, *arguments: str) -> tuple[int, str]:
     """The exit status of pytest, 1 where tests fail, and its output."""
     command = [*PYTEST, *arguments]
@@ -79,7 +84,7 @@ def who_notices(fault: Fault, sound: Path, tree: Path) -> str | None:
     """The test that does, after a line of the table."""
     start = time.monotonic()
     plant(fault, sound, tree)
-    status, said = run_tests(tree, "-x", *(f"tests/{name}.py" for name in fault.tests.split()))
+    status, said = run_tests(tree, "-x", *files_of(fault, tree))
     shutil.rmtree(tree)
     failed = re.search(r"^FAILED (\S.*?)(?: - .*)?$", said, re.MULTILINE)
     found = failed[1] if status == 1 and failed else None
