@@ -35,7 +35,7 @@ OBJECTS |= {"amx_emulated": "cpu/isa_amx.cpp"}
 
 def copy_sources(to: Path) -> Path:
     for part in PARTS:
-        shutil.copytree(ROOT / part, to / part, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+        shutil.copytree(ROOT / part, to / part, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     shutil.copy(ROOT / "pyproject.toml", to)
     return to
 
@@ -57,7 +57,7 @@ def link(tree: Path) -> None:
 
 
 def plant(fault: Fault, sound: Path, tree: Path) -> None:
-    shutil.copytree(sound, tree)
+    shutil.copytree(sound, tree, symlinks=True)
     path = tree / fault.file
     path.write_text(path.read_text().replace(fault.old, fault.new))
     if changed := {"csrc/cpu": "generic", "csrc": "bindings"}.get(str(Path(fault.file).parent)):
