@@ -81,15 +81,15 @@ inline Gradients gradients(const Problem& problem, const Outputs& out) {
   return {pointer(out[0]), pointer(out[1]), pointer(out[2]), pointer(out[3]), pointer(out[4])};
 }
 
-inline Transport transport(const MatrixTuple& scores, double epsilon, Address sample_target) {
-  const Transport t{matrix("scores", scores), epsilon, pointer(sample_target)};
+inline SinkhornProblem sinkhorn_problem(const MatrixTuple& scores, double epsilon, Address sample_target) {
+  const SinkhornProblem t{matrix("scores", scores), epsilon, pointer(sample_target)};
   demand(t.scores.col_stride == 1 || t.scores.d == 1, "scores must have a column stride of 1, got ",
          t.scores.col_stride);
   return t;
 }
 
 // Kernels write codes in one of two types.
-inline DType code_dtype(const Transport& t, int code) {
+inline DType code_dtype(const SinkhornProblem& t, int code) {
   const DType dtype = dtype_of("codes", code);
   demand(dtype == t.scores.dtype || dtype == DType::kFloat32, "codes must have the dtype of the scores or float32");
   return dtype;

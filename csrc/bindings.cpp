@@ -37,7 +37,7 @@ struct Free {
 };
 
 // Memory and threads of one call, and the signals that Python gets while it lasts.
-struct Call : Host {
+struct Call : ExecutionContext {
   using Clock = std::chrono::steady_clock;
   // Shorter calls never ask for signals: where other threads hold the interpreter, asking may take 5 ms.
   static constexpr auto kBetweenSignals = std::chrono::milliseconds(200);
@@ -51,18 +51,18 @@ struct Call : Host {
   explicit Call(int n_threads) {
     threads = n_threads;
     owner = this;
-    cancelled = [](const Host& host) {
+    cancelled = [](const ExecutionContext& host) {
       auto* call = static_cast<Call*>(host.owner);
       call->take_signals();
       return call->is_cancelled.load(std::memory_order_relaxed);
     };
-    allocate = [](const Host& host, size_t bytes) {
+    allocate = [](const ExecutionContext& host, size_t bytes) {
       void* p = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
       if (!p) throw std::bad_alloc();
       static_cast<Call*>(host.owner)->blocks.emplace_back(p);
       return p;
     };
-    run = [](const Host&, int tasks, void (*body)(void*, int), void* arg) {
+    run = [](const ExecutionContext&, int tasks, void (*body)(void*, int), void* arg) {
       if (tasks == 1) return body(arg, 0);
       if (!torch_parallel_for) return run_threads(tasks, body, arg);
       struct Range {
@@ -113,30 +113,33 @@ void run_kernel(int threads, Kernel kernel) {
   if (call.error) std::rethrow_exception(call.error);
 }
 
-Side side(const char* name, const MatrixTuple& z, Address ids, Address views, Address bias) {
-  return {matrix(name, z), reinterpret_cast<const int64_t*>(ids), reinterpret_cast<const int64_t*>(views),
+Side side(const char* name, const MatrixTuple& z, Address ids, Address views, int64_t n_views, Address bias) {
+  const Matrix m = matrix(name, z);
+  demand(n_views >= 1 && m.n % n_views == 0, "n_views must divide the points of ", name, ", got ", n_views, " of ",
+         m.n);
+  return {m, reinterpret_cast<const int64_t*>(ids), reinterpret_cast<const int64_t*>(views), m.n / n_views,
           reinterpret_cast<const void*>(bias)};
 }
 
-// Labels: ids and views of the rows, then of the columns; 0 without.
+// Labels: ids and views of the rows, then of the columns; 0 without, and then each side has n_views views.
 PyProblem make_problem(const MatrixTuple& rows, const MatrixTuple& cols, const std::array<Address, 4>& labels,
-                       Address row_bias, Address col_bias, bool symmetric, Address logit_scale, bool scale_per_row,
-                       uint32_t denominator, uint32_t positives, bool has_self, int64_t offset, bool normalize,
-                       bool halves, int threads) {
+                       int64_t n_views, Address row_bias, Address col_bias, bool symmetric, Address logit_scale,
+                       bool scale_per_row, uint32_t pairs, uint32_t positives, bool has_self, int64_t offset,
+                       bool normalize, bool halves, int threads) {
   PyProblem p;
-  p.rows = side("rows", rows, labels[0], labels[1], row_bias);
-  p.cols = side("cols", cols, labels[2], labels[3], col_bias);
+  p.rows = side("rows", rows, labels[0], labels[1], n_views, row_bias);
+  p.cols = side("cols", cols, labels[2], labels[3], n_views, col_bias);
   check_sides(p.rows, p.cols, symmetric);
   p.symmetric = symmetric;
   p.logit_scale = required("logit_scale", logit_scale);
   p.scale_per_row = scale_per_row;
-  p.denominator = pair_set("denominator", denominator);
+  p.pairs = pair_set("pairs", pairs);
   p.positives = pair_set("positives", positives);
   p.has_self = has_self;
   demand(-kLargestOffset <= offset && offset <= kLargestOffset, "offset is out of range: ", offset);
   p.offset = offset;
   p.normalize = normalize;
-  p.kept = nullptr;
+  p.residuals = nullptr;
   p.halves = halves;
   p.threads = thread_count(threads);
   return p;
@@ -165,13 +168,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("is_wide", &is_wide, exact("rows"), exact("m"), exact("cols"), exact("n"));
 
   py::class_<PyProblem>(m, "Problem")
-      .def(py::init(&make_problem), py::kw_only(), exact("rows"), exact("cols"), exact("labels"), exact("row_bias"),
-           exact("col_bias"), exact("symmetric"), exact("logit_scale"), exact("scale_per_row"), exact("denominator"),
-           exact("positives"), exact("has_self"), exact("offset"), exact("normalize"), exact("precision"),
+      .def(py::init(&make_problem), py::kw_only(), exact("rows"), exact("cols"), exact("labels"), exact("n_views"),
+           exact("row_bias"), exact("col_bias"), exact("symmetric"), exact("logit_scale"), exact("scale_per_row"),
+           exact("pairs"), exact("positives"), exact("has_self"), exact("offset"), exact("normalize"), exact("halves"),
            exact("threads"))
-      .def("kept_bytes", [](const PyProblem& p) { return p.kernels().kept_bytes(p, p.threads); })
+      .def("residual_bytes", [](const PyProblem& p) { return p.kernels().residual_bytes(p, p.threads); })
       .def(
-          "keep_at", [](PyProblem& p, Address kept) { p.kept = pointer(kept); }, exact("kept"))
+          "residuals_at", [](PyProblem& p, Address residuals) { p.residuals = pointer(residuals); }, exact("residuals"))
       .def_readwrite("keep_alive", &PyProblem::keep_alive);
 
   const auto unlocked = py::call_guard<py::gil_scoped_release>();
@@ -179,7 +182,7 @@ PYBIND11_MODULE(_C, m) {
       "pair_stats",
       [](const PyProblem& p, Address rows, Address cols) {
         const Stats out{required("rows", rows), pointer(cols)};
-        run_kernel(p.threads, [&](const Host& host) { p.kernels().pair_stats(p, host, out); });
+        run_kernel(p.threads, [&](const ExecutionContext& host) { p.kernels().pair_stats(p, host, out); });
       },
       unlocked, py::arg("problem"), exact("rows"), exact("cols"));
   m.def(
@@ -189,18 +192,18 @@ PYBIND11_MODULE(_C, m) {
         auto gradient = [](const Addresses& d) { return StatsGradient{pointer(d[0]), pointer(d[1]), pointer(d[2])}; };
         const Stats stats{required("rows", rows), pointer(cols)};
         const Gradients wanted = gradients(p, out);
-        run_kernel(p.threads, [&](const Host& host) {
+        run_kernel(p.threads, [&](const ExecutionContext& host) {
           p.kernels().pair_stats_backward(p, host, stats, gradient(d_rows), gradient(d_cols), wanted);
         });
       },
       unlocked, py::arg("problem"), exact("rows"), exact("cols"), exact("d_rows"), exact("d_cols"), exact("out"));
   m.def(
-      "pair_cross_entropy",
+      "pair_cross_entropy_fused",
       [](const PyProblem& p, double lse, double pos_sum, bool both_sides, Address total, const Outputs& out) {
         void* const sum = required("total", total);
         const Gradients wanted = gradients(p, out);
-        run_kernel(p.threads, [&](const Host& host) {
-          p.kernels().pair_cross_entropy(p, host, {lse, pos_sum, both_sides}, sum, wanted);
+        run_kernel(p.threads, [&](const ExecutionContext& host) {
+          p.kernels().pair_cross_entropy_fused(p, host, {lse, pos_sum, both_sides}, sum, wanted);
         });
       },
       unlocked, py::arg("problem"), py::arg("lse"), py::arg("pos_sum"), exact("both_sides"), exact("total"),
@@ -209,15 +212,16 @@ PYBIND11_MODULE(_C, m) {
       "pair_sum",
       [](const PyProblem& p, Address out) {
         void* const sums = required("out", out);
-        run_kernel(p.threads, [&](const Host& host) { p.kernels().pair_sum(p, host, sums); });
+        run_kernel(p.threads, [&](const ExecutionContext& host) { p.kernels().pair_sum(p, host, sums); });
       },
       unlocked, py::arg("problem"), exact("out"));
   m.def(
-      "pair_sum_total",
+      "pair_sum_fused",
       [](const PyProblem& p, double weight, Address total, const Outputs& out) {
         void* const sum = required("total", total);
         const Gradients wanted = gradients(p, out);
-        run_kernel(p.threads, [&](const Host& host) { p.kernels().pair_sum_total(p, host, weight, sum, wanted); });
+        run_kernel(p.threads,
+                   [&](const ExecutionContext& host) { p.kernels().pair_sum_fused(p, host, weight, sum, wanted); });
       },
       unlocked, py::arg("problem"), py::arg("weight"), exact("total"), exact("out"));
   m.def(
@@ -225,7 +229,7 @@ PYBIND11_MODULE(_C, m) {
       [](const PyProblem& p, Address d_sum, const Outputs& out) {
         void* const d = required("d_sum", d_sum);
         const Gradients wanted = gradients(p, out);
-        run_kernel(p.threads, [&](const Host& host) { p.kernels().pair_sum_backward(p, host, d, wanted); });
+        run_kernel(p.threads, [&](const ExecutionContext& host) { p.kernels().pair_sum_backward(p, host, d, wanted); });
       },
       unlocked, py::arg("problem"), exact("d_sum"), exact("out"));
   m.def(
@@ -234,16 +238,16 @@ PYBIND11_MODULE(_C, m) {
         const Matrix v = matrix("values", values);
         demand(v.n == p.cols.z.n, "values must have a row for each column, got ", v.n);
         void* const sums = required("out", out);
-        run_kernel(p.threads, [&](const Host& host) { p.kernels().pair_weighted_sum(p, host, v, sums); });
+        run_kernel(p.threads, [&](const ExecutionContext& host) { p.kernels().pair_weighted_sum(p, host, v, sums); });
       },
       unlocked, py::arg("problem"), exact("values"), exact("out"));
   m.def(
       "sinkhorn_columns",
       [](const MatrixTuple& scores, double epsilon, Address sample_target, Address potential, Address out,
          int threads) {
-        const Transport t = transport(scores, epsilon, sample_target);
+        const SinkhornProblem t = sinkhorn_problem(scores, epsilon, sample_target);
         void* const lse = required("out", out);
-        run_kernel(thread_count(threads), [&](const Host& host) {
+        run_kernel(thread_count(threads), [&](const ExecutionContext& host) {
           kernels_for(t.scores.dtype, false).sinkhorn_columns(t, host, pointer(potential), lse);
         });
       },
@@ -252,22 +256,23 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "sinkhorn_samples",
       [](const MatrixTuple& scores, double epsilon, Address potential, Address out, int threads) {
-        const Transport t = transport(scores, epsilon, 0);
+        const SinkhornProblem t = sinkhorn_problem(scores, epsilon, 0);
         const void* const v = required("potential", potential);
         void* const lse = required("out", out);
-        run_kernel(thread_count(threads),
-                   [&](const Host& host) { kernels_for(t.scores.dtype, false).sinkhorn_samples(t, host, v, lse); });
+        run_kernel(thread_count(threads), [&](const ExecutionContext& host) {
+          kernels_for(t.scores.dtype, false).sinkhorn_samples(t, host, v, lse);
+        });
       },
       unlocked, exact("scores"), py::arg("epsilon"), exact("potential"), exact("out"), exact("threads"));
   m.def(
       "sinkhorn_codes",
       [](const MatrixTuple& scores, double epsilon, Address sample_target, Address potential, int dtype, Address codes,
          Address u, int threads) {
-        const Transport t = transport(scores, epsilon, sample_target);
+        const SinkhornProblem t = sinkhorn_problem(scores, epsilon, sample_target);
         const DType code = code_dtype(t, dtype);
         const void* const v = required("potential", potential);
         void *const to = required("codes", codes), *const samples = required("u", u);
-        run_kernel(thread_count(threads), [&](const Host& host) {
+        run_kernel(thread_count(threads), [&](const ExecutionContext& host) {
           kernels_for(t.scores.dtype, false).sinkhorn_codes(t, host, v, code, to, samples);
         });
       },

@@ -23,7 +23,7 @@ import torch
 import pycl
 from pycl.backends import compiled as _load
 from pycl.backends import gpu as _gpu
-from pycl.backends import registry as backends
+from pycl.backends import registry
 from pycl.core import precision
 from pycl.triton_kernels import assembler
 
@@ -52,7 +52,7 @@ def report() -> dict[str, Any]:
         "gpus": _gpus(),
         "warnings": _warnings(assemblers["takes"]),
         "backends": {device: _backend(device) for device in ("cpu", "cuda")},
-        "sinkhorn": {device: _backend(device, backends.SINKHORN) for device in ("cpu", "cuda")},
+        "sinkhorn": {device: _backend(device, registry.SINKHORN) for device in ("cpu", "cuda")},
     }
 
 
@@ -88,7 +88,7 @@ def _cpu() -> dict[str, Any]:
     has_cpu = _why_not("cpu", "cpu") is None
     return {
         "model": model[1] if model else platform.processor() or platform.machine(),
-        "isa": backends.load("cpu").ISA if has_cpu else None,
+        "isa": registry.load("cpu").ISA if has_cpu else None,
         "isas": isas,
         "amx": _amx(info, isas),
     }
@@ -184,23 +184,23 @@ def _warnings(assemblers: dict[str, dict[str, str]]) -> list[str]:
     return [warning for warning in dict.fromkeys(found) if warning]
 
 
-def _backend(device_type: str, operator: str = backends.PAIRS) -> dict[str, Any]:
+def _backend(device_type: str, operator: str = registry.PAIRS) -> dict[str, Any]:
     """The backend that tensors of this device get, or the error they get, and why not the others."""
     dtype = torch.float32
     asked = os.environ.get("PYCL_BACKEND")
     try:
         # not choose(None): it would log its one message here, and not where a user's loss runs
-        able = [backends.choose(asked, device_type, dtype, operator)] if asked else None
-        takes, error = (able or backends.installed(device_type, dtype, operator))[0], None
+        able = [registry.choose(asked, device_type, dtype, operator)] if asked else None
+        takes, error = (able or registry.installed(device_type, dtype, operator))[0], None
     except Exception as refusal:  # whatever is wrong with a backend is what this report is for
         takes, error = None, str(refusal)
-    others = {name: _why_not(name, device_type, operator) for name in backends.KNOWN if name != takes}
+    others = {name: _why_not(name, device_type, operator) for name in registry.BACKENDS if name != takes}
     return {"takes": takes, "error": error, "why_not": {name: reason for name, reason in others.items() if reason}}
 
 
-def _why_not(name: str, device_type: str, operator: str = backends.PAIRS) -> str | None:
+def _why_not(name: str, device_type: str, operator: str = registry.PAIRS) -> str | None:
     try:
-        return backends.why_not(name, device_type, torch.float32, operator)
+        return registry.why_not(name, device_type, torch.float32, operator)
     except Exception as error:
         return f"backend={name!r} fails to load: {type(error).__name__}: {error}"
 

@@ -66,21 +66,23 @@ Isa with_inherited(size_t index) {
 
 auto all(const Matrix& z) { return std::tie(z.data, z.n, z.d, z.row_stride, z.col_stride, z.dtype); }
 
-auto all(const Side& side) { return std::tuple_cat(all(side.z), std::tie(side.ids, side.views, side.bias)); }
+auto all(const Side& side) {
+  return std::tuple_cat(all(side.z), std::tie(side.ids, side.views, side.instances, side.bias));
+}
 
 auto all(const Problem& p) {
   return std::tuple_cat(all(p.rows), all(p.cols),
-                        std::tie(p.symmetric, p.logit_scale, p.scale_per_row, p.denominator, p.positives, p.has_self,
-                                 p.offset, p.normalize, p.kept));
+                        std::tie(p.symmetric, p.logit_scale, p.scale_per_row, p.pairs, p.positives, p.has_self,
+                                 p.offset, p.normalize, p.residuals));
 }
 
-auto all(const KeptHeader& header) {
+auto all(const ResidualHeader& header) {
   return std::tuple_cat(all(header.problem), std::tie(header.product, header.block, header.workers));
 }
 
 }  // namespace
 
-bool KeptHeader::operator==(const KeptHeader& other) const { return all(*this) == all(other); }
+bool ResidualHeader::operator==(const ResidualHeader& other) const { return all(*this) == all(other); }
 
 std::vector<std::string> supported_isas() {
   std::vector<std::string> names;

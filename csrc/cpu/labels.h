@@ -14,9 +14,11 @@ struct Attribute {
   Int<T>* value;
   Int<T>*low, *high;  // per block
 
-  // Without a source the points are numbered in steps.
-  void fill(const Host& host, const int64_t* source, int64_t step, int64_t n, int64_t base, int block) {
-    const auto at = [&](int64_t i) { return Int<T>(source ? source[i] - base : i * step); };
+  // Without a source the points have the numbers that `numbered` gives them.
+  template <class Numbered>
+  void fill(const ExecutionContext& host, const int64_t* source, Numbered numbered, int64_t n, int64_t base,
+            int block) {
+    const auto at = [&](int64_t i) { return Int<T>(source ? source[i] - base : numbered(i)); };
     const int64_t blocks = (n + block - 1) / block;
     value = allocate<Int<T>>(host, blocks * block);
     low = allocate<Int<T>>(host, blocks);
@@ -45,25 +47,26 @@ template <class T>
 struct Labels {
   Attribute<T> ids, views;
 
-  void fill(const Host& host, const Side& side, int64_t id_base, int64_t view_base, int block) {
-    ids.fill(host, side.ids, 1, side.z.n, id_base, block);
-    views.fill(host, side.views, 0, side.z.n, view_base, block);
+  void fill(const ExecutionContext& host, const Side& side, int64_t id_base, int64_t view_base, int block) {
+    const uint32_t instances = uint32_t(side.instances);  // points are numbered in 31 bits; 64 would divide slower
+    ids.fill(host, side.ids, [=](int64_t i) { return uint32_t(i) % instances; }, side.z.n, id_base, block);
+    views.fill(host, side.views, [=](int64_t i) { return uint32_t(i) / instances; }, side.z.n, view_base, block);
   }
 };
 
-enum class TileKind { kSkip, kPlain, kMixed };  // plain: every pair is in the denominator, none is a positive
+enum class TileKind { kSkip, kFull, kPartial };  // full: every pair is in the first set, none is a positive
 
 template <class T>
 struct Classes {
   Labels<T> rows, cols;
-  uint32_t denominator, positives;
+  uint32_t pairs, positives;
   bool has_self;
   int64_t offset, n_rows, n_cols;
   int block;
 
-  void fill(const Host& host, const Problem& p, int block_size) {
+  void fill(const ExecutionContext& host, const Problem& p, int block_size) {
     block = block_size;
-    denominator = p.denominator;
+    pairs = p.pairs;
     positives = p.positives;
     has_self = p.has_self;
     offset = p.offset;
@@ -99,8 +102,8 @@ struct Classes {
 
   TileKind kind(int64_t ib, int64_t jb) const {
     const uint32_t classes = possible(ib, jb);
-    if (!(classes & (denominator | positives))) return TileKind::kSkip;
-    return (classes & ~denominator) || (classes & positives) ? TileKind::kMixed : TileKind::kPlain;
+    if (!(classes & (pairs | positives))) return TileKind::kSkip;
+    return (classes & ~pairs) || (classes & positives) ? TileKind::kPartial : TileKind::kFull;
   }
 
   // The classes of row i with the lanes of columns [j, j + lanes); 0 beyond the last column.

@@ -7,13 +7,13 @@
 namespace {
 
 using pycl::DType;
-using pycl::Host;
+using pycl::ExecutionContext;
 using pycl::Matrix;
 
 constexpr double kNormEps = 1e-12;  // as torch.nn.functional.normalize
 
 template <class T>
-T* allocate(const Host& host, int64_t n) {
+T* allocate(const ExecutionContext& host, int64_t n) {
   return static_cast<T*>(host.allocate(host, size_t(n > 0 ? n : 1) * sizeof(T)));
 }
 inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
@@ -122,7 +122,7 @@ struct Packed {
   double max_norm;
   T* lines;  // a point in the making, one for each block
 
-  void lay_out(const Host& host, const Matrix& matrix, bool normalized, int block_size, Layouts layouts,
+  void lay_out(const ExecutionContext& host, const Matrix& matrix, bool normalized, int block_size, Layouts layouts,
                const T* scales, bool per_row) {
     z = matrix;
     normalize = normalized;
@@ -261,13 +261,13 @@ struct Packed {
 // Calls body(side, block) for the blocks of one side or two, in one parallel region: on small problems a second one
 // costs as much as its work.
 template <class P, class Body>
-void for_each_block(const Host& host, const Packed<P>& a, const Packed<P>* b, Body body) {
+void for_each_block(const ExecutionContext& host, const Packed<P>& a, const Packed<P>* b, Body body) {
   parallel(host, a.blocks + (b ? b->blocks : 0), a.block * a.width,
            [&](int64_t t) { t < a.blocks ? body(0, t) : body(1, t - a.blocks); });
 }
 
 template <class P>
-void pack(const Host& host, Packed<P>& a, Packed<P>* b) {
+void pack(const ExecutionContext& host, Packed<P>& a, Packed<P>* b) {
   for_each_block<P>(host, a, b, [&](int side, int64_t block) { (side ? b : &a)->pack_block(block); });
   a.find_max_norm();
   if (b) b->find_max_norm();

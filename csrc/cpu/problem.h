@@ -21,8 +21,9 @@ struct Matrix {
 // One role of a problem. Bias has the accumulation type, float or double; null where there is none.
 struct Side {
   Matrix z;
-  const int64_t* ids;    // null: numbered,
-  const int64_t* views;  // and all of one view
+  const int64_t* ids;  // with views, or both null: then the points are views-major,
+  const int64_t* views;
+  int64_t instances;  // point i is of instance i % instances and of view i / instances
   const void* bias;
 };
 
@@ -31,22 +32,22 @@ struct Problem {
   bool symmetric;           // cols are the rows; half of the tiles are computed
   const void* logit_scale;  // accumulation type, one entry or one per row
   bool scale_per_row;
-  uint32_t denominator, positives;  // unions of PairClass
+  uint32_t pairs, positives;  // unions of PairClass; pairs is the first set: a denominator, negatives, all that counts
   bool has_self;
   int64_t offset;  // row i is the same point as column i + offset
   bool normalize;
-  // Where a forward leaves the products of all tiles for the backward of the same problem; null where it does not.
-  void* kept;
+  // Where a forward saves the products of all tiles for the backward of the same problem; null where it does not.
+  void* residuals;
 };
 
-// In front of the products that are kept: all that shaped them. A backward that differs in any of it, another type of
+// In front of the products that are saved: all that shaped them. A backward that differs in any of it, another type of
 // product because a precision was set or another number of threads in between, computes them again.
-struct alignas(64) KeptHeader {
+struct alignas(64) ResidualHeader {
   Problem problem;
   const void* product;
   int64_t block, workers;
 
-  bool operator==(const KeptHeader& other) const;  // compiled once: an inline one of AVX-512 could serve everybody
+  bool operator==(const ResidualHeader& other) const;  // compiled once: an inline one of AVX-512 could serve everybody
 };
 
 // Gradients of one problem; null where not wanted. logit_scale has one entry per row and comes with rows.
@@ -59,11 +60,11 @@ struct Gradients {
 // What kernels need from outside: threads and memory. run() calls body(arg, task) for every task in [0, tasks), maybe
 // in parallel, and returns when all are done; allocate() returns 64-byte aligned memory that lives until the call ends.
 // cancelled(), asked before every tile, says that nobody will read the outputs: what is left may be left out.
-struct Host {
+struct ExecutionContext {
   int threads;
-  bool (*cancelled)(const Host&);
-  void (*run)(const Host&, int tasks, void (*body)(void* arg, int task), void* arg);
-  void* (*allocate)(const Host&, size_t bytes);
+  bool (*cancelled)(const ExecutionContext&);
+  void (*run)(const ExecutionContext&, int tasks, void (*body)(void* arg, int task), void* arg);
+  void* (*allocate)(const ExecutionContext&, size_t bytes);
   void* owner;
 };
 
@@ -86,7 +87,7 @@ struct CrossEntropy {
 };
 
 // Scores [B, K] for Sinkhorn, with unit column stride; sample_target is log(B a_b) in the accumulation type or null.
-struct Transport {
+struct SinkhornProblem {
   Matrix scores;
   double epsilon;
   const void* sample_target;
@@ -94,24 +95,26 @@ struct Transport {
 
 // The kernels of one instruction set and one type of product.
 struct Kernels {
-  size_t (*kept_bytes)(const Problem&, int threads);  // that Problem::kept takes
-  void (*pair_stats)(const Problem&, const Host&, const Stats& out);
-  void (*pair_stats_backward)(const Problem&, const Host&, const Stats&, const StatsGradient& rows,
+  size_t (*residual_bytes)(const Problem&, int threads);  // what Problem::residuals takes
+  void (*pair_stats)(const Problem&, const ExecutionContext&, const Stats& out);
+  void (*pair_stats_backward)(const Problem&, const ExecutionContext&, const Stats&, const StatsGradient& rows,
                               const StatsGradient& cols, const Gradients&);
   // the total and its gradients
-  void (*pair_cross_entropy)(const Problem&, const Host&, const CrossEntropy&, void* total, const Gradients&);
-  void (*pair_sum)(const Problem&, const Host&, void* out);
-  void (*pair_sum_backward)(const Problem&, const Host&, const void* d_sum, const Gradients&);
+  void (*pair_cross_entropy_fused)(const Problem&, const ExecutionContext&, const CrossEntropy&, void* total,
+                                   const Gradients&);
+  void (*pair_sum)(const Problem&, const ExecutionContext&, void* out);
+  void (*pair_sum_backward)(const Problem&, const ExecutionContext&, const void* d_sum, const Gradients&);
   // weight times the total of the sums, and its gradients
-  void (*pair_sum_total)(const Problem&, const Host&, double weight, void* total, const Gradients&);
+  void (*pair_sum_fused)(const Problem&, const ExecutionContext&, double weight, void* total, const Gradients&);
   // contiguous [m, values.d] in the accumulation type
-  void (*pair_weighted_sum)(const Problem&, const Host&, const Matrix& values, void* out);
+  void (*pair_weighted_sum)(const Problem&, const ExecutionContext&, const Matrix& values, void* out);
   // log sum_b exp(L_bk + u_b) [K], u from the sample step with the prototypes' potential, 0 where that is null
-  void (*sinkhorn_columns)(const Transport&, const Host&, const void* potential, void* out);
+  void (*sinkhorn_columns)(const SinkhornProblem&, const ExecutionContext&, const void* potential, void* out);
   // log sum_k exp(L_bk + v_k) [B], with the prototypes' potential
-  void (*sinkhorn_samples)(const Transport&, const Host&, const void* potential, void* out);
+  void (*sinkhorn_samples)(const SinkhornProblem&, const ExecutionContext&, const void* potential, void* out);
   // contiguous codes [B, K] of a dtype, and the samples' potential [B]
-  void (*sinkhorn_codes)(const Transport&, const Host&, const void* potential, DType, void* codes, void* u);
+  void (*sinkhorn_codes)(const SinkhornProblem&, const ExecutionContext&, const void* potential, DType, void* codes,
+                         void* u);
 };
 
 // What an instruction set offers; null where it has nothing better than the set below it.

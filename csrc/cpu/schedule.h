@@ -10,7 +10,7 @@ namespace {
 // Calls visit(worker, i, j) for every tile: all (i, j) of rows x cols, or each unordered pair once and the diagonal.
 template <class Visit>
 struct Schedule {
-  const pycl::Host& host;
+  const pycl::ExecutionContext& host;
   bool symmetric;
   int64_t row_blocks, col_blocks;
   int workers;
@@ -54,8 +54,8 @@ struct Schedule {
 };
 
 template <class Visit>
-void for_each_tile(const pycl::Host& host, bool symmetric, int64_t row_blocks, int64_t col_blocks, int workers,
-                   Visit visit) {
+void for_each_tile(const pycl::ExecutionContext& host, bool symmetric, int64_t row_blocks, int64_t col_blocks,
+                   int workers, Visit visit) {
   Schedule<Visit>{host, symmetric, row_blocks, col_blocks, workers, visit}.run();
 }
 
@@ -64,7 +64,7 @@ constexpr int64_t kElementsPerWorker = 1 << 15;
 
 // Calls body(task) for every task, split among the threads; `elements` is the work of one task.
 template <class Body>
-void parallel(const pycl::Host& host, int64_t tasks, int64_t elements, Body body) {
+void parallel(const pycl::ExecutionContext& host, int64_t tasks, int64_t elements, Body body) {
   const int64_t worth = tasks * elements / kElementsPerWorker + 1;
   struct Range {
     Body& body;

@@ -10,7 +10,7 @@
 
 namespace {
 
-using pycl::Transport;
+using pycl::SinkhornProblem;
 
 constexpr int kRowsAtOnce = 4;            // samples between two visits of the column sums
 constexpr int kAtOnce = 8;                // vectors of logits in registers
@@ -24,16 +24,16 @@ constexpr int64_t kPastCache = 32 << 20;  // bytes of codes from which on writin
 constexpr double kCeiling = 0x1p60;
 
 template <class T, class S>
-struct Transporter {
-  const Transport& t;
-  const Host& host;
+struct SinkhornKernels {
+  const SinkhornProblem& t;
+  const ExecutionContext& host;
   const int64_t n, d, width;  // samples, prototypes, prototypes padded to whole vectors
   const T scale;
   const int workers;
   T* potential;  // of the prototypes; -inf in the padding
 
-  Transporter(const Transport& transport, const Host& h, const void* v)
-      : t(transport),
+  SinkhornKernels(const SinkhornProblem& problem, const ExecutionContext& h, const void* v)
+      : t(problem),
         host(h),
         n(t.scores.n),
         d(t.scores.d),
@@ -269,33 +269,33 @@ void with_storage(DType dtype, Body body) {
 }
 
 template <class P>
-void sinkhorn_columns(const Transport& t, const Host& host, const void* v, void* out) {
+void sinkhorn_columns(const SinkhornProblem& t, const ExecutionContext& host, const void* v, void* out) {
   using T = typename P::T;
   with_storage<T>(t.scores.dtype, [&](auto scores) {
-    Transporter<T, typename decltype(scores)::Type> transporter(t, host, v);
+    SinkhornKernels<T, typename decltype(scores)::Type> kernels(t, host, v);
     if (v)
-      transporter.columns_after_step(static_cast<const T*>(v), static_cast<T*>(out));
+      kernels.columns_after_step(static_cast<const T*>(v), static_cast<T*>(out));
     else
-      transporter.columns_at_start(static_cast<T*>(out));
+      kernels.columns_at_start(static_cast<T*>(out));
   });
 }
 
 template <class P>
-void sinkhorn_samples(const Transport& t, const Host& host, const void* v, void* out) {
+void sinkhorn_samples(const SinkhornProblem& t, const ExecutionContext& host, const void* v, void* out) {
   using T = typename P::T;
   with_storage<T>(t.scores.dtype, [&](auto scores) {
-    Transporter<T, typename decltype(scores)::Type>(t, host, v).samples(static_cast<T*>(out));
+    SinkhornKernels<T, typename decltype(scores)::Type>(t, host, v).samples(static_cast<T*>(out));
   });
 }
 
 template <class P>
-void sinkhorn_codes(const Transport& t, const Host& host, const void* v, DType dtype, void* out, void* u) {
+void sinkhorn_codes(const SinkhornProblem& t, const ExecutionContext& host, const void* v, DType dtype, void* out,
+                    void* u) {
   using T = typename P::T;
   with_storage<T>(t.scores.dtype, [&](auto scores) {
-    Transporter<T, typename decltype(scores)::Type> transporter(t, host, v);
-    with_storage<T>(dtype, [&](auto code) {
-      transporter.codes(static_cast<typename decltype(code)::Type*>(out), static_cast<T*>(u));
-    });
+    SinkhornKernels<T, typename decltype(scores)::Type> kernels(t, host, v);
+    with_storage<T>(
+        dtype, [&](auto code) { kernels.codes(static_cast<typename decltype(code)::Type*>(out), static_cast<T*>(u)); });
   });
 }
 

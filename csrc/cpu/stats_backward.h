@@ -15,7 +15,8 @@ struct SideWeights {
   T *low, *high;  // range of lse in every block
   bool any_pos_lse;
 
-  void fill(const Host& host, int64_t n, int64_t blocks, int block, const void* stats, const StatsGradient& d) {
+  void fill(const ExecutionContext& host, int64_t n, int64_t blocks, int block, const void* stats,
+            const StatsGradient& d) {
     const T* s = static_cast<const T*>(stats);
     auto at = [](const void* values, int64_t i) { return values ? static_cast<const T*>(values)[i] : T(0); };
     T** const vectors[] = {&lse, &d_lse, &pos_lse, &d_pos_lse, &d_pos_sum};
@@ -45,11 +46,11 @@ struct StatsWeights {
   using T = typename P::T;
   Sweep<P>& sweep;
   SideWeights<T> rows, cols;
-  bool has_cols;
+  bool both_sides;
 
-  // The weight of a denominator pair is 2^(l - lse_i) d_i + 2^(l - lse_j) d_j: with a shift near all lse of the tile
-  // it is 2^(l - shift) (alpha_i + beta_j), one exponential; otherwise (kTwo) the two are computed apart.
-  template <bool kMixed, bool kTwo, class Emit>
+  // The weight of a pair of the first set is 2^(l - lse_i) d_i + 2^(l - lse_j) d_j: with a shift near all lse of the
+  // tile it is 2^(l - shift) (alpha_i + beta_j), one exponential; otherwise (kTwo) the two are computed apart.
+  template <bool kPartial, bool kTwo, class Emit>
   void fill(const Tile<T>& tile, T* buffer, T shift, bool by_col, Emit emit) {
     const int block = tile.block;
     T *alpha = buffer, *beta = buffer + block;
@@ -79,9 +80,9 @@ struct StatsWeights {
           w = e * al + exp2<T>(l - load<T>(cols.lse + gj)) * load<T>(beta + j);
         else
           w = e * (al + load<T>(beta + j));
-        if (kMixed) {
+        if (kPartial) {
           const IVec<T> cls = sweep.classes.of(row, tile.jb, j);
-          w = (cls & Int<T>(sweep.classes.denominator)) != 0 ? w : Vec<T>{};
+          w = (cls & Int<T>(sweep.classes.pairs)) != 0 ? w : Vec<T>{};
           Vec<T> positive = splat<T>(rows.d_pos_sum[gi]);
           if (by_col) positive += load<T>(cols.d_pos_sum + gj);
           if (rows.any_pos_lse) positive += exp2<T>(l - rows.pos_lse[gi]) * rows.d_pos_lse[gi];
@@ -91,18 +92,18 @@ struct StatsWeights {
         }
         store<T>(at, w);
       }
-      emit_pair(i, tile.rows, emit);
+      flush_rows(i, tile.rows, emit);
     }
   }
 
   template <class Emit>
   void operator()(const Tile<T>& tile, T* buffer, Emit emit) {
-    const bool by_col = has_cols && tile.both, mixed = tile.kind == TileKind::kMixed;
+    const bool by_col = both_sides && tile.both_sides, mixed = tile.kind == TileKind::kPartial;
     const T high = ::fmax(rows.high[tile.ib], by_col ? cols.high[tile.jb] : -kInf<T>);
     const T low = ::fmin(rows.low[tile.ib], by_col ? cols.low[tile.jb] : kInf<T>);
     // Positives are apart too: a product of exponentials is 1 only up to rounding, which a saturated one would show.
     const bool two = by_col && (mixed || !(high - low <= T(kSharedShift)));
-    const T shift = high >= low ? high : T(0);  // high < low: no denominator here, the weights are zero at any shift
+    const T shift = high >= low ? high : T(0);  // high < low: no pairs here, the weights are zero at any shift
     if (mixed)
       two ? fill<true, true>(tile, buffer, shift, by_col, emit) : fill<true, false>(tile, buffer, shift, by_col, emit);
     else
@@ -116,7 +117,7 @@ void find_gradients(Sweep<P>& sweep, const Stats& stats, const StatsGradient& d_
                     const Gradients& out) {
   using T = typename P::T;
   const Problem& problem = sweep.problem;
-  const Host& host = sweep.host;
+  const ExecutionContext& host = sweep.host;
   StatsWeights<P> weights{sweep, {}, {}, problem.symmetric || stats.cols != nullptr};
   const int block = sweep.block;
   weights.rows.fill(host, problem.rows.z.n, sweep.row_blocks, block, stats.rows, d_rows);
@@ -130,19 +131,19 @@ void find_gradients(Sweep<P>& sweep, const Stats& stats, const StatsGradient& d_
 }
 
 template <class P>
-void pair_stats_backward(const Problem& problem, const Host& host, const Stats& stats, const StatsGradient& d_rows,
-                         const StatsGradient& d_cols, const Gradients& out) {
+void pair_stats_backward(const Problem& problem, const ExecutionContext& host, const Stats& stats,
+                         const StatsGradient& d_rows, const StatsGradient& d_cols, const Gradients& out) {
   Sweep<P> sweep(problem, host, false, &out);
   find_gradients(sweep, stats, d_rows, d_cols, out);
 }
 
 // One packing for both passes, and products that wait in memory of the call.
 template <class P>
-void pair_cross_entropy(const Problem& given, const Host& host, const CrossEntropy& weights, void* total,
-                        const Gradients& out) {
+void pair_cross_entropy_fused(const Problem& given, const ExecutionContext& host, const CrossEntropy& weights,
+                              void* total, const Gradients& out) {
   using T = typename P::T;
   Problem problem = given;
-  problem.kept = host.allocate(host, kept_bytes<P>(problem, host.threads));
+  problem.residuals = host.allocate(host, residual_bytes<P>(problem, host.threads));
   Sweep<P> sweep(problem, host, true, &out);
   const int64_t m = problem.rows.z.n, n = weights.both_sides ? problem.cols.z.n : 0;
   const Stats stats{allocate<T>(host, kStats * m), n ? allocate<T>(host, kStats * n) : nullptr};

@@ -20,7 +20,7 @@ template <class T>
 struct RunningLse {
   T *max, *sum;
 
-  void start(const Host& host, int64_t n, T first) {
+  void start(const ExecutionContext& host, int64_t n, T first) {
     max = allocate<T>(host, n);
     sum = allocate<T>(host, n);
     for (int64_t i = 0; i < n; ++i) max[i] = first, sum[i] = 0;
@@ -46,7 +46,7 @@ struct SideStats {
   RunningLse<T> den, pos;
   T *pos_sum, *pos_count;
 
-  void start(const Host& host, int64_t n, T first) {
+  void start(const ExecutionContext& host, int64_t n, T first) {
     den.start(host, n, first);
     pos.start(host, n, first);
     pos_sum = allocate<T>(host, n);
@@ -98,7 +98,7 @@ struct StatsForward {
   };
 
   // Row and column sums of 2^(l - shift), straight from the products.
-  template <bool kBoth, bool kMixed>
+  template <bool kBothSides, bool kPartial>
   void add_proven(const Tile<T>& tile, StatsScratch<T>& s) {
     const int block = tile.block;
     std::memset(s.row_part, 0, sizeof(T) * 4 * block);  // all four parts
@@ -115,25 +115,25 @@ struct StatsForward {
         for (int r = 0; r < kRows; ++r) {
           const Vec<T> e = exp2<T>(load<T>(tile.products + int64_t(i + r) * block + j) * a[r] + (b[r] + cb));
           sum[r] += e;
-          if (kBoth) down += e;
+          if (kBothSides) down += e;
         }
-        if (kBoth) add_to(s.col_part + j, down);
+        if (kBothSides) add_to(s.col_part + j, down);
       }
       for (int r = 0; r < kRows; ++r) s.row_part[i + r] = reduce_add<T>(sum[r]);
     };
     int i = 0;
-    if (kMixed)
-      for (; i < tile.rows; ++i) add_mixed_row<kBoth>(tile, s, i);
+    if (kPartial)
+      for (; i < tile.rows; ++i) add_partial_row<kBothSides>(tile, s, i);
     for (; i + 4 <= tile.rows; i += 4) strip(i, Count<4>{});
     for (; i < tile.rows; ++i) strip(i, Count<1>{});
     rows.den.merge(tile.i0, block, &shift, true, s.row_part);
-    if (kBoth) cols.den.merge(tile.j0, block, &shift, true, s.col_part);
-    if (kMixed) rows.pos.merge(tile.i0, block, &shift, true, s.pos_row_part);
-    if (kMixed && kBoth) cols.pos.merge(tile.j0, block, &shift, true, s.pos_col_part);
+    if (kBothSides) cols.den.merge(tile.j0, block, &shift, true, s.col_part);
+    if (kPartial) rows.pos.merge(tile.i0, block, &shift, true, s.pos_row_part);
+    if (kPartial && kBothSides) cols.pos.merge(tile.j0, block, &shift, true, s.pos_col_part);
   }
 
-  template <bool kBoth>
-  void add_mixed_row(const Tile<T>& tile, StatsScratch<T>& s, int i) {
+  template <bool kBothSides>
+  void add_partial_row(const Tile<T>& tile, StatsScratch<T>& s, int i) {
     const auto row = sweep.classes.row(tile.i0 + i, tile.jb);
     const Vec<T> a = splat<T>(sweep.row_factor[tile.i0 + i]), b = splat<T>(sweep.row_bias[tile.i0 + i]);
     Vec<T> den_sum{}, pos_exp_sum{}, pos_sum{}, pos_count{};
@@ -143,13 +143,13 @@ struct StatsForward {
       const Vec<T> e = exp2<T>(l - shift);
       const IVec<T> cls = sweep.classes.of(row, tile.jb, j);
       const auto in_pos = (cls & Int<T>(sweep.classes.positives)) != 0;
-      const Vec<T> den = (cls & Int<T>(sweep.classes.denominator)) != 0 ? e : Vec<T>{}, pos_exp = in_pos ? e : Vec<T>{};
+      const Vec<T> den = (cls & Int<T>(sweep.classes.pairs)) != 0 ? e : Vec<T>{}, pos_exp = in_pos ? e : Vec<T>{};
       const Vec<T> pos = in_pos ? l : Vec<T>{}, one = in_pos ? splat<T>(1) : Vec<T>{};
       den_sum += den;
       pos_exp_sum += pos_exp;
       pos_sum += pos;
       pos_count += one;
-      if (!kBoth) continue;
+      if (!kBothSides) continue;
       add_to(s.col_part + j, den);
       add_to(s.pos_col_part + j, pos_exp);
       add_to(cols.pos_sum + tile.j0 + j, pos);
@@ -162,8 +162,8 @@ struct StatsForward {
   }
   static PYCL_INLINE void add_to(T* p, Vec<T> x) { store<T>(p, load<T>(p) + x); }
 
-  // Logits in place of products, -inf outside the denominator set; positives apart; maxima of rows and columns.
-  template <bool kMixed>
+  // Logits in place of products, -inf outside the first set; positives apart; maxima of rows and columns.
+  template <bool kPartial>
   void logits(const Tile<T>& tile, StatsScratch<T>& s) {
     const int block = tile.block;
     const Vec<T> none = splat<T>(-kInf<T>);
@@ -176,17 +176,17 @@ struct StatsForward {
       for (int j = 0; j < block; j += kLanes<T>) {
         T* at = tile.products + int64_t(i) * block + j;
         Vec<T> l = load<T>(at) * a + (b + load<T>(sweep.col_bias + tile.j0 + j));
-        if (kMixed) {
+        if (kPartial) {
           const IVec<T> cls = sweep.classes.of(row, tile.jb, j);
           const auto in_pos = (cls & Int<T>(sweep.classes.positives)) != 0;
           const Vec<T> pos = in_pos ? l : none, value = in_pos ? l : Vec<T>{}, one = in_pos ? splat<T>(1) : Vec<T>{};
-          l = (cls & Int<T>(sweep.classes.denominator)) != 0 ? l : none;
+          l = (cls & Int<T>(sweep.classes.pairs)) != 0 ? l : none;
           store<T>(s.pos_logits + int64_t(i) * block + j, pos);
           pos_top = max<T>(pos_top, pos);
           store<T>(s.pos_col_max + j, max<T>(load<T>(s.pos_col_max + j), pos));
           pos_sum += value;
           pos_count += one;
-          if (tile.both) {
+          if (tile.both_sides) {
             add_to(cols.pos_sum + tile.j0 + j, value);
             add_to(cols.pos_count + tile.j0 + j, one);
           }
@@ -196,7 +196,7 @@ struct StatsForward {
         store<T>(s.col_max + j, max<T>(load<T>(s.col_max + j), l));
       }
       s.row_max[i] = reduce_max<T>(top);
-      if (kMixed) {
+      if (kPartial) {
         s.pos_row_max[i] = reduce_max<T>(pos_top);
         rows.pos_sum[tile.i0 + i] += reduce_add<T>(pos_sum);
         rows.pos_count[tile.i0 + i] += reduce_add<T>(pos_count);
@@ -212,7 +212,7 @@ struct StatsForward {
     for (int k = 0; k < block; ++k) {
       top = row_max[k] < top ? top : row_max[k];
       if (row_max[k] > -kInf<T>) lowest = row_max[k] < lowest ? row_max[k] : lowest;
-      if (tile.both && col_max[k] > -kInf<T>) lowest = col_max[k] < lowest ? col_max[k] : lowest;
+      if (tile.both_sides && col_max[k] > -kInf<T>) lowest = col_max[k] < lowest ? col_max[k] : lowest;
     }
     const bool shared = top - lowest <= T(kSharedShift);  // false for NaN
     if (shared)
@@ -230,20 +230,20 @@ struct StatsForward {
         const Vec<T> l = load<T>(logits + int64_t(i) * block + j);
         const Vec<T> e = exp2<T>(l - at);
         sum += e;
-        if (!tile.both) continue;
+        if (!tile.both_sides) continue;
         const Vec<T> down = shared ? e : exp2<T>(l - load<T>(col_max + j));
         add_to(s.col_part + j, down);
       }
       s.row_part[i] = reduce_add<T>(sum);
     }
     by_row.merge(tile.i0, block, row_max, false, s.row_part);
-    if (tile.both) by_col.merge(tile.j0, block, col_max, false, s.col_part);
+    if (tile.both_sides) by_col.merge(tile.j0, block, col_max, false, s.col_part);
   }
 
   void visit(const Tile<T>& tile, StatsScratch<T>& s) {
-    const bool plain = tile.kind == TileKind::kPlain;
-    if (proven && plain) return tile.both ? add_proven<true, false>(tile, s) : add_proven<false, false>(tile, s);
-    if (proven) return tile.both ? add_proven<true, true>(tile, s) : add_proven<false, true>(tile, s);
+    const bool plain = tile.kind == TileKind::kFull;
+    if (proven && plain) return tile.both_sides ? add_proven<true, false>(tile, s) : add_proven<false, false>(tile, s);
+    if (proven) return tile.both_sides ? add_proven<true, true>(tile, s) : add_proven<false, true>(tile, s);
     if (plain) {
       logits<false>(tile, s);
     } else {
@@ -258,7 +258,7 @@ template <class P>
 void find_stats(Sweep<P>& sweep, const Stats& out) {
   using T = typename P::T;
   const Problem& problem = sweep.problem;
-  const Host& host = sweep.host;
+  const ExecutionContext& host = sweep.host;
   const bool proven = sweep.bound <= kProvenBound;
   const T first = proven ? T(sweep.bound) : -kInf<T>;
   StatsForward<P> forward{sweep, proven, first, {}, {}};
@@ -269,11 +269,11 @@ void find_stats(Sweep<P>& sweep, const Stats& out) {
     forward.cols.start(host, sweep.col_blocks * sweep.block, first);
   const int64_t size = StatsScratch<T>::size(sweep.block);
   T* memory = allocate<T>(host, size * sweep.workers);
-  const bool wants_cols = out.cols || problem.symmetric;
+  const bool both_sides = out.cols || problem.symmetric;
   sweep.run([&](Tile<T> tile) {
     StatsScratch<T> scratch;
     scratch.carve(memory + tile.worker * size, sweep.block);
-    tile.both = tile.both && wants_cols;
+    tile.both_sides = tile.both_sides && both_sides;
     forward.visit(tile, scratch);
   });
   forward.rows.write(out.rows, problem.rows.z.n);
@@ -281,7 +281,7 @@ void find_stats(Sweep<P>& sweep, const Stats& out) {
 }
 
 template <class P>
-void pair_stats(const Problem& problem, const Host& host, const Stats& out) {
+void pair_stats(const Problem& problem, const ExecutionContext& host, const Stats& out) {
   Sweep<P> sweep(problem, host, true, nullptr);
   find_stats(sweep, out);
 }

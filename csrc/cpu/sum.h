@@ -22,8 +22,8 @@ PYCL_INLINE Vec<T> sigmoid(Vec<T> x) {
 }
 
 // Replaces the products of a tile by value(i, l, positive, counts) summed over the two roles a pair can have, 0 where
-// it has none; `counts` are the pairs that have the role. Negatives are the denominator.
-template <bool kMixed, class P, class Value, class RowDone>
+// it has none; `counts` are the pairs that have the role. Negatives are the pairs.
+template <bool kPartial, class P, class Value, class RowDone>
 void map_tile(Sweep<P>& sweep, const Tile<typename P::T>& tile, Value value, RowDone row_done) {
   using T = typename P::T;
   for (int i = 0; i < tile.rows; ++i) {
@@ -32,9 +32,9 @@ void map_tile(Sweep<P>& sweep, const Tile<typename P::T>& tile, Value value, Row
     for (int j = 0; j < tile.block; j += kLanes<T>) {
       T* at = tile.products + int64_t(i) * tile.block + j;
       const Vec<T> l = load<T>(at) * a + (b + load<T>(sweep.col_bias + tile.j0 + j));
-      if (kMixed) {
+      if (kPartial) {
         const IVec<T> cls = sweep.classes.of(row, tile.jb, j);
-        const IVec<T> negative = (cls & Int<T>(sweep.classes.denominator)) != 0;
+        const IVec<T> negative = (cls & Int<T>(sweep.classes.pairs)) != 0;
         const IVec<T> positive = (cls & Int<T>(sweep.classes.positives)) != 0;
         Vec<T> y = negative ? value(i, l, false, negative) : Vec<T>{};
         if (any<T>(positive)) y += positive ? value(i, l, true, positive) : Vec<T>{};
@@ -49,8 +49,8 @@ void map_tile(Sweep<P>& sweep, const Tile<typename P::T>& tile, Value value, Row
 
 template <class P, class Value, class RowDone>
 void map_tile(Sweep<P>& sweep, const Tile<typename P::T>& tile, Value value, RowDone row_done) {
-  tile.kind == TileKind::kMixed ? map_tile<true>(sweep, tile, value, row_done)
-                                : map_tile<false>(sweep, tile, value, row_done);
+  tile.kind == TileKind::kPartial ? map_tile<true>(sweep, tile, value, row_done)
+                                  : map_tile<false>(sweep, tile, value, row_done);
 }
 
 template <class T>
@@ -63,7 +63,7 @@ PYCL_INLINE Vec<T> slope_of(Vec<T> l, bool positive) {
 }
 
 template <class P>
-void pair_sum(const Problem& problem, const Host& host, void* out) {
+void pair_sum(const Problem& problem, const ExecutionContext& host, void* out) {
   using T = typename P::T;
   Sweep<P> sweep(problem, host, true, nullptr);
   T* sums = zeros<T>(host, true, sweep.row_blocks * sweep.block);
@@ -79,19 +79,20 @@ void pair_sum(const Problem& problem, const Host& host, void* out) {
 }
 
 template <class P>
-void pair_sum_backward(const Problem& problem, const Host& host, const void* d_sum, const Gradients& out) {
+void pair_sum_backward(const Problem& problem, const ExecutionContext& host, const void* d_sum, const Gradients& out) {
   using T = typename P::T;
   Sweep<P> sweep(problem, host, false, &out);
   const T* d = static_cast<const T*>(d_sum);
   apply_weights(sweep, out, [&](const Tile<T>& tile, auto emit) {
     auto value = [&](int i, Vec<T> l, bool positive, IVec<T>)
                      PYCL_LAMBDA_INLINE { return slope_of<T>(l, positive) * d[tile.i0 + i]; };
-    map_tile(sweep, tile, value, [&](int i) { emit_pair(i, tile.rows, emit); });
+    map_tile(sweep, tile, value, [&](int i) { flush_rows(i, tile.rows, emit); });
   });
 }
 
 template <class P>
-void pair_sum_total(const Problem& problem, const Host& host, double weight, void* total, const Gradients& gradients) {
+void pair_sum_fused(const Problem& problem, const ExecutionContext& host, double weight, void* total,
+                    const Gradients& gradients) {
   using T = typename P::T;
   Sweep<P> sweep(problem, host, true, &gradients);
   auto* totals = zeros<double>(host, true, sweep.workers);
@@ -105,7 +106,7 @@ void pair_sum_total(const Problem& problem, const Host& host, double weight, voi
     map_tile(sweep, tile, value, [&](int i) {
       total_of_tile += double(reduce_add<T>(sum));
       sum = Vec<T>{};
-      emit_pair(i, tile.rows, emit);
+      flush_rows(i, tile.rows, emit);
     });
     totals[tile.worker] += total_of_tile;
   });
@@ -114,9 +115,9 @@ void pair_sum_total(const Problem& problem, const Host& host, double weight, voi
   *static_cast<T*>(total) = T(weight * sum);
 }
 
-// sum_j e^l_ij v_j over the denominator; whoever set the biases keeps the logits from overflowing.
+// sum_j e^l_ij v_j over the pairs; whoever set the biases keeps the logits from overflowing.
 template <class P>
-void pair_weighted_sum(const Problem& problem, const Host& host, const pycl::Matrix& values, void* out) {
+void pair_weighted_sum(const Problem& problem, const ExecutionContext& host, const pycl::Matrix& values, void* out) {
   using T = typename P::T;
   Sweep<P> sweep(problem, host, true, nullptr);
   Packed<P> packed;
@@ -126,7 +127,7 @@ void pair_weighted_sum(const Problem& problem, const Host& host, const pycl::Mat
   T* sums = allocate<T>(host, sweep.row_blocks * sweep.block * width);
   add_products(sweep, {nullptr, &packed, sums, nullptr, nullptr, nullptr}, [&](const Tile<T>& tile, auto emit) {
     auto value = [](int, Vec<T> l, bool, IVec<T>) PYCL_LAMBDA_INLINE { return exp2<T>(l); };
-    map_tile(sweep, tile, value, [&](int i) { emit_pair(i, tile.rows, emit); });
+    map_tile(sweep, tile, value, [&](int i) { flush_rows(i, tile.rows, emit); });
   });
   parallel(host, problem.rows.z.n, width, [&](int64_t i) {
     std::memcpy(static_cast<T*>(out) + i * values.d, sums + i * width, sizeof(T) * values.d);

@@ -16,19 +16,20 @@ struct Tile {
   int64_t i0, j0;   // first row and column
   int rows, block;  // rows < block at the lower edge; columns beyond the last have a bias of -inf
   TileKind kind;
-  bool both;  // columns take their share too: not so on the diagonal of a symmetric problem
+  bool both_sides;  // columns take their share too: not so on the diagonal of a symmetric problem
   T* products;
 };
 
-// Where the sets leave out the negatives of one kind of view, whole tiles are skipped, the more the fewer blocks
-// straddle two views: the largest block not above `size` that divides the first view, if it is not much smaller.
+// If a loss ignores the negatives of the same view or of other views, whole tiles can be skipped, but only tiles that
+// lie within one view. So this is the largest block size <= `size` that divides the length of the first view, unless
+// that is less than half of `size`.
 template <class P>
 int64_t aligned_to_views(const Problem& problem, int64_t size) {
   const uint32_t negatives = pycl::kNegSameView | pycl::kNegOtherView;
-  if (!(negatives & ~(problem.denominator | problem.positives))) return size;
+  if (!(negatives & ~(problem.pairs | problem.positives))) return size;
   const int64_t* views = problem.rows.views;
-  int64_t length = 1;
-  while (length < problem.rows.z.n && (!views || views[length] == views[0])) ++length;
+  int64_t length = views ? 1 : problem.rows.instances;
+  while (views && length < problem.rows.z.n && views[length] == views[0]) ++length;
   for (int64_t candidate = size; candidate >= P::kMinBlock && 2 * candidate >= size; candidate -= P::kBlockUnit)
     if (length % candidate == 0) return candidate;
   return size;
@@ -51,10 +52,10 @@ constexpr char kProduct = 0;
 
 // What the products of all tiles take, with their header.
 template <class P>
-size_t kept_bytes(const Problem& problem, int threads) {
+size_t residual_bytes(const Problem& problem, int threads) {
   const int64_t block = block_size<P>(problem, threads);
   const size_t rows = size_t(round_up(problem.rows.z.n, block)), cols = size_t(round_up(problem.cols.z.n, block));
-  return sizeof(pycl::KeptHeader) + rows * cols * sizeof(typename P::T);
+  return sizeof(pycl::ResidualHeader) + rows * cols * sizeof(typename P::T);
 }
 
 template <class P>
@@ -63,26 +64,26 @@ struct Sweep {
   using E = typename P::E;
 
   const Problem& problem;
-  const Host& host;
+  const ExecutionContext& host;
   int block, workers;
   int64_t row_blocks, col_blocks;
   Packed<P> row_points, col_points;
   Classes<T> classes;
   T *row_factor, *row_bias, *col_bias;
   T* tiles;
-  T* kept = nullptr;   // products of all tiles,
-  bool reuse = false;  // read, not written
-  double bound;        // no logit, in units of log 2, is larger or smaller than -bound
+  T* residuals = nullptr;  // products of all tiles,
+  bool reuse = false;      // read, not written
+  double bound;            // no logit, in units of log 2, is larger or smaller than -bound
 
   // `wanted` null: no gradients. With `forward` false the products may be there from the forward.
-  Sweep(const Problem& p, const Host& h, bool forward, const Gradients* wanted) : problem(p), host(h) {
+  Sweep(const Problem& p, const ExecutionContext& h, bool forward, const Gradients* wanted) : problem(p), host(h) {
     const int64_t m = p.rows.z.n, n = p.cols.z.n;
     block = block_size<P>(p, h.threads);
     row_blocks = (m + block - 1) / block;
     col_blocks = (n + block - 1) / block;
     const int64_t most = p.symmetric ? row_blocks / 2 : row_blocks < col_blocks ? row_blocks : col_blocks;
     workers = most < 1 ? 1 : most < h.threads ? int(most) : h.threads;
-    find_kept(forward);
+    find_residuals(forward);
     const bool d_rows = wanted && (wanted->rows != nullptr || p.symmetric);
     const bool d_cols = wanted && (wanted->cols != nullptr || p.symmetric);
     const T* scale = static_cast<const T*>(p.logit_scale);
@@ -99,13 +100,13 @@ struct Sweep {
     tiles = allocate<T>(h, int64_t(workers) * block * block);
   }
 
-  void find_kept(bool forward) {
-    if (!problem.kept) return;
-    auto* header = static_cast<pycl::KeptHeader*>(problem.kept);
-    const pycl::KeptHeader mine{problem, &kProduct<P>, block, workers};
+  void find_residuals(bool forward) {
+    if (!problem.residuals) return;
+    auto* header = static_cast<pycl::ResidualHeader*>(problem.residuals);
+    const pycl::ResidualHeader mine{problem, &kProduct<P>, block, workers};
     if (forward) *header = mine;
     reuse = !forward && *header == mine;
-    if (reuse || forward) kept = reinterpret_cast<T*>(header + 1);
+    if (reuse || forward) residuals = reinterpret_cast<T*>(header + 1);
   }
 
   void fill_affine(const T* scale) {
@@ -144,7 +145,7 @@ struct Sweep {
       if (kind == TileKind::kSkip) return;
       T* products = tiles + int64_t(worker) * block * block;
       const size_t size = size_t(block) * block;
-      T* stored = kept ? kept + (ib * col_blocks + jb) * int64_t(size) : nullptr;
+      T* stored = residuals ? residuals + (ib * col_blocks + jb) * int64_t(size) : nullptr;
       P::begin_thread();
       if (reuse)
         std::memcpy(products, stored, size * sizeof(T));
@@ -161,7 +162,7 @@ struct Sweep {
 };
 
 template <class T>
-T* zeros(const Host& host, bool wanted, int64_t n) {
+T* zeros(const ExecutionContext& host, bool wanted, int64_t n) {
   if (!wanted) return nullptr;
   T* x = allocate<T>(host, n);
   const int64_t chunk = 1 << 16, chunks = (n + chunk - 1) / chunk;
@@ -185,11 +186,11 @@ void add_sums(const Tile<T>& tile, T* by_row, T* by_col) {
 }
 
 // Which blocks of a sum have been written: the first product of a block overwrites what is there.
-struct Started {
+struct FirstWrite {
   bool* blocks;
   int64_t n;
 
-  Started(const Host& host, int64_t count) : blocks(allocate<bool>(host, count)), n(count) {
+  FirstWrite(const ExecutionContext& host, int64_t count) : blocks(allocate<bool>(host, count)), n(count) {
     std::memset(blocks, 0, size_t(count));
   }
   bool start(int64_t b) {
@@ -214,7 +215,7 @@ struct Products {
 };
 
 template <class Emit>
-PYCL_INLINE void emit_pair(int i, int rows, Emit emit) {
+PYCL_INLINE void flush_rows(int i, int rows, Emit emit) {
   if (i % 2 == 1 || i + 1 == rows) emit(i / 2 * 2);
 }
 
@@ -226,7 +227,7 @@ void add_products(Sweep<P>& sweep, const Products<P>& sums, MakeWeights make_wei
   const int block = sweep.block;
   const int64_t tile_size = int64_t(block) * block;
   auto* scratch = allocate<typename P::E>(sweep.host, int64_t(sweep.workers) * P::weights_elements(block));
-  Started rows(sweep.host, sweep.row_blocks), cols(sweep.host, sweep.col_blocks);
+  FirstWrite rows(sweep.host, sweep.row_blocks), cols(sweep.host, sweep.col_blocks);
   sweep.run([&](const Tile<T>& tile) {
     auto weights = P::weights(tile.products, scratch + tile.worker * P::weights_elements(block), block);
     std::memset(tile.products + int64_t(tile.rows) * block, 0, sizeof(T) * (tile_size - int64_t(tile.rows) * block));
@@ -253,7 +254,7 @@ template <class P, class MakeWeights>
 void apply_weights(Sweep<P>& sweep, const Gradients& out, MakeWeights make_weights) {
   using T = typename P::T;
   const Problem& p = sweep.problem;
-  const Host& host = sweep.host;
+  const ExecutionContext& host = sweep.host;
   const int block = sweep.block;
   const int64_t width = sweep.row_points.width;
   const bool d_rows = out.rows, d_cols = out.cols || (p.symmetric && out.rows);

@@ -22,24 +22,24 @@ from pycl.backends.reference import pair_top as pair_top
 from pycl.backends.registry import BackendUnavailable
 from pycl.core import precision
 from pycl.core.problem import (
-    STATE,
-    STATS,
+    N_STATS,
     Gradients,
     Labels,
     Needs,
     Problem,
-    Transport,
+    SinkhornProblem,
     accumulation_dtype,
     empty_gradients,
-    nothing_kept,
+    no_residuals,
 )
 from pycl.core.sinkhorn import solve
 
-# Products of a small problem wait for the backward, which then computes two of three: what the matrix would take, where
-# that stays in a cache.
-KEPT_BYTES = 8 << 20
-# The largest matrix whose totals come with their gradients: sums save a product at any size, the others only calls.
-AT_ONCE = {"pair_sum_total": math.inf, "pair_cross_entropy": KEPT_BYTES}
+# Up to this many bytes of logits, which stay in a cache, are saved for the backward. The backward then computes two
+# matrix products instead of three.
+MAX_RESIDUAL_BYTES = 8 << 20
+# Up to this size of the matrix a mean or a sum returns value and gradients from one call. A logistic loss saves a
+# product at any size, a cross entropy only the overhead of a call.
+FUSED_MAX_BYTES = {"pair_sum_fused": math.inf, "pair_cross_entropy_fused": MAX_RESIDUAL_BYTES}
 
 DEVICES = ("cpu",)
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -68,22 +68,23 @@ def _pointer(x: Tensor | None) -> int:
 
 def _compiled(problem: Problem) -> Any:
     p = problem
-    labels = None if p.row_ids is None else _narrow(p.labelled())
+    labels = None if p.row_ids is None else _narrow(p.labels())
     compiled = _C.Problem(
         rows=_matrix(p.rows),
         cols=_matrix(p.rows if p.cols is None else p.cols),
         labels=(0, 0, 0, 0) if labels is None else tuple(map(Tensor.data_ptr, labels)),
+        n_views=p.n_views,
         row_bias=_pointer(p.row_bias),
         col_bias=_pointer(p.row_bias if p.cols is None else p.col_bias),
         symmetric=p.cols is None,
         logit_scale=p.logit_scale.data_ptr(),
         scale_per_row=p.logit_scale.dim() == 1,
-        denominator=p.denominator,
+        pairs=p.pairs,
         positives=p.positives,
         has_self=p.offset is not None,
         offset=p.offset or 0,
         normalize=p.normalize,
-        precision=precision.of_cpu() == "medium",
+        halves=precision.of_cpu() == "medium",
         threads=torch.get_num_threads(),
     )
     compiled.keep_alive = labels
@@ -104,39 +105,41 @@ def _narrow_pair(rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
     return ranks[: rows.numel()], ranks[rows.numel() :]
 
 
-def _keep(problem: Problem, compiled: Any) -> Tensor:
-    """Where a backward follows, let the kernel leave the products of a small problem behind an empty tensor."""
-    wanted = any(x is not None and x.requires_grad for x in problem.leaves())
-    room = compiled.kept_bytes() if wanted else 0
-    if not 0 < room <= KEPT_BYTES:
-        return nothing_kept(problem)
-    kept = problem.rows.new_empty(-(-room // problem.rows.itemsize))
-    compiled.keep_at(kept.data_ptr())
-    return kept.resize_(0)  # in place, of a size that is the same for tracing; the memory stays
+def _write_residuals(problem: Problem, compiled: Any, save: bool) -> Tensor:
+    """Let the forward of a small problem save its products in the memory of the tensor that is returned.
+
+    The tensor is empty for tracing, which knows no number of bytes; its storage holds the products.
+    """
+    size = compiled.residual_bytes() if save else 0
+    if not 0 < size <= MAX_RESIDUAL_BYTES:
+        return no_residuals(problem)
+    residuals = problem.rows.new_empty(-(-size // problem.rows.itemsize))
+    compiled.residuals_at(residuals.data_ptr())
+    return residuals.resize_(0)
 
 
-def _find(compiled: Any, kept: Tensor) -> None:
-    """Let the kernel have the products of a forward; a copy of what ``_keep`` returned has none."""
-    storage = kept.untyped_storage()
-    if storage.nbytes() >= compiled.kept_bytes():
-        compiled.keep_at(storage.data_ptr())
+def _read_residuals(compiled: Any, residuals: Tensor) -> None:
+    """Let the backward have the products of its forward; a copy of the residuals lacks the storage, and has none."""
+    storage = residuals.untyped_storage()
+    if storage.nbytes() >= compiled.residual_bytes():
+        compiled.residuals_at(storage.data_ptr())
 
 
-def pair_stats(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor, Tensor]:
+def pair_stats(problem: Problem, both_sides: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     n = problem.n_cols() if both_sides and problem.cols is not None else 0
     dtype = accumulation_dtype(problem.rows.dtype)
-    row_stats, col_stats = (torch.empty(STATS + STATE, size, dtype=dtype) for size in (len(problem.rows), n))
+    row_stats, col_stats = (torch.empty(N_STATS, size, dtype=dtype) for size in (len(problem.rows), n))
     compiled = _compiled(problem)
-    kept = _keep(problem, compiled)
+    residuals = _write_residuals(problem, compiled, save)
     _C.pair_stats(compiled, row_stats.data_ptr(), _pointer(col_stats))
-    return row_stats, col_stats, kept
+    return row_stats, col_stats, residuals
 
 
 def pair_stats_backward(
     problem: Problem,
     row_stats: Tensor,
     col_stats: Tensor,
-    kept: Tensor,
+    residuals: Tensor,
     d_row_stats: list[Tensor | None],
     d_col_stats: list[Tensor | None],
     needs: Needs,
@@ -145,40 +148,40 @@ def pair_stats_backward(
     d_stats = [[_pointer(d) for d in side] for side in (d_row_stats, d_col_stats)]
     stats = _pointer(row_stats), _pointer(col_stats)
     compiled = _compiled(problem)
-    _find(compiled, kept)
+    _read_residuals(compiled, residuals)
     _C.pair_stats_backward(compiled, *stats, *d_stats, list(map(_pointer, out)))
     return out
 
 
-def pair_sum(problem: Problem) -> tuple[Tensor, Tensor]:
+def pair_sum(problem: Problem, save: bool) -> tuple[Tensor, Tensor]:
     out = torch.empty(len(problem.rows), dtype=accumulation_dtype(problem.rows.dtype))
     compiled = _compiled(problem)
-    kept = _keep(problem, compiled)
+    residuals = _write_residuals(problem, compiled, save)
     _C.pair_sum(compiled, out.data_ptr())
-    return out, kept
+    return out, residuals
 
 
-def pair_cross_entropy(
+def pair_cross_entropy_fused(
     problem: Problem, both_sides: bool, lse: float, pos_sum: float, needs: Needs
 ) -> tuple[Tensor, ...]:
     total = torch.empty((), dtype=accumulation_dtype(problem.rows.dtype))
     gradients = empty_gradients(problem, needs)
     out = total.data_ptr(), list(map(_pointer, gradients))
-    _C.pair_cross_entropy(_compiled(problem), lse, pos_sum, both_sides, *out)
+    _C.pair_cross_entropy_fused(_compiled(problem), lse, pos_sum, both_sides, *out)
     return total, *gradients
 
 
-def pair_sum_total(problem: Problem, weight: float, needs: Needs) -> tuple[Tensor, ...]:
+def pair_sum_fused(problem: Problem, weight: float, needs: Needs) -> tuple[Tensor, ...]:
     total = torch.empty((), dtype=accumulation_dtype(problem.rows.dtype))
     gradients = empty_gradients(problem, needs)
-    _C.pair_sum_total(_compiled(problem), weight, total.data_ptr(), list(map(_pointer, gradients)))
+    _C.pair_sum_fused(_compiled(problem), weight, total.data_ptr(), list(map(_pointer, gradients)))
     return total, *gradients
 
 
-def pair_sum_backward(problem: Problem, kept: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
+def pair_sum_backward(problem: Problem, residuals: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
     out = empty_gradients(problem, needs)
     compiled = _compiled(problem)
-    _find(compiled, kept)
+    _read_residuals(compiled, residuals)
     _C.pair_sum_backward(compiled, d_sum.data_ptr(), list(map(_pointer, out)))
     return out
 
@@ -189,7 +192,7 @@ def pair_weighted_sum(problem: Problem, values: Tensor) -> Tensor:
     return out
 
 
-def _transport(t: Transport) -> tuple[Any, ...]:
+def _scores(t: SinkhornProblem) -> tuple[Any, ...]:
     return _matrix(t.scores), t.epsilon, _pointer(t.sample_target)
 
 
@@ -199,27 +202,27 @@ def sinkhorn_scores(z: Tensor, prototypes: Tensor) -> Tensor:
     return torch.mm(z.to(dtype), prototypes.to(dtype).T, out=scores)
 
 
-def sinkhorn_columns(t: Transport, potential: Tensor | None) -> Tensor:
+def sinkhorn_columns(t: SinkhornProblem, potential: Tensor | None) -> Tensor:
     lse = torch.empty(t.scores.shape[1], dtype=accumulation_dtype(t.scores.dtype))
     if t.scores.shape[0] == 0:  # a rank of a group without samples
         return lse.fill_(-torch.inf)
-    _C.sinkhorn_columns(*_transport(t), _pointer(potential), lse.data_ptr(), torch.get_num_threads())
+    _C.sinkhorn_columns(*_scores(t), _pointer(potential), lse.data_ptr(), torch.get_num_threads())
     return lse
 
 
-def sinkhorn_samples(t: Transport, potential: Tensor) -> Tensor:
+def sinkhorn_samples(t: SinkhornProblem, potential: Tensor) -> Tensor:
     lse = potential.new_empty(len(t.scores))
     address = potential.data_ptr(), lse.data_ptr()
     _C.sinkhorn_samples(_matrix(t.scores), t.epsilon, *address, torch.get_num_threads())
     return lse
 
 
-def sinkhorn_codes(t: Transport, potential: Tensor) -> tuple[Tensor, Tensor]:
+def sinkhorn_codes(t: SinkhornProblem, potential: Tensor) -> tuple[Tensor, Tensor]:
     codes = pages.empty(t.scores.shape, t.dtype) if t.out is None else t.out
     u = potential.new_empty(len(t.scores))
     if t.scores.shape[0]:
         out = DTYPES[t.dtype], codes.data_ptr(), u.data_ptr()
-        _C.sinkhorn_codes(*_transport(t), potential.data_ptr(), *out, torch.get_num_threads())
+        _C.sinkhorn_codes(*_scores(t), potential.data_ptr(), *out, torch.get_num_threads())
     return codes, u
 
 

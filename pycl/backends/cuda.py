@@ -13,7 +13,7 @@ from pycl.backends.compiled import library
 from pycl.backends.cuda_library import DTYPES as DTYPES
 from pycl.backends.cuda_library import CudaLibrary, Device, outputs_of, problem_of
 from pycl.backends.registry import BackendUnavailable
-from pycl.core.problem import Transport
+from pycl.core.problem import SinkhornProblem
 
 DEVICES = ("cuda",)
 
@@ -30,7 +30,7 @@ except (ImportError, OSError, RuntimeError) as error:
     ) from error
 
 
-def sinkhorn(t: Transport) -> tuple[Tensor, Tensor, Tensor]:
+def sinkhorn(t: SinkhornProblem) -> tuple[Tensor, Tensor, Tensor]:
     codes, u, v = outputs_of(t)
     ordinal = t.scores.device.index
     with torch.cuda.device(ordinal):  # the library makes it the driver's device, too

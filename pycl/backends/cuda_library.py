@@ -9,7 +9,7 @@ from ctypes import c_double, c_int32, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from pycl.core.problem import Transport, accumulation_dtype
+from pycl.core.problem import SinkhornProblem, accumulation_dtype
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
@@ -75,14 +75,14 @@ class CudaLibrary:
             raise RuntimeError(f"backend='cuda': Sinkhorn's kernel failed with code {code}: {message}")
 
 
-def outputs_of(t: Transport) -> tuple[Tensor, Tensor, Tensor]:
+def outputs_of(t: SinkhornProblem) -> tuple[Tensor, Tensor, Tensor]:
     """Memory for codes, u and v."""
     new, dtype = t.scores.new_empty, accumulation_dtype(t.scores.dtype)
     n_samples, n_prototypes = t.scores.shape
     return t.new_codes(), new(n_samples, dtype=dtype), new(n_prototypes, dtype=dtype)
 
 
-def problem_of(t: Transport, codes: Tensor, u: Tensor, v: Tensor) -> Problem:
+def problem_of(t: SinkhornProblem, codes: Tensor, u: Tensor, v: Tensor) -> Problem:
     targets = None if t.sample_target is None else t.sample_target.data_ptr(), t.prototype_target.data_ptr()
     return Problem(
         *(t.scores.data_ptr(), *targets, codes.data_ptr(), u.data_ptr(), v.data_ptr()),

@@ -16,14 +16,14 @@ from pycl.backends.reference_sinkhorn import sinkhorn_columns as sinkhorn_column
 from pycl.core.pairs import Pairs
 from pycl.core.problem import (
     FLOATS,
-    STATE,
-    STATS,
+    N_RESULTS,
+    N_STATS,
     Gradients,
     Needs,
     Problem,
     accumulation_dtype,
     empty_gradients,
-    nothing_kept,
+    no_residuals,
 )
 
 DEVICES = None  # every device
@@ -36,7 +36,7 @@ NORM_EPS = 1e-12  # as torch.nn.functional.normalize
 class _Strip(NamedTuple):
     i: slice
     logits: Tensor  # [strip, n]
-    in_den: Tensor  # bool [strip, n]
+    in_pairs: Tensor  # bool [strip, n]
     in_pos: Tensor
 
 
@@ -76,7 +76,7 @@ def _slices(n: int, size: int) -> Iterator[slice]:
 
 def _members(problem: Problem, pairs: int, i: slice, j: slice) -> Tensor:
     """Which pairs of a tile are in a pair set, bool."""
-    row_ids, row_views, col_ids, col_views = problem.labelled()
+    row_ids, row_views, col_ids, col_views = problem.labels()
     same_id = row_ids[i, None] == col_ids[j]
     same_view = row_views[i, None] == col_views[j]
     positive = torch.where(same_view, bool(pairs & Pairs.POS_SAME_VIEW), bool(pairs & Pairs.POS_OTHER_VIEW))
@@ -104,8 +104,8 @@ def _logits(problem: Problem, rows: _Side, cols: _Side, i: slice, j: slice) -> T
 def _strips(problem: Problem, rows: _Side, cols: _Side) -> Iterator[_Strip]:
     every = slice(0, len(cols.x))
     for i in _slices(len(rows.x), STRIP):
-        in_den, in_pos = (_members(problem, pairs, i, every) for pairs in (problem.denominator, problem.positives))
-        yield _Strip(i, _logits(problem, rows, cols, i, every), in_den, in_pos)
+        in_pairs, in_pos = (_members(problem, pairs, i, every) for pairs in (problem.pairs, problem.positives))
+        yield _Strip(i, _logits(problem, rows, cols, i, every), in_pairs, in_pos)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -120,28 +120,28 @@ def _lse(logits: Tensor, mask: Tensor, dim: int) -> Tensor:
 def _reduce(strip: _Strip, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     pos_sum = torch.where(strip.in_pos, strip.logits, 0).sum(dim)
     return (
-        _lse(strip.logits, strip.in_den, dim),
+        _lse(strip.logits, strip.in_pairs, dim),
         _lse(strip.logits, strip.in_pos, dim),
         pos_sum,
         strip.in_pos.sum(dim).to(pos_sum.dtype),
     )
 
 
-def pair_stats(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor, Tensor]:
+def pair_stats(problem: Problem, both_sides: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     rows, cols = _sides(problem)
     both_sides = both_sides and problem.cols is not None
-    row_stats = rows.x.new_zeros(STATS + STATE, len(rows.x))
-    col_stats = rows.x.new_zeros(STATS + STATE, len(cols.x) if both_sides else 0)
+    row_stats = rows.x.new_zeros(N_STATS, len(rows.x))
+    col_stats = rows.x.new_zeros(N_STATS, len(cols.x) if both_sides else 0)
     col_stats[:2] = -torch.inf
     for strip in _strips(problem, rows, cols):
-        row_stats[:STATS, strip.i] = torch.stack(_reduce(strip, 1))
+        row_stats[:N_RESULTS, strip.i] = torch.stack(_reduce(strip, 1))
         if both_sides:
             part = _reduce(strip, 0)
             col_stats[0] = torch.logaddexp(col_stats[0], part[0])
             col_stats[1] = torch.logaddexp(col_stats[1], part[1])
             col_stats[2] += part[2]
             col_stats[3] += part[3]
-    return row_stats, col_stats, nothing_kept(problem)
+    return row_stats, col_stats, no_residuals(problem)
 
 
 def _softmax_weights(strip: _Strip, stats: Tensor, d_stats: list[Tensor | None], dim: int) -> Tensor:
@@ -150,7 +150,7 @@ def _softmax_weights(strip: _Strip, stats: Tensor, d_stats: list[Tensor | None],
     # an empty or wholly masked set weighs nothing: exp(-inf - 0), not exp(-inf + inf)
     lse, pos_lse = (x.masked_fill(x == -torch.inf, 0)[at] for x in stats[:2])
     d_lse, d_pos_lse, d_pos_sum = (0.0 if d is None else d[at] for d in d_stats)
-    den = torch.where(strip.in_den, d_lse * (strip.logits - lse).exp(), 0)
+    den = torch.where(strip.in_pairs, d_lse * (strip.logits - lse).exp(), 0)
     return den + torch.where(strip.in_pos, d_pos_lse * (strip.logits - pos_lse).exp() + d_pos_sum, 0)
 
 
@@ -158,7 +158,7 @@ def pair_stats_backward(
     problem: Problem,
     row_stats: Tensor,
     col_stats: Tensor,
-    kept: Tensor,
+    residuals: Tensor,
     d_row_stats: list[Tensor | None],
     d_col_stats: list[Tensor | None],
     needs: Needs,
@@ -171,19 +171,19 @@ def pair_stats_backward(
     return _apply(problem, *sides, ((strip.i, weights(strip)) for strip in _strips(problem, *sides)), needs)
 
 
-def pair_sum(problem: Problem) -> tuple[Tensor, Tensor]:
+def pair_sum(problem: Problem, save: bool) -> tuple[Tensor, Tensor]:
     rows, cols = _sides(problem)
     out = rows.x.new_empty(len(rows.x))
     for strip in _strips(problem, rows, cols):
         # softplus(l) = -logsigmoid(-l); torch's softplus turns linear above 20, short of float64
-        negative = torch.where(strip.in_den, -logsigmoid(-strip.logits), 0)
+        negative = torch.where(strip.in_pairs, -logsigmoid(-strip.logits), 0)
         out[strip.i] = (negative - torch.where(strip.in_pos, logsigmoid(strip.logits), 0)).sum(1)
-    return out, nothing_kept(problem)
+    return out, no_residuals(problem)
 
 
-def pair_sum_backward(problem: Problem, kept: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
+def pair_sum_backward(problem: Problem, residuals: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
     def weights(strip: _Strip) -> Tensor:
-        slope = torch.where(strip.in_den, strip.logits.sigmoid(), 0)
+        slope = torch.where(strip.in_pairs, strip.logits.sigmoid(), 0)
         slope = slope - torch.where(strip.in_pos, (-strip.logits).sigmoid(), 0)
         return d_sum[strip.i, None] * slope
 
@@ -195,7 +195,7 @@ def pair_weighted_sum(problem: Problem, values: Tensor) -> Tensor:
     rows, cols = _sides(problem)
     out, values = rows.x.new_empty(len(rows.x), values.shape[1]), values.to(rows.x.dtype)
     for strip in _strips(problem, rows, cols):
-        out[strip.i] = _product(torch.where(strip.in_den, strip.logits.exp(), 0), values)
+        out[strip.i] = _product(torch.where(strip.in_pairs, strip.logits.exp(), 0), values)
     return out
 
 
@@ -203,23 +203,23 @@ def pair_logits(problem: Problem) -> Tensor:
     rows, cols = _sides(problem)
     dtype, whole = _product_dtype(problem.rows), slice(0, len(cols.x))
     left, right = _factors(problem, rows, cols, dtype)
-    every = problem.denominator == Pairs.ALL
+    every = problem.pairs == Pairs.ALL
     if every and problem.row_bias is None and problem.col_bias is None and dtype == problem.rows.dtype:
         return _product(left, right.T)
     out = problem.rows.new_empty(len(left), len(right))
     for i in _slices(len(left), STRIP):
         logits = _biased(problem, _product(left[i], right.T), i, whole)
-        out[i] = logits if every else logits.masked_fill(~_members(problem, problem.denominator, i, whole), -torch.inf)
+        out[i] = logits if every else logits.masked_fill(~_members(problem, problem.pairs, i, whole), -torch.inf)
     return out
 
 
 def pair_logits_backward(problem: Problem, d_logits: Tensor, needs: Needs) -> Gradients:
     def weights() -> Iterator[tuple[slice, Tensor]]:
         m, n = d_logits.shape
-        every = problem.denominator == Pairs.ALL
+        every = problem.pairs == Pairs.ALL
         for i in _slices(m, m if every and dtype == d_logits.dtype else STRIP):
             w = d_logits[i].to(dtype)
-            yield i, w if every else w.masked_fill(~_members(problem, problem.denominator, i, slice(0, n)), 0)
+            yield i, w if every else w.masked_fill(~_members(problem, problem.pairs, i, slice(0, n)), 0)
 
     dtype = _product_dtype(problem.rows)
     return _apply(problem, *_sides(problem), weights(), needs, dtype)
@@ -238,8 +238,8 @@ def pair_top(problem: Problem, k: int) -> tuple[Tensor, Tensor]:
         best, where = values[i, :0], index[i, :0]
         for j in _slices(len(cols.x), TILE[1]):
             tile = _logits(problem, rows, cols, i, j)
-            if problem.denominator != Pairs.ALL:
-                tile = tile.masked_fill(~_members(problem, problem.denominator, i, j), -torch.inf)
+            if problem.pairs != Pairs.ALL:
+                tile = tile.masked_fill(~_members(problem, problem.pairs, i, j), -torch.inf)
             columns = torch.arange(j.start, j.stop, device=tile.device).expand(tile.shape)
             # what was kept stands to the left, so the lowest column still comes first
             best, where = torch.cat([best, tile], 1), torch.cat([where, columns], 1)

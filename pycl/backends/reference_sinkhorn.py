@@ -8,13 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pycl.core.problem import Transport, accumulation_dtype
+from pycl.core.problem import SinkhornProblem, accumulation_dtype
 from pycl.core.sinkhorn import solve
 
 STRIP = 512  # samples whose logits are held at once
 
 
-def sinkhorn_columns(t: Transport, potential: Tensor | None) -> Tensor:
+def sinkhorn_columns(t: SinkhornProblem, potential: Tensor | None) -> Tensor:
     """``log sum_b exp(L_bk + u_b)`` [K]; ``u`` is the sample step's, 0 without a prototype potential."""
     dtype = accumulation_dtype(t.scores.dtype)
     total = torch.full(t.scores.shape[1:], -torch.inf, dtype=dtype, device=t.scores.device)
@@ -26,7 +26,7 @@ def sinkhorn_columns(t: Transport, potential: Tensor | None) -> Tensor:
     return total
 
 
-def sinkhorn_codes(t: Transport, potential: Tensor) -> tuple[Tensor, Tensor]:
+def sinkhorn_codes(t: SinkhornProblem, potential: Tensor) -> tuple[Tensor, Tensor]:
     """Codes ``softmax_k(L_bk + v_k)`` [B, K] and the samples' potential [B]."""
     codes = t.new_codes()
     u = potential.new_empty(len(t.scores))
@@ -39,10 +39,10 @@ def sinkhorn_codes(t: Transport, potential: Tensor) -> tuple[Tensor, Tensor]:
 sinkhorn = partial(solve, sinkhorn_columns, sinkhorn_codes)
 
 
-def _logits(t: Transport, start: int) -> Tensor:
+def _logits(t: SinkhornProblem, start: int) -> Tensor:
     return t.scores[start : start + STRIP].to(accumulation_dtype(t.scores.dtype)) / t.epsilon
 
 
-def _sample_potential(t: Transport, logits: Tensor, start: int) -> Tensor:
+def _sample_potential(t: SinkhornProblem, logits: Tensor, start: int) -> Tensor:
     u = -logits.logsumexp(1)
     return u if t.sample_target is None else t.sample_target[start : start + STRIP] + u

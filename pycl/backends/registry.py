@@ -8,24 +8,31 @@ import importlib
 import logging
 import os
 from types import ModuleType
+from typing import NamedTuple, cast
 
 import torch
 
 log = logging.getLogger("pycl")
 
-MODULES = {
-    "cpu": "pycl.backends.cpu",
-    "reference": "pycl.backends.reference",
-    "triton": "pycl.backends.triton.backend",
-    "cuda": "pycl.backends.cuda",
-}
-# the order the automatic choice tries, by the device of the tensors
-PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
-KNOWN = ("cpu", "triton", "cuda", "reference")
 # Operators a backend may lack; "pair_stats" stands for all on pairs of points. For Sinkhorn on stored scores one launch
 # for all iterations comes before one for each, which is what a process group needs ("sinkhorn_columns").
 PAIRS, SINKHORN, SINKHORN_STEPS = "pair_stats", "sinkhorn", "sinkhorn_columns"
-PREFERENCE_OF = {SINKHORN: PREFERENCE | {"cuda": ("cuda", "triton", "reference")}}
+
+
+class Entry(NamedTuple):
+    """A backend: its module, and what the automatic choice takes it for."""
+
+    module: str  # fulfils pycl.backends.protocol
+    devices: tuple[str, ...]  # types of devices whose tensors it is the choice for
+    operators: tuple[str, ...] | None = None  # None for all that it has
+
+
+BACKENDS = {  # best first
+    "cuda": Entry("pycl.backends.cuda", ("cuda",), (SINKHORN,)),
+    "triton": Entry("pycl.backends.triton.backend", ("cuda",)),
+    "cpu": Entry("pycl.backends.cpu", ("cpu",)),
+    "reference": Entry("pycl.backends.reference", ("cpu", "cuda")),
+}
 
 
 class BackendUnavailable(RuntimeError):
@@ -35,15 +42,23 @@ class BackendUnavailable(RuntimeError):
 @functools.cache
 def load(name: str) -> ModuleType:
     """The module of a backend; raises ``BackendUnavailable`` where its compiled part is missing or does not load."""
-    if name not in MODULES:
-        raise BackendUnavailable(f"backend={name!r} is not available: it was not built; there are {sorted(MODULES)}")
     try:
-        return importlib.import_module(MODULES[name])
+        return importlib.import_module(BACKENDS[name].module)
     except BackendUnavailable:
         raise
     except Exception as error:  # a broken Triton may raise anything
         said = f"{type(error).__name__}: {error}"
         raise BackendUnavailable(f"backend={name!r} is not available: it fails to load ({said})") from error
+
+
+def has(name: str, operator: str) -> bool:
+    """Whether a backend that can be loaded has an operator."""
+    return hasattr(load(name), operator)
+
+
+def fused_limit(name: str, operator: str) -> float:
+    """The bytes of the largest matrix for which a backend has value and gradients from one call; -1 without any."""
+    return cast("float", getattr(load(name), "FUSED_MAX_BYTES", {}).get(operator, -1))
 
 
 @functools.cache
@@ -69,9 +84,23 @@ def installed(device_type: str, dtype: torch.dtype = torch.float32, operator: st
     return [name for name in _in_order(device_type, operator) if why_not(name, device_type, dtype, operator) is None]
 
 
+def preferred(device_type: str, operator: str = PAIRS) -> list[str]:
+    """The backends that are the choice for an operator on a device type, best first, whether they can run or not."""
+    return [
+        name
+        for name, entry in BACKENDS.items()
+        if device_type in entry.devices and (entry.operators is None or operator in entry.operators)
+    ]
+
+
 def _in_order(device_type: str, operator: str) -> list[str]:
-    """All backends, those for a device type first."""
-    return list(dict.fromkeys((*PREFERENCE_OF.get(operator, PREFERENCE).get(device_type, ()), *MODULES)))
+    return list(dict.fromkeys((*preferred(device_type, operator), *BACKENDS)))
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError unless a backend has this name."""
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be None or one of {list(BACKENDS)}, got {name!r}")
 
 
 def choose(name: str | None, device_type: str, dtype: torch.dtype = torch.float32, operator: str = PAIRS) -> str:
@@ -90,15 +119,14 @@ def choose(name: str | None, device_type: str, dtype: torch.dtype = torch.float3
     name = name or os.environ.get("PYCL_BACKEND") or None
     if name is None:
         return _automatic(device_type, dtype, operator)
-    if name not in KNOWN:
-        raise ValueError(f"backend must be None or one of {list(KNOWN)}, got {name!r}")
+    check_name(name)
     if reason := why_not(name, device_type, dtype, operator):
         raise BackendUnavailable(reason)
     return name
 
 
 # torch.compiler.assume_constant_result sets this too, after it has imported torch._dynamo, which takes a second
-choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
+choose._dynamo_marked_constant = True  # type: ignore[attr-defined]  # not every callable has one
 
 
 @functools.cache

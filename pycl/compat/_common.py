@@ -28,7 +28,7 @@ def all_ranks() -> dist.ProcessGroup | None:
 @together
 def check_even(z: Tensor, *, group: Group | None) -> None:
     """What is joined in one shape on all ranks: anything else ends or stops the processes in the collective."""
-    agree(group, z, **{"the number of samples": len(z)})
+    agree(group, z.device, [len(z)], dtype=str(z.dtype), **{"the number of samples": len(z)})
 
 
 def as_input(loss: Tensor, embeddings: Tensor, on_cpu: str = "float32") -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from pycl.compat._common import check_even, nothing
 from pycl.compat._open_clip_ranks import over_all_rows, world
 from pycl.core.pairs import Points
-from pycl.distributed.ranks import gather_single, total
+from pycl.distributed.ranks import all_reduce_sum, gather_single
 from pycl.engine.reductions import pair_average
 from pycl.functional._common import Scalar, as_scalar, widen
 
@@ -79,7 +79,7 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_all: Tensor) -> Tensor:
         group = world()
-        return total(d_all.contiguous(), group).chunk(group.size())[group.rank()]
+        return all_reduce_sum(d_all.contiguous(), group).chunk(group.size())[group.rank()]
 
 
 def _gathered(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pycl.core.pairs import Pairs, Points
-from pycl.distributed.ranks import Group, together, total
+from pycl.distributed.ranks import Group, all_reduce_sum, together
 from pycl.engine.reduction import reduce
 from pycl.engine.reductions import pair_stats
 from pycl.functional._common import Scalar, as_scalar, expand_scalar
@@ -23,7 +23,7 @@ class _OfAllRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loss: Tensor, weight: float, group: dist.ProcessGroup) -> Tensor:
         ctx.weight = weight
-        return total(loss, group) / group.size()
+        return all_reduce_sum(loss, group) / group.size()
 
     @staticmethod
     def backward(ctx: Any, d_loss: Tensor) -> Any:
@@ -40,7 +40,7 @@ class _Shared(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_value: Tensor) -> Any:
-        return total(d_value, ctx.group) * ctx.weight, None, None
+        return all_reduce_sum(d_value, ctx.group) * ctx.weight, None, None
 
 
 def over_all_rows(local: Callable[..., Tensor], scalars: Sequence[Scalar | None], gather_with_grad: bool) -> Tensor:

@@ -40,10 +40,13 @@ class Points(NamedTuple):
 
     Attributes:
         z: embeddings ``[n, d]``, floating point.
-        ids: int64 ``[n]``, instance numbers or class labels; ``None`` means ``0 .. n - 1``.
+        ids: int64 ``[n]``, instance numbers or class labels; ``None`` numbers the instances.
         views: int64 ``[n]``, augmentation or modality of each point; ``None`` means one view.
+        n_views: of points without ids and views: how many views ``z`` holds, one after the other, each of the same
+            ``n / n_views`` instances in the same order.
     """
 
     z: Tensor
     ids: Tensor | None = None
     views: Tensor | None = None
+    n_views: int = 1

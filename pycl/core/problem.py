@@ -18,18 +18,22 @@ class Labels(NamedTuple):
     col_views: Tensor
 
 
-def numbered(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Ids and views of points that came without: instances of their own, all of one view."""
-    n, device = z.shape[0], z.device
-    return torch.arange(n, device=device), torch.zeros(n, dtype=torch.int64, device=device)
+def default_labels(n: int, n_views: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and views of n points that came without, views-major: ``n / n_views`` instances in each view."""
+    position = torch.arange(n, device=device)
+    n_instances = n // n_views
+    return position % n_instances, position // n_instances
 
 
 class Problem(NamedTuple):
     """Everything that defines the logits and the pair sets; ``cols=None`` says the matrix is symmetric.
 
     Vectors are contiguous; the scale and the biases have the accumulation dtype. Without labels the points of each side
-    are numbered and of one view. In a symmetric problem the one bias serves rows and columns, and gradients of both
-    roles are summed.
+    are numbered, views-major: point i of n is of instance ``i % (n / n_views)`` and of view ``i // (n / n_views)``. In a
+    symmetric problem the one bias serves rows and columns, and gradients of both roles are summed.
+
+    ``pairs`` is the first pair set of an operator: the denominator of a softmax, the negatives of a logistic loss, the
+    pairs that are looked at. ``positives`` is the second, and empty for operators of one set.
     """
 
     rows: Tensor
@@ -41,10 +45,11 @@ class Problem(NamedTuple):
     logit_scale: Tensor
     row_bias: Tensor | None
     col_bias: Tensor | None
-    denominator: int
+    pairs: int
     positives: int
     offset: int | None
     normalize: bool
+    n_views: int = 1
 
     def n_cols(self) -> int:
         return self.rows.shape[0] if self.cols is None else self.cols.shape[0]
@@ -53,28 +58,52 @@ class Problem(NamedTuple):
         """What has gradients, in the order of ``Gradients``."""
         return self.rows, self.cols, self.logit_scale, self.row_bias, self.col_bias
 
-    def exchanged(self) -> Problem:
+    def transposed(self) -> Problem:
         """The transposed matrix; only with columns of its own and one scale for all rows."""
         p = self
         assert p.cols is not None
         return Problem(
             *(p.cols, p.rows, p.col_ids, p.col_views, p.row_ids, p.row_views, p.logit_scale, p.col_bias, p.row_bias),
-            *(p.denominator, p.positives, None if p.offset is None else -p.offset, p.normalize),
+            *(p.pairs, p.positives, None if p.offset is None else -p.offset, p.normalize, p.n_views),
         )
 
-    def whole(self) -> Problem:
+    def as_rectangular(self) -> Problem:
         """Columns of its own for a symmetric problem: what is not reduced over both roles needs both triangles."""
         if self.cols is not None:
             return self
         return self._replace(cols=self.rows, col_ids=self.row_ids, col_views=self.row_views, col_bias=self.row_bias)
 
-    def labelled(self) -> Labels:
+    def labels(self) -> Labels:
         """The labels of the rows and of the columns, made where there are none."""
         if self.row_ids is None or self.row_views is None:
-            return Labels(*numbered(self.rows), *numbered(self.rows if self.cols is None else self.cols))
+            of_rows = default_labels(self.rows.shape[0], self.n_views, self.rows.device)
+            if self.cols is None:
+                return Labels(*of_rows, *of_rows)
+            return Labels(*of_rows, *default_labels(self.cols.shape[0], self.n_views, self.rows.device))
         if self.col_ids is None or self.col_views is None:
             return Labels(self.row_ids, self.row_views, self.row_ids, self.row_views)
         return Labels(self.row_ids, self.row_views, self.col_ids, self.col_views)
+
+
+class StatsRow:
+    """Rows of the statistics ``[6, n]`` that a backend returns for n points. No enum: torch.compile indexes by none.
+
+    The first three have gradients. The last two are the log-sum-exps in units of log 2, which the backward exponentiates
+    and ranks of a group merge: converted from nats they would be off by a rounding, which a large logit turns into a
+    visible error of its weight. A backend whose backward reads the first two rows leaves them at 0.
+    """
+
+    LSE = 0
+    POS_LSE = 1
+    POS_SUM = 2
+    POS_COUNT = 3
+    LSE_LOG2 = 4
+    POS_LSE_LOG2 = 5
+
+
+N_STATS = 6  # rows, of which
+N_RESULTS = 4  # are what the engine returns, and
+N_SLOPES = 3  # have gradients
 
 
 class Needs(NamedTuple):
@@ -98,7 +127,7 @@ class Gradients(NamedTuple):
     col_bias: Tensor
 
 
-class Transport(NamedTuple):
+class SinkhornProblem(NamedTuple):
     """A Sinkhorn problem on stored scores [B, K] of unit column stride; the marginals as logarithms.
 
     ``sample_target`` is log(B a_b), None for uniform, and ``prototype_target`` log(B m_k), in the accumulation dtype.
@@ -115,11 +144,6 @@ class Transport(NamedTuple):
     def new_codes(self) -> Tensor:
         """``out``, or memory for the codes."""
         return self.scores.new_empty(self.scores.shape, dtype=self.dtype) if self.out is None else self.out
-
-
-# Rows of the statistics: lse, pos_lse, pos_sum, pos_count, then what the backend keeps for its own backward. The first
-# three have gradients, handed over as a list of three contiguous vectors or None.
-STATS, STATE = 4, 2
 
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -153,6 +177,6 @@ def empty_gradients(problem: Problem, needs: Needs) -> Gradients:
     )
 
 
-def nothing_kept(problem: Problem) -> Tensor:
-    """What a forward hands its backward where it keeps nothing."""
+def no_residuals(problem: Problem) -> Tensor:
+    """The residuals of a forward that leaves its backward nothing to reuse."""
     return problem.rows.new_empty(0)

@@ -23,7 +23,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from pycl.core.problem import Transport
+from pycl.core.problem import SinkhornProblem
 from pycl.core.tracing import observed
 
 
@@ -53,9 +53,9 @@ def prototype_potential(
 
 
 def solve(
-    columns: Callable[[Transport, Tensor | None], Tensor],
-    codes: Callable[[Transport, Tensor], tuple[Tensor, Tensor]],
-    t: Transport,
+    columns: Callable[[SinkhornProblem, Tensor | None], Tensor],
+    codes: Callable[[SinkhornProblem, Tensor], tuple[Tensor, Tensor]],
+    t: SinkhornProblem,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Codes and both potentials of stored scores, in ``iterations + 1`` reads of them."""
     v = prototype_potential(partial(columns, t), lambda lse: step(lse, t.prototype_target), t.iterations)
@@ -66,7 +66,7 @@ class NotFiniteError(ValueError):
     """Scores with NaN or infinity, or with a row or a column of nothing but -inf."""
 
 
-def check_finite(t: Transport, u: Tensor, v: Tensor, alone: bool = True) -> None:
+def check_finite(t: SinkhornProblem, u: Tensor, v: Tensor, alone: bool = True) -> None:
     """Raise NotFiniteError that says what in the scores made a potential infinite or NaN.
 
     Where this rank is not alone, a prototype that is ruled out here may have samples elsewhere.

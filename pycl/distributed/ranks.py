@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
-from typing import Any, Final, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -24,8 +25,7 @@ from torch import Tensor
 from pycl.core.notices import warn_once
 from pycl.core.tracing import eager
 
-P = ParamSpec("P")
-R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
 MESSAGE = 1024  # bytes that a rank has to introduce itself
 INSTANCES = 1 << 31  # instance numbers of all ranks together: the width that kernels compare
@@ -46,53 +46,65 @@ class Ring(NamedTuple):
     group: dist.ProcessGroup | Literal["world"] | Named
 
 
+class Meetings:
+    """How many times the ranks of a call have met: what tells a rank that fails whether the others still wait for it."""
+
+    held = 0
+
+
+@dataclass(frozen=True)
 class Ranks:
-    """One call of a loss on the ranks of a group, from the moment they agree on what is computed."""
+    """The ranks of a group in one call of a loss; ``agree`` says what they bring."""
 
-    def __init__(self, group: dist.ProcessGroup, ring: bool) -> None:
-        self.group, self.ring = group, ring
-        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        self._backends = dist.get_backend_config(group)  # "cpu:gloo,cuda:nccl"
-        self._met = False
-        self.n_rows = 0  # anchors of all ranks
-        self.weight = 1.0  # of this rank's mean in the mean over ranks; not 1 where batches are uneven
+    group: dist.ProcessGroup
+    ring: bool
+    rank: int
+    size: int
+    backends: str  # "cpu:gloo,cuda:nccl"
+    meetings: Meetings
 
-    def meet(self, device: torch.device, sizes: Sequence[int], **facts: str | float | bool | None) -> list[list[int]]:
-        """Raise ValueError on every rank unless the facts are the same on all; returns the sizes of each rank.
+    @classmethod
+    def of(cls, group: dist.ProcessGroup, ring: bool) -> Ranks:
+        rank, size = dist.get_rank(group), dist.get_world_size(group)
+        return cls(group, ring, rank, size, str(dist.get_backend_config(group)), Meetings())
 
-        A rank's first size is the number of its anchors. Embeddings on ``device`` will be sent.
-        """
-        if f"{device.type}:" not in self._backends:
-            raise ValueError(f"group must take tensors on {device.type}, got one with the backends {self._backends}")
-        rows = self._introduce({"sizes": sizes, **facts})
-        for rank, row in enumerate(rows):
-            if "error" in row:
-                raise RuntimeError(f"rank {rank} of the group failed: {row['error']}")
-        for name in dict.fromkeys(name for row in rows for name in row if name != "sizes"):
-            values = [row.get(name, "nothing") for row in rows]
-            if any(value != values[0] for value in values):
-                said = ", ".join(f"{value} on rank {rank}" for rank, value in enumerate(values))
-                raise ValueError(f"{name} must be the same on all ranks of the group, got {said}")
-        found = [cast("list[int]", row["sizes"]) for row in rows]
-        self.n_rows = sum(row[0] for row in found)
-        self.weight = found[self.rank][0] * self.size / max(1, self.n_rows)
-        return found
-
-    def leave(self, error: Exception) -> None:
-        """Tell ranks that wait to meet why this one will not come."""
-        if not self._met:
+    def abort(self, error: Exception) -> None:
+        """Tell ranks that wait for the first meeting why this one will not come."""
+        if not self.meetings.held:
             told = f"{type(error).__name__}: {error}".encode("ascii", "replace").decode()
-            self._introduce({"error": told[: MESSAGE // 4]})
+            self.all_gather_metadata({"error": told[: MESSAGE // 4]})
 
-    def _introduce(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    def all_gather_metadata(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
         """The facts of all ranks; on the CPU where the group has a backend for it, so that no GPU is waited for."""
-        self._met = True
+        self.meetings.held += 1
         text = json.dumps(facts).encode().ljust(MESSAGE)
-        device = "cpu" if "cpu:" in self._backends else torch.device("cuda", torch.cuda.current_device())
+        device = "cpu" if "cpu:" in self.backends else torch.device("cuda", torch.cuda.current_device())
         mine = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device)
         all_ranks = mine.new_empty(self.size * MESSAGE)
         gather_single(all_ranks, mine, self.group)
         return [json.loads(bytes(row)) for row in all_ranks.view(self.size, MESSAGE).cpu().numpy()]
+
+
+class Agreement(NamedTuple):
+    """What the ranks of a group bring, the same on all of them."""
+
+    ranks: Ranks
+    sizes: list[list[int]]  # of each rank
+
+    @property
+    def group(self) -> dist.ProcessGroup:
+        """What collectives take."""
+        return self.ranks.group
+
+    @property
+    def n(self) -> int:
+        """The first sizes of all ranks together: as a rule, of anchors."""
+        return sum(sizes[0] for sizes in self.sizes)
+
+    @property
+    def weight(self) -> float:
+        """Of this rank's mean in the mean over the ranks; not 1 where batches are uneven."""
+        return self.sizes[self.ranks.rank][0] * self.ranks.size / max(1, self.n)
 
 
 class Named(NamedTuple):
@@ -149,14 +161,14 @@ def several_ranks() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def together(function: Callable[P, R]) -> Callable[P, R]:
+def together(function: F) -> F:
     """Hand ``function`` its ``group`` as ``Ranks``, or as None where there is one rank only.
 
     What it raises before the ranks have met is told to the others, which would wait for this rank otherwise.
     """
 
     @wraps(function)
-    def call(*args: P.args, **options: P.kwargs) -> R:
+    def call(*args: Any, **options: Any) -> Any:
         group = options.get("group")
         if group is None or isinstance(group, Ranks):
             return function(*args, **options)
@@ -166,31 +178,31 @@ def together(function: Callable[P, R]) -> Callable[P, R]:
         return on_ranks(*args, **options)
 
     @eager
-    def on_ranks(*args: P.args, **options: P.kwargs) -> R:
+    def on_ranks(*args: Any, **options: Any) -> Any:
         check_group(cast("Group", group := options["group"]))
         ring = isinstance(group, Ring)
         members = members_of(group.group if isinstance(group, Ring) else group)
         if members is None or members.size() == 1:
             options["group"] = None
             return function(*args, **options)
-        options["group"] = ranks = Ranks(members, ring)
+        options["group"] = ranks = Ranks.of(members, ring)
         try:
             return function(*args, **options)
         except Exception as error:
-            ranks.leave(error)
+            ranks.abort(error)
             raise
 
-    return call
+    return cast("F", call)
 
 
-def of_the_batch(function: Callable[P, R]) -> Callable[P, R]:
+def of_the_batch(function: F) -> F:
     """``together`` for a loss of a whole batch: one that runs on several ranks and was given no group says so once."""
     run = together(function)
     kinds = signature(function).parameters.values()
     positional = [parameter.name for parameter in kinds if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
 
     @wraps(function)
-    def call(*args: P.args, **options: P.kwargs) -> R:
+    def call(*args: Any, **options: Any) -> Any:
         if len(args) > len(positional):
             several = ": several views are one argument, (z1, z2)" if positional == ["views"] else ""
             raise TypeError(
@@ -207,7 +219,7 @@ def of_the_batch(function: Callable[P, R]) -> Callable[P, R]:
             )
         return function(*args, **options)
 
-    return call
+    return cast("F", call)
 
 
 def ranks_of(group: Group | None) -> Ranks | None:
@@ -226,15 +238,38 @@ def instances(n: int, device: torch.device, group: Group | None) -> Tensor:
     return torch.arange(ranks.rank * room, ranks.rank * room + n, device=device)
 
 
-def agree(group: Group | None, like: Tensor, **facts: str | float | bool | None) -> dist.ProcessGroup | None:
-    """``Ranks.meet`` for a batch of its own on each rank; returns what the collectives take."""
+def agree(
+    group: Group | None, device: torch.device, sizes: Sequence[int], **facts: str | float | bool | None
+) -> Agreement | None:
+    """What each rank brings, once the facts are known to be the same on all; None without a group.
+
+    Args:
+        group: what ``together`` handed the caller.
+        device: of the embeddings that will be sent.
+        sizes: numbers that may differ between ranks, the number of anchors first.
+        facts: numbers and names that may not.
+
+    Raises:
+        ValueError: on every rank, where a fact differs or the group takes no tensors on the device.
+        RuntimeError: where another rank failed before it came here.
+    """
     if (ranks := ranks_of(group)) is None:
         return None
-    ranks.meet(like.device, [len(like)], dtype=str(like.dtype), **facts)
-    return ranks.group
+    if f"{device.type}:" not in ranks.backends:
+        raise ValueError(f"group must take tensors on {device.type}, got one with the backends {ranks.backends}")
+    rows = ranks.all_gather_metadata({"sizes": sizes, **facts})
+    for rank, row in enumerate(rows):
+        if "error" in row:
+            raise RuntimeError(f"rank {rank} of the group failed: {row['error']}")
+    for name in dict.fromkeys(name for row in rows for name in row if name != "sizes"):
+        values = [row.get(name, "nothing") for row in rows]
+        if any(value != values[0] for value in values):
+            said = ", ".join(f"{value} on rank {rank}" for rank, value in enumerate(values))
+            raise ValueError(f"{name} must be the same on all ranks of the group, got {said}")
+    return Agreement(ranks, [cast("list[int]", row["sizes"]) for row in rows])
 
 
-def total(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+def all_reduce_sum(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """Sum over the ranks."""
     if group is not None:
         value = value.clone()
@@ -242,17 +277,17 @@ def total(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     return value
 
 
-def merge_lse(lse: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+def all_reduce_logsumexp(lse: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """Log-sum-exps over all ranks from each rank's own; NaN and infinity on one rank become NaN on all."""
     if group is None:
         return lse
     peak = lse.clone()
     dist.all_reduce(peak, dist.ReduceOp.MAX, group)
     peak = peak.masked_fill(peak == -torch.inf, 0)
-    return total((lse - peak).exp(), group).log() + peak
+    return all_reduce_sum((lse - peak).exp(), group).log() + peak
 
 
-def join_lse(lse: Tensor, ranks: Ranks) -> Tensor:
-    """``merge_lse`` with a gradient, that of the sum over the ranks of what each does with the same result."""
-    joined = merge_lse(lse.detach(), ranks.group)
-    return joined + ranks.size * (lse.detach() - joined).exp() * (lse - lse.detach())
+def all_reduce_logsumexp_differentiable(lse: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """``all_reduce_logsumexp`` with a gradient, that of the sum over the ranks of what each does with the same result."""
+    joined = all_reduce_logsumexp(lse.detach(), group)
+    return joined + group.size() * (lse.detach() - joined).exp() * (lse - lse.detach())

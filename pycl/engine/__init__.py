@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from pycl.core.pairs import Pairs, Points
+from pycl.distributed.ranks import together
+from pycl.engine import reductions
 from pycl.engine.matrix import pair_logits, pair_top
 from pycl.engine.reduction import by_view, reduce
-from pycl.engine.reductions import PairStats, pair_average, pair_cross_entropy, pair_stats, pair_sum
+from pycl.engine.reductions import PairStats, pair_average
 from pycl.engine.views import stack_views
 
 __all__ = [
@@ -23,3 +25,8 @@ __all__ = [
     "reduce",
     "stack_views",
 ]
+
+# The library's own losses call those of `reductions`, with what `together` has made of their group.
+pair_stats = together(reductions.pair_stats)
+pair_cross_entropy = together(reductions.pair_cross_entropy)
+pair_sum = together(reductions.pair_sum)

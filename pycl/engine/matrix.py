@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from pycl.backends import registry as backends
+from pycl.backends import registry
 from pycl.core.pairs import Pairs, Points
 from pycl.engine.validation import check_k, one_set, problem_of
 from pycl.ops.autograd import LogitsFunction, apply
@@ -35,8 +35,8 @@ def pair_logits(
     the set is ignored, whatever it is. Arguments and errors are those of ``pair_stats``.
     """
     args = problem_of(rows, cols, logit_scale, one_set(pairs), row_bias, col_bias, offset, normalize)
-    name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
-    return cast("Tensor", apply(LogitsFunction, *args.whole(), name))
+    name = registry.choose(backend, rows.z.device.type, args.rows.dtype)
+    return cast("Tensor", apply(LogitsFunction, *args.as_rectangular(), name))
 
 
 @torch.no_grad()
@@ -71,5 +71,5 @@ def pair_top(
     """
     args = problem_of(rows, cols, logit_scale, one_set(pairs), row_bias, col_bias, offset, normalize)
     k = check_k(k, args.n_cols())
-    name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
-    return cast("tuple[Tensor, Tensor]", torch.ops.pycl.pair_top(*args.whole(), k, name))
+    name = registry.choose(backend, rows.z.device.type, args.rows.dtype)
+    return cast("tuple[Tensor, Tensor]", torch.ops.pycl.pair_top(*args.as_rectangular(), k, name))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pycl.distributed.ranks import Group, ranks_of
+from pycl.distributed.ranks import Agreement, Group, agree
 from pycl.engine.validation import check_choice
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -18,16 +18,21 @@ def check_reduction(reduction: str) -> None:
 
 
 def reduce(terms: Tensor, reduction: str, group: Group | None = None) -> Tensor:
-    """Mean, sum or the terms themselves.
+    """Mean, sum or the terms themselves; ``group`` is what :func:`pycl.together` handed the loss.
 
-    On the ranks of a group, what has the mean or the sum over all ranks' terms as its average over the ranks.
+    On the ranks of a group, each rank returns a share: the average of the ranks' shares is the mean or the sum over all
+    ranks' terms.
     """
+    return share_of(terms, reduction, agree(group, terms.device, [terms.shape[-1]], reduction=reduction))
+
+
+def share_of(terms: Tensor, reduction: str, agreement: Agreement | None) -> Tensor:
+    """``reduce`` for ranks that know of each other how many terms there are."""
     if reduction == "none":
         return terms
-    ranks = ranks_of(group)
     if reduction == "sum":
-        return terms.sum() if ranks is None else terms.sum() * ranks.size
-    return terms.mean() if ranks is None or ranks.weight == 1 else terms.mean() * ranks.weight
+        return terms.sum() if agreement is None else terms.sum() * agreement.ranks.size
+    return terms.mean() if agreement is None or agreement.weight == 1 else terms.mean() * agreement.weight
 
 
 def by_view(terms: Tensor, n_views: int) -> Tensor:

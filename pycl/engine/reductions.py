@@ -12,14 +12,14 @@ from typing import Literal, NamedTuple, cast, overload
 import torch
 from torch import Tensor
 
-from pycl.backends import registry as backends
+from pycl.backends import registry
 from pycl.core.pairs import Pairs, Points
-from pycl.core.problem import STATS, Problem
+from pycl.core.problem import N_RESULTS, Problem, StatsRow
 from pycl.core.tracing import observed
-from pycl.distributed.ranks import Group, together
-from pycl.engine.reduction import check_reduction, reduce, zero_if_empty
+from pycl.distributed.ranks import Group
+from pycl.engine.reduction import check_reduction, share_of, zero_if_empty
 from pycl.engine.validation import check_choice, check_count, check_values, one_set, problem_of
-from pycl.ops.autograd import StatsFunction, SumFunction, TotalFunction, WeightedSumFunction, apply
+from pycl.ops.autograd import FusedLossFunction, StatsFunction, SumFunction, WeightedSumFunction, apply
 from pycl.ops.sharded import sharded
 
 __all__ = ["PairStats", "Pairs", "Points", "pair_average", "pair_cross_entropy", "pair_stats", "pair_sum"]
@@ -72,7 +72,6 @@ def pair_stats(
     group: Group | None = None,
     backend: str | None = None,
 ) -> tuple[PairStats, PairStats]: ...
-@together
 def pair_stats(
     rows: Points,
     cols: Points | None = None,
@@ -122,21 +121,16 @@ def pair_stats(
     check_choice("sides", sides, SIDES)
     sets = {"denominator": denominator, "positives": positives}
     args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group)
-    name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
-    of_rows, of_cols = _stats(args, sides, name, group)
-    return of_rows if sides == "rows" else (of_rows, of_cols)
-
-
-def _stats(args: Problem, sides: str, backend: str, group: Group | None) -> tuple[PairStats, PairStats]:
-    """Of the rows and of the columns, or of the rows twice."""
+    name = registry.choose(backend, rows.z.device.type, args.rows.dtype)
     both = sides == "both" and args.cols is not None
     shards = sharded(group, "pair_stats", args, both)
-    stats = cast("tuple[Tensor, ...]", apply(StatsFunction, *args, both, backend, shards))
-    of_rows = PairStats(*stats[:STATS])
-    return of_rows, PairStats(*stats[STATS : 2 * STATS]) if both else of_rows
+    stats = apply(StatsFunction, *args, both, wants_gradient(args), name, shards)
+    of_rows = PairStats(*stats[:N_RESULTS])
+    if sides == "rows":
+        return of_rows
+    return of_rows, PairStats(*stats[N_RESULTS : 2 * N_RESULTS]) if both else of_rows
 
 
-@together
 def pair_cross_entropy(
     rows: Points,
     cols: Points | None = None,
@@ -184,21 +178,23 @@ def pair_cross_entropy(
     n = args.rows.shape[0]
     if sides == "both" and args.n_cols() != n:
         raise ValueError(f"sides='both' takes as many cols as rows, got {args.n_cols()} and {n}")
-    name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
-    if reduction != "none" and group is None and _comes_at_once("pair_cross_entropy", args, name):
-        both = sides == "both" and args.cols is not None
+    name = registry.choose(backend, rows.z.device.type, args.rows.dtype)
+    both = sides == "both" and args.cols is not None
+    if reduction != "none" and group is None and can_fuse("pair_cross_entropy_fused", args, name):
         weight = (0.5 if both else 1.0) / (n if reduction == "mean" else 1)
         weights = both, weight, -weight / n_positives
-        return cast("Tensor", apply(TotalFunction, *args, "pair_cross_entropy", weights, name))
-    of_rows, of_cols = _stats(args, sides, name, group)
-    lses = [of_rows.lse] if sides == "rows" else [of_rows.lse, of_cols.lse]
+        return cast("Tensor", apply(FusedLossFunction, *args, "pair_cross_entropy_fused", weights, name))
+    shards = sharded(group, "pair_cross_entropy", args, both, reduction=reduction)
+    stats = apply(StatsFunction, *args, both, wants_gradient(args), name, shards)
+    of_rows = PairStats(*stats[:N_RESULTS])
+    lses = [of_rows.lse, stats[N_RESULTS]] if both else [of_rows.lse]
     if positives & ~denominator:
         lses = [zero_if_empty(lse) for lse in lses]
-    lse = lses[0] if sides == "rows" else (lses[0] + lses[1]) / 2
-    return reduce(torch.sub(lse, of_rows.pos_sum, alpha=1 / n_positives), reduction, group)
+    lse = (lses[0] + lses[1]) / 2 if both else lses[0]
+    terms = torch.sub(lse, of_rows.pos_sum, alpha=1 / n_positives)
+    return share_of(terms, reduction, None if shards is None else shards.agreement)
 
 
-@together
 def pair_sum(
     rows: Points,
     cols: Points | None = None,
@@ -229,26 +225,30 @@ def pair_sum(
     """
     check_reduction(reduction)
     sets = {"negatives": negatives, "positives": positives}
-    args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group).whole()
-    name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
-    if reduction != "none" and group is None and _comes_at_once("pair_sum_total", args, name):
+    args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group).as_rectangular()
+    name = registry.choose(backend, rows.z.device.type, args.rows.dtype)
+    if reduction != "none" and group is None and can_fuse("pair_sum_fused", args, name):
         weights = (1 / len(args.rows) if reduction == "mean" else 1.0,)
-        return cast("Tensor", apply(TotalFunction, *args, "pair_sum_total", weights, name))
-    terms = cast("Tensor", apply(SumFunction, *args, name, sharded(group, "pair_sum", args))[0])
-    return reduce(terms, reduction, group)
+        return cast("Tensor", apply(FusedLossFunction, *args, "pair_sum_fused", weights, name))
+    shards = sharded(group, "pair_sum", args, reduction=reduction)
+    terms = apply(SumFunction, *args, wants_gradient(args), name, shards)[0]
+    return share_of(terms, reduction, None if shards is None else shards.agreement)
 
 
-def _comes_at_once(operator: str, args: Problem, backend: str) -> bool:
-    """Whether the gradients of a total are to come with it.
+def can_fuse(operator: str, args: Problem, backend: str) -> bool:
+    """Whether value and gradients are to come from one call.
 
-    Not those of half types, which may not fit before they are scaled, nor where a graph is traced.
+    Not in half types, whose gradients may not fit before they are scaled, nor where a graph is traced.
     """
     if observed() or args.rows.dtype not in (torch.float32, torch.float64):
         return False
     size = len(args.rows) * args.n_cols() * args.rows.dtype.itemsize
-    if size > getattr(backends.load(backend), "AT_ONCE", {}).get(operator, -1) or not torch.is_grad_enabled():
-        return False
-    return any(leaf is not None and leaf.requires_grad for leaf in args.leaves())
+    return size <= registry.fused_limit(backend, operator) and wants_gradient(args)
+
+
+def wants_gradient(args: Problem) -> bool:
+    """Whether a backward may follow."""
+    return torch.is_grad_enabled() and any(leaf is not None and leaf.requires_grad for leaf in args.leaves())
 
 
 def pair_average(
@@ -283,11 +283,11 @@ def pair_average(
         ValueError: values of another length or on another device, a scale for each row, points, a scale or biases
             that require a gradient where one is recorded.
     """
-    args = problem_of(rows, cols, logit_scale, one_set(pairs), row_bias, col_bias, offset, normalize).whole()
+    args = problem_of(rows, cols, logit_scale, one_set(pairs), row_bias, col_bias, offset, normalize).as_rectangular()
     check_values(values, args)
-    name = backends.choose(backend, rows.z.device.type, args.rows.dtype)
+    name = registry.choose(backend, rows.z.device.type, args.rows.dtype)
     with torch.no_grad():
-        lse = torch.ops.pycl.pair_stats(*args, False, name)[0][0]
+        lse = torch.ops.pycl.pair_stats(*args, False, False, name)[0][StatsRow.LSE]
         shift = -lse.masked_fill(lse == -torch.inf, 0)
         args = args._replace(row_bias=shift if args.row_bias is None else args.row_bias + shift)
     return cast("Tensor", apply(WeightedSumFunction, *args, values, name))

@@ -32,7 +32,7 @@ def problem_of(
     """Validate everything once and bring it into the form the operators take.
 
     Points without ids are numbered; those of a ``group`` get numbers that no two ranks have in common. Outside a
-    group, a problem where no side has labels has none: kernels count by themselves.
+    group, a problem where no side has labels has none: kernels number points by themselves.
     """
     _check_points("rows", rows)
     if cols is not None:
@@ -40,10 +40,11 @@ def problem_of(
     for name, pairs in sets.items():
         if not isinstance(pairs, Pairs):
             raise TypeError(f"{name} must be a union of pycl.Pairs, got {_described(pairs)}")
-    den, pos = map(int, sets.values())
+    first, pos = map(int, sets.values())
     z = _embeddings("rows", rows.z)
     unlabelled = all(p is None or (p.ids is None and p.views is None) for p in (rows, cols))
-    bare = unlabelled and group is None
+    bare = unlabelled and group is None and (cols is None or cols.n_views == rows.n_views)
+    n_views = rows.n_views if bare else 1
     row_ids, row_views = (None, None) if bare else _integers("rows", rows, group)
     if cols is None:
         if offset != 0:
@@ -51,7 +52,8 @@ def problem_of(
         cols_z, col_ids, col_views = z, row_ids, row_views
     else:
         cols_z = _embeddings("cols", cols.z)
-        if unlabelled and (offset == 0 or not (den | pos) & POSITIVE):
+        of_one_view = unlabelled and rows.n_views == cols.n_views == 1
+        if of_one_view and (offset == 0 or not (first | pos) & POSITIVE):
             _check_numbering(sets, rows, cols, offset)
         col_ids, col_views = (None, None) if bare else _integers("cols", cols, group)
         if cols_z.shape[1] != z.shape[1]:
@@ -66,15 +68,27 @@ def problem_of(
     symmetric = cols is None and scale.dim() == 0 and row_bias is col_bias
     row_bias, col_bias = _bias("row_bias", row_bias, z, dtype), _bias("col_bias", col_bias, cols_z, dtype)
     if symmetric:
-        return Problem(z, None, row_ids, row_views, None, None, scale, row_bias, None, den, pos, 0, normalize)
+        return Problem(
+            z, None, row_ids, row_views, None, None, scale, row_bias, None, first, pos, 0, normalize, n_views
+        )
     labels = row_ids, row_views, col_ids, col_views
-    return Problem(z, cols_z, *labels, scale, row_bias, col_bias, den, pos, offset, normalize)
+    return Problem(z, cols_z, *labels, scale, row_bias, col_bias, first, pos, offset, normalize, n_views)
 
 
 def _check_points(name: str, points: object) -> None:
     if not isinstance(points, Points):
         way_out = f": make it pycl.Points({name})" if isinstance(points, Tensor) else ""
         raise TypeError(f"{name} must be pycl.Points, got {type(points).__name__}{way_out}")
+    if points.n_views != 1:
+        _check_n_views(name, points)
+
+
+def _check_n_views(name: str, points: Points) -> None:
+    if points.ids is not None or points.views is not None:
+        raise ValueError(f"{name}.n_views is for points without ids and views, got {points.n_views} beside them")
+    n = points.z.shape[0]
+    if n % check_count(f"{name}.n_views", points.n_views):
+        raise ValueError(f"{name}.n_views must divide the number of points, got {points.n_views} of {n}")
 
 
 def _described(pairs: object) -> str:
@@ -183,9 +197,12 @@ def _embeddings(name: str, z: Tensor) -> Tensor:
 
 def _integers(name: str, points: Points, group: Group | None) -> tuple[Tensor, Tensor]:
     n, device = points.z.shape[0], points.z.device
-    ids = instances(n, device, group) if points.ids is None else _labels(f"{name}.ids", points.ids, points.z)
+    if points.ids is None:
+        ids = instances(n // points.n_views, device, group).repeat(points.n_views)
+    else:
+        ids = _labels(f"{name}.ids", points.ids, points.z)
     if points.views is None:
-        return ids, torch.zeros(n, dtype=torch.int64, device=device)
+        return ids, torch.arange(n, device=device) // (n // points.n_views)
     return ids, _labels(f"{name}.views", points.views, points.z)
 
 

@@ -11,20 +11,16 @@ from torch import Tensor
 from pycl.core.notices import warn_once
 from pycl.core.pairs import Points
 from pycl.core.problem import check_whole
-from pycl.distributed.ranks import Group, instances
 
 MANY_VIEWS = 16  # than which instances are few: one may have meant them
 
 
-def stack_views(
-    views: Tensor | Sequence[Tensor], labels: Tensor | None = None, group: Group | None = None
-) -> tuple[Points, int]:
+def stack_views(views: Tensor | Sequence[Tensor], labels: Tensor | None = None) -> tuple[Points, int]:
     """Stack V views of N instances into ``V * N`` points, views-major; returns the points and V.
 
     Args:
         views: ``[V, N, d]``, or a sequence of V tensors ``[N, d]``; V >= 2, or with labels V >= 1.
         labels: int ``[N]``, used as ids instead of the instance numbers; they give positives within one view.
-        group: of ranks whose instances get numbers that no two ranks have in common.
 
     Raises:
         TypeError: a view is not a floating-point tensor, or the labels are not integers.
@@ -69,7 +65,9 @@ def stack_views(
             f"labels must have shape [{n}], one per instance, got ({n_views},), one per view: views come first, "
             "so of [N, V, d] make views.transpose(0, 1)"
         )
-    ids = instances(n, z.device, group) if labels is None else check_labels(labels, n, z)
+    if labels is None:
+        return Points(z, n_views=n_views), n_views
+    ids = check_labels(labels, n, z)
     return Points(z, ids.expand(n_views, n).reshape(-1), torch.arange(n_views * n, device=z.device) // n), n_views
 
 

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pycl.backends import registry as backends
+from pycl.backends import registry
 from pycl.core.pairs import Pairs, Points
-from pycl.core.problem import Transport, accumulation_dtype
+from pycl.core.problem import SinkhornProblem, accumulation_dtype
 from pycl.core.sinkhorn import step
 from pycl.engine.reductions import pair_stats
 from pycl.functional._common import no_autocast, unit
-from pycl.ops import sinkhorn as transport_ops
+from pycl.ops import sinkhorn as operators
 
 # Bytes of scores that are computed once, for all iterations to read: 27 ms in place of 104 at 4096 x 3000, d = 128.
 WORKSPACE = 64 << 20
@@ -41,13 +41,13 @@ def feature_logits(
     dtype = accumulation_dtype(torch.promote_types(z.dtype, prototypes.dtype))
     few = z.shape[0] * prototypes.shape[0] * dtype.itemsize <= WORKSPACE
     if few and soft_step is None and taking_part is None and not torch.compiler.is_compiling():
-        name = backends.choose(backend, z.device.type, z.dtype)
-        if hasattr(backends.load(name), "sinkhorn_samples"):
+        name = registry.choose(backend, z.device.type, z.dtype)
+        if registry.has(name, "sinkhorn_samples"):
             with no_autocast(z):
                 operands = unit(z, normalize).to(dtype), unit(prototypes, normalize).to(dtype)
-                scores = transport_ops.scores(*operands, name)
+                scores = operators.scores(*operands, name)
             # a step reads neither how many there are nor the prototypes' target
-            return Stored(name, Transport(scores, epsilon, 1, sample_target, scores.new_empty(0), dtype))
+            return Stored(name, SinkhornProblem(scores, epsilon, 1, sample_target, scores.new_empty(0), dtype))
     sample_step = soft_step or partial(step, target=sample_target)
     bias = None
     if taking_part is not None:
@@ -59,13 +59,13 @@ class Stored(NamedTuple):
     """``Sweeps`` by the steps on stored scores."""
 
     backend: str
-    transport: Transport
+    transport: SinkhornProblem
 
     def prototype_lse(self, v: Tensor | None) -> Tensor:
-        return transport_ops.columns(self.transport, v, self.backend)
+        return operators.columns(self.transport, v, self.backend)
 
     def sample_lse(self, v: Tensor) -> Tensor:
-        return transport_ops.samples(self.transport, v, self.backend)
+        return operators.samples(self.transport, v, self.backend)
 
 
 class Sweeps(NamedTuple):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pycl.core.problem import FLOATS, accumulation_dtype
 from pycl.core.tracing import log, observed
-from pycl.distributed.ranks import total
+from pycl.distributed.ranks import all_reduce_sum
 from pycl.engine.validation import check_count
 from pycl.functional._common import Scalar, as_scalar
 
@@ -88,7 +88,7 @@ def check_marginal(name: str, marginal: Tensor, n: int, like: Tensor, group: Pro
     positive = bool(((marginal > 0) & marginal.isfinite()).all())
     # NaN from a rank with bad entries: then all ranks raise, and none waits for another
     mine = marginal.sum(dtype=torch.float64) if positive else like.new_tensor(torch.nan, dtype=torch.float64)
-    of_all = total(mine, group).item()
+    of_all = all_reduce_sum(mine, group).item()
     if not positive:
         raise ValueError(f"{name} must have positive, finite entries, got {marginal.min().item():g} as the smallest")
     if not abs(of_all - 1) <= SUM_TOLERANCE:
@@ -107,7 +107,7 @@ def log_targets(
     """``log(B a)`` [B], None for uniform, and ``log(B m)`` [K]; B counts the samples of all ranks."""
     mass: float = n_samples
     if group is not None:
-        mass = total(like.new_tensor(mass, dtype=torch.float64), group).item()
+        mass = all_reduce_sum(like.new_tensor(mass, dtype=torch.float64), group).item()
         if mass == 0:
             raise ValueError("scores must have a row on some rank of the group, got none")
     sample_target = None

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pycl.core.pairs import Pairs, Points
 from pycl.core.tracing import log
-from pycl.distributed.ranks import Group, agree, join_lse, of_the_batch, ranks_of
+from pycl.distributed.ranks import Group, agree, all_reduce_logsumexp_differentiable, of_the_batch
 from pycl.engine.reduction import check_reduction, reduce
 from pycl.engine.reductions import pair_stats
 from pycl.functional._common import Scalar, check_features, check_matched, check_positive, unit
@@ -45,7 +45,7 @@ def alignment(
     """
     check_reduction(reduction)
     check_matched(x=x, y=y)
-    agree(group, x, operator="alignment")
+    agree(group, x.device, [x.shape[0]], operator="alignment", dtype=str(x.dtype))
     return reduce((unit(x, normalize) - unit(y, normalize)).square().sum(-1), reduction, group)
 
 
@@ -101,7 +101,7 @@ def uniformity(
         group=group,
         backend=backend,
     )
-    lse, ranks = stats.lse.logsumexp(0), ranks_of(group)
-    if ranks is not None:
-        lse, n = join_lse(lse, ranks), ranks.n_rows
+    lse = stats.lse.logsumexp(0)
+    if (everyone := agree(group, x.device, [n], operator="uniformity")) is not None:
+        lse, n = all_reduce_logsumexp_differentiable(lse, everyone.group), everyone.n
     return lse - log(n * (n - 1), lse)

@@ -6,8 +6,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from pycl.core.pairs import Pairs
-from pycl.distributed.ranks import Group, merge_lse, of_the_batch, ranks_of
-from pycl.engine.reduction import by_view, check_reduction, reduce, zero_if_empty
+from pycl.distributed.ranks import Agreement, Group, agree, all_reduce_logsumexp, of_the_batch
+from pycl.engine.reduction import by_view, check_reduction, share_of, zero_if_empty
 from pycl.engine.reductions import pair_cross_entropy, pair_stats
 from pycl.engine.views import stack_views
 from pycl.functional._common import Scalar, Views, check_positive, check_two_views, to_logit_scale
@@ -53,7 +53,7 @@ def dcl(
     Yeh et al., "Decoupled Contrastive Learning", arXiv 2110.06848, section 3 (the loss L_DC).
     """
     scale = to_logit_scale(temperature)
-    points, n_views = stack_views(views, group=group)
+    points, n_views = stack_views(views)
     check_two_views("the decoupled loss", n_views)
     terms = pair_cross_entropy(
         points,
@@ -110,7 +110,7 @@ def dclw(
     """
     check_reduction(reduction)
     sigma, scale = check_positive("sigma", sigma), to_logit_scale(temperature)
-    points, n_views = stack_views(views, group=group)
+    points, n_views = stack_views(views)
     check_two_views("the decoupled loss", n_views)
     stats = pair_stats(
         points,
@@ -123,12 +123,13 @@ def dclw(
         backend=backend,
     )
     lse, pos = by_view(zero_if_empty(stats.lse), n_views), by_view(stats.pos_sum, n_views)
-    weight = (2 - _share(pos.detach()[0] / scale / sigma, group)).detach()
-    return reduce(lse - weight * pos, reduction, group)
+    everyone = agree(group, pos.device, [pos.shape[1]], operator="dclw", reduction=reduction)
+    weight = (2 - _relative_softmax(pos.detach()[0] / scale / sigma, everyone)).detach()
+    return share_of(lse - weight * pos, reduction, everyone)
 
 
-def _share(x: Tensor, group: Group | None) -> Tensor:
-    """``softmax(x)`` over the batch, in units of its mean."""
-    if (ranks := ranks_of(group)) is None:
+def _relative_softmax(x: Tensor, everyone: Agreement | None) -> Tensor:
+    """``softmax(x)`` over the batch of all ranks, in units of its mean."""
+    if everyone is None:
         return x.shape[0] * x.softmax(0)
-    return (x - merge_lse(x.logsumexp(0), ranks.group)).exp() * (ranks.n_rows / 2)
+    return (x - all_reduce_logsumexp(x.logsumexp(0), everyone.group)).exp() * everyone.n

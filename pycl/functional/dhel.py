@@ -57,7 +57,7 @@ def dhel(
     """
     check_reduction(reduction)
     scale = to_logit_scale(temperature)
-    points, n_views = stack_views(views, group=group)
+    points, n_views = stack_views(views)
     check_two_views("dhel", n_views)
     stats = pair_stats(
         points,
@@ -113,7 +113,7 @@ def mv_dhel(
     """
     check_reduction(reduction)
     scale = to_logit_scale(temperature)
-    points, n_views = stack_views(views, group=group)
+    points, n_views = stack_views(views)
     stats = pair_stats(
         points,
         None,

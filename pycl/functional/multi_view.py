@@ -68,7 +68,7 @@ def mv_info_nce(
     check_reduction(reduction)
     check_choice("denominator", denominator, DENOMINATORS)
     scale = to_logit_scale(temperature)
-    points, n_views = stack_views(views, group=group)
+    points, n_views = stack_views(views)
     stats = pair_stats(
         points,
         None,
@@ -128,7 +128,7 @@ def poly_view(
     check_reduction(reduction)
     check_choice("mean", mean, MEANS)
     scale = to_logit_scale(temperature)
-    points, n_views = stack_views(views, group=group)
+    points, n_views = stack_views(views)
     lse = pair_stats(
         points, None, scale, denominator=Pairs.NEGATIVE, normalize=normalize, group=group, backend=backend
     ).lse

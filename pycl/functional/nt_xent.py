@@ -56,7 +56,7 @@ def nt_xent(
     Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", arXiv 2002.05709, equation 1.
     """
     scale = to_logit_scale(temperature)
-    points, n_views = stack_views(views, group=group)
+    points, n_views = stack_views(views)
     terms = pair_cross_entropy(
         points,
         None,
@@ -109,7 +109,7 @@ def pairwise_nt_xent(
     """
     check_reduction(reduction)
     scale = to_logit_scale(temperature)
-    points, n_views = stack_views(views, group=group)
+    points, n_views = stack_views(views)
     own = pair_stats(
         points, None, scale, denominator=Pairs.NEG_SAME_VIEW, normalize=normalize, group=group, backend=backend
     ).lse

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycl.backends import registry as backends
-from pycl.core.problem import Transport
+from pycl.backends import registry
+from pycl.core.problem import SinkhornProblem
 from pycl.core.sinkhorn import check_finite, prototype_potential, solve, step
-from pycl.distributed.ranks import Group, agree, merge_lse, of_the_batch
+from pycl.distributed.ranks import Group, agree, all_reduce_logsumexp, of_the_batch
 from pycl.functional._common import check_features
 from pycl.functional._features import feature_logits
 from pycl.functional._sinkhorn_args import (
@@ -24,7 +24,7 @@ from pycl.functional._sinkhorn_args import (
     check_scores,
     log_targets,
 )
-from pycl.ops import sinkhorn as transport_ops
+from pycl.ops import sinkhorn as operators
 
 
 @of_the_batch
@@ -89,9 +89,10 @@ def sinkhorn(
     n_samples, n_prototypes = scores.shape
     given = {"sample_marginal is given": sample_marginal is not None}
     facts: dict[str, Any] = {"operator": "sinkhorn", "K": n_prototypes, "epsilon": epsilon, "iterations": iterations}
-    ranks = agree(group, scores, **facts, **given)
+    everyone = agree(group, scores.device, [n_samples], dtype=str(scores.dtype), **facts, **given)
+    ranks = everyone and everyone.group
     targets = log_targets(sample_marginal, prototype_marginal, n_samples, n_prototypes, scores, ranks)
-    t = Transport(
+    t = SinkhornProblem(
         scores=scores.detach() if scores.stride(1) == 1 or n_prototypes == 1 else scores.detach().contiguous(),
         epsilon=epsilon,
         iterations=iterations,
@@ -100,16 +101,16 @@ def sinkhorn(
         dtype=out.dtype if out is not None else scores.dtype if dtype is None else dtype,
         out=out,
     )
-    operator = backends.SINKHORN if ranks is None else backends.SINKHORN_STEPS
-    name = backends.choose(backend, scores.device.type, scores.dtype, operator)
+    operator = registry.SINKHORN if ranks is None else registry.SINKHORN_STEPS
+    name = registry.choose(backend, scores.device.type, scores.dtype, operator)
     if ranks is None:
-        codes, u, v = transport_ops.sinkhorn(t, name)
+        codes, u, v = operators.sinkhorn(t, name)
     else:
 
-        def columns(t: Transport, potential: Tensor | None) -> Tensor:
-            return merge_lse(transport_ops.columns(t, potential, name), ranks)
+        def columns(t: SinkhornProblem, potential: Tensor | None) -> Tensor:
+            return all_reduce_logsumexp(operators.columns(t, potential, name), ranks)
 
-        codes, u, v = solve(columns, partial(transport_ops.codes, backend=name), t)
+        codes, u, v = solve(columns, partial(operators.codes, backend=name), t)
     check_finite(t, u, v, alone=ranks is None)
     return codes
 
@@ -156,7 +157,7 @@ def sinkhorn_potentials(
         ValueError: B, K or d = 0, widths or devices that differ, a penalty < 0, and as in :func:`sinkhorn`.
         RuntimeError: the backend asked for is not built.
 
-    Chizat et al., "Scaling Algorithms for Unbalanced Optimal Transport Problems", arXiv 1607.05816, section 3.
+    Chizat et al., "Scaling Algorithms for Unbalanced Optimal SinkhornProblem Problems", arXiv 1607.05816, section 3.
     """
     check_features(z=z, prototypes=prototypes)
     epsilon, iterations = check_epsilon("epsilon", epsilon), check_iterations(iterations)
@@ -166,13 +167,14 @@ def sinkhorn_potentials(
     penalties = {"sample_penalty": sample_penalty, "prototype_penalty": prototype_penalty}
     penalties |= {"sample_marginal is given": sample_marginal is not None}
     facts: dict[str, Any] = {"operator": "potentials", "K": n_prototypes, "epsilon": epsilon, "iterations": iterations}
-    ranks = agree(group, z, **facts, **penalties)
+    everyone = agree(group, z.device, [z.shape[0]], dtype=str(z.dtype), **facts, **penalties)
+    ranks = everyone and everyone.group
     targets = log_targets(sample_marginal, prototype_marginal, n_samples, n_prototypes, z, ranks)
     sample_step = partial(step, target=targets[0], penalty=sample_penalty, epsilon=epsilon)
     prototype_step = partial(step, target=targets[1], penalty=prototype_penalty, epsilon=epsilon)
     soft = sample_step if min(sample_penalty, prototype_penalty) < math.inf else None
     logits = feature_logits(z, prototypes, epsilon, targets[0], soft, normalize=normalize, backend=backend)
-    v = prototype_potential(lambda v: merge_lse(logits.prototype_lse(v), ranks), prototype_step, iterations)
+    v = prototype_potential(lambda v: all_reduce_logsumexp(logits.prototype_lse(v), ranks), prototype_step, iterations)
     return sample_step(logits.sample_lse(v)), v
 
 

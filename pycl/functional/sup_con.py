@@ -65,7 +65,7 @@ def sup_con(
     scale = to_logit_scale(temperature)
     if labels is None:
         raise TypeError("labels must be an integer tensor, got None")
-    points, n_views = stack_views(views, labels, group)
+    points, n_views = stack_views(views, labels)
     stats = pair_stats(
         points,
         None,

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pycl.core.pairs import Pairs, Points
 from pycl.core.sinkhorn import prototype_potential, step
-from pycl.distributed.ranks import Group, agree, merge_lse, of_the_batch, total
-from pycl.engine.reduction import check_reduction, reduce
+from pycl.distributed.ranks import Group, agree, all_reduce_logsumexp, all_reduce_sum, of_the_batch
+from pycl.engine.reduction import check_reduction, share_of
 from pycl.engine.reductions import pair_average, pair_stats
 from pycl.engine.validation import check_integer
 from pycl.functional._common import Scalar, Views, check_features, to_logit_scale, unit
@@ -98,7 +98,7 @@ def swav(
         "iterations": iterations,
         "epsilon": epsilon,
     }
-    ranks = agree(group, z[0], operator="swav", **facts)
+    everyone = agree(group, z.device, [z.shape[1]], operator="swav", dtype=str(z.dtype), reduction=reduction, **facts)
     if normalize:
         z, prototypes = unit(z), unit(prototypes)
         earlier = None if earlier is None else unit(earlier)
@@ -110,7 +110,7 @@ def swav(
         prototypes=prototypes,
         epsilon=epsilon,
         iterations=iterations,
-        group=ranks,
+        group=everyone and everyone.group,
         backend=backend,
     )
     means = torch.stack([assign(z[i], None if earlier is None else earlier[k]) for k, i in enumerate(codes)])
@@ -120,8 +120,8 @@ def swav(
     wide = z.to(lse.dtype)
     predicted = wide.sum(0) - wide[codes]  # [I, B, d]: all crops but the code's own
     agreement = (predicted * means).sum((0, 2)) * scale
-    everyone = len(codes) * lse.sum(0) - lse[codes].sum(0)
-    return reduce((everyone - agreement) / (len(codes) * (n_crops - 1)), reduction, group)
+    energy = len(codes) * lse.sum(0) - lse[codes].sum(0)
+    return share_of((energy - agreement) / (len(codes) * (n_crops - 1)), reduction, everyone)
 
 
 def _code_means(
@@ -144,10 +144,10 @@ def _code_means(
             _, target = log_targets(None, None, samples.shape[0], keys.shape[0], samples, group)
         else:
             taking_part = torch.cat([queue_mask, queue_mask.new_ones(z.shape[0])])
-            target = uniform_target(total(taking_part.sum(dtype=torch.float64), group), keys.shape[0], samples)
+            target = uniform_target(all_reduce_sum(taking_part.sum(dtype=torch.float64), group), keys.shape[0], samples)
         logits = feature_logits(samples, keys, epsilon, taking_part=taking_part, backend=backend)
         v = prototype_potential(
-            lambda v: merge_lse(logits.prototype_lse(v), group), partial(step, target=target), iterations
+            lambda v: all_reduce_logsumexp(logits.prototype_lse(v), group), partial(step, target=target), iterations
         )
     return pair_average(
         Points(z), Points(keys), prototypes, 1 / epsilon, col_bias=v, offset=None, backend=backend

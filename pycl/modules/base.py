@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pycl.backends import registry as backends
+from pycl.backends import registry
 from pycl.distributed.ranks import check_group, named
 from pycl.engine.reduction import check_reduction
 from pycl.engine.validation import check_choice
@@ -61,7 +61,7 @@ class Loss(nn.Module):
         elif name == "group":
             check_group(value)
         elif name == "backend" and value is not None:
-            check_choice("backend", value, backends.KNOWN)
+            registry.check_name(value)
         elif name in CHOICES:
             check_choice(name, value, CHOICES[name])
         elif name in POSITIVE:

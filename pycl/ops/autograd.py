@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 
-from pycl.core.problem import STATS, Gradients, Needs, Problem
+from pycl.core.problem import N_RESULTS, N_SLOPES, Gradients, Needs, Problem, StatsRow
 from pycl.core.tracing import observed
 
 _INPUTS = len(Problem._fields)
@@ -55,7 +55,8 @@ def _takes(*more: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return name
 
 
-def _save(ctx: Any, problem: Problem, *more: Tensor) -> None:
+def _save(ctx: Any, problem: Sequence[Any], *more: Tensor) -> None:
+    """Save the fields of a problem and more tensors for ``_restore``."""
     tensors = [value if isinstance(value, Tensor) else None for value in problem]
     ctx.save_for_backward(*tensors, *more)
     ctx.settings = tuple(None if isinstance(value, Tensor) else value for value in problem)
@@ -77,7 +78,7 @@ class _Rule(torch.autograd.Function):
     generate_vmap_rule = True  # from that of the operators
 
 
-class _Final(_Rule):
+class OnceDifferentiable(_Rule):
     """Hands a gradient on and ties it to what it came from, so that asking for its derivative raises."""
 
     @staticmethod
@@ -108,68 +109,71 @@ def _gradients(
             continue
         if i == _SCALE and leaf is not None and leaf.dim() == 0:
             gradient = gradient.sum()
-        gradients[i] = apply(_Final, gradient, *leaves, *slopes) if create_graph else gradient
+        gradients[i] = apply(OnceDifferentiable, gradient, *leaves, *slopes) if create_graph else gradient
     return tuple(gradients)
 
 
 class StatsFunction(_Rule):
-    """The statistics of the rows, with ``both_sides`` those of the columns too, and three that are for the backward."""
+    """The statistics of the rows and with ``both_sides`` of the columns, and three outputs that are for the backward.
+
+    Those are the whole statistics of both sides, and the residuals.
+    """
 
     @staticmethod
-    @_takes("both_sides", "backend", "sharded")
+    @_takes("both_sides", "save", "backend", "sharded")
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        *arguments, both_sides, backend, sharded = args
-        row_stats, col_stats, kept = (sharded or torch.ops.pycl).pair_stats(*arguments, both_sides, backend)
-        sides = (row_stats, col_stats) if both_sides else (row_stats,)
-        return *(row for side in sides for row in side.unbind()[:STATS]), row_stats, col_stats, kept
+        *arguments, sharded = args
+        row_stats, col_stats, residuals = (sharded or torch.ops.pycl).pair_stats(*arguments)
+        sides = (row_stats, col_stats) if args[_INPUTS] else (row_stats,)
+        return *(row for side in sides for row in side.unbind()[:N_RESULTS]), row_stats, col_stats, residuals
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *arguments, _, ctx.backend, sharded = inputs
+        *_, ctx.backend, sharded = inputs
         ctx.operators = sharded or torch.ops.pycl
-        *stats, row_stats, col_stats, kept = output
-        _save(ctx, Problem(*arguments), row_stats, col_stats, kept)
-        counts = stats[STATS - 1 :: STATS]
-        ctx.mark_non_differentiable(*counts, row_stats, col_stats, kept)
+        *stats, row_stats, col_stats, residuals = output
+        _save(ctx, inputs[:_INPUTS], row_stats, col_stats, residuals)
+        counts = stats[StatsRow.POS_COUNT :: N_RESULTS]
+        ctx.mark_non_differentiable(*counts, row_stats, col_stats, residuals)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *d_stats: Tensor | None) -> tuple[Tensor | None, ...]:
         problem, saved = _restore(ctx)
         d_sides = [None if d is None else d.contiguous() for d in d_stats[:-3]]
-        d_rows, d_cols = d_sides[: STATS - 1], d_sides[STATS : 2 * STATS - 1] or [None] * (STATS - 1)
+        d_rows, d_cols = d_sides[:N_SLOPES], d_sides[N_RESULTS:][:N_SLOPES] or [None] * N_SLOPES
         found = ctx.operators.pair_stats_backward(
             *problem, *saved, *d_rows, *d_cols, _needs(ctx.needs_input_grad), ctx.backend
         )
-        return _gradients(ctx, problem.leaves(), found, 3, *d_sides)
+        return _gradients(ctx, problem.leaves(), found, 4, *d_sides)
 
 
 class SumFunction(_Rule):
-    """The sums, and what is for the backward."""
+    """The sums, and the residuals for the backward."""
 
     @staticmethod
-    @_takes("backend", "sharded")
+    @_takes("save", "backend", "sharded")
     def forward(*args: Any) -> tuple[Tensor, Tensor]:
-        *arguments, backend, sharded = args
-        return cast("tuple[Tensor, Tensor]", (sharded or torch.ops.pycl).pair_sum(*arguments, backend))
+        *arguments, sharded = args
+        return cast("tuple[Tensor, Tensor]", (sharded or torch.ops.pycl).pair_sum(*arguments))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        *arguments, ctx.backend, sharded = inputs
+        *_, ctx.backend, sharded = inputs
         ctx.operators = sharded or torch.ops.pycl
-        _save(ctx, Problem(*arguments), output[1])
+        _save(ctx, inputs[:_INPUTS], output[1])
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
     def backward(ctx: Any, d_sum: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        problem, (kept,) = _restore(ctx)
+        problem, (residuals,) = _restore(ctx)
         needs = _needs(ctx.needs_input_grad)
-        found = ctx.operators.pair_sum_backward(*problem, kept, d_sum.contiguous(), needs, ctx.backend)
-        return _gradients(ctx, problem.leaves(), found, 2, d_sum)
+        found = ctx.operators.pair_sum_backward(*problem, residuals, d_sum.contiguous(), needs, ctx.backend)
+        return _gradients(ctx, problem.leaves(), found, 3, d_sum)
 
 
-class TotalFunction(torch.autograd.Function):
-    """A scalar on a CPU whose gradients come with it; the backward scales them where the slope is not 1.
+class FusedLossFunction(torch.autograd.Function):
+    """A scalar whose gradients come with it; the backward scales them where its own gradient is not 1.
 
     For eager execution alone, which needs no gradients among the outputs.
     """
@@ -203,8 +207,8 @@ class LogitsFunction(_Rule):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *arguments, ctx.backend = inputs
-        _save(ctx, Problem(*arguments))
+        ctx.backend = inputs[-1]
+        _save(ctx, inputs[:_INPUTS])
 
     @staticmethod
     def backward(ctx: Any, d_logits: Tensor) -> tuple[Tensor | None, ...]:
@@ -224,14 +228,14 @@ class WeightedSumFunction(_Rule):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *arguments, values, ctx.backend = inputs
-        _save(ctx, Problem(*arguments), values)
+        *_, values, ctx.backend = inputs
+        _save(ctx, inputs[:_INPUTS], values)
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         problem, (values,) = _restore(ctx)
-        found = torch.ops.pycl.pair_weighted_sum(*problem.exchanged(), d_out.contiguous(), ctx.backend)
+        found = torch.ops.pycl.pair_weighted_sum(*problem.transposed(), d_out.contiguous(), ctx.backend)
         gradient = found.to(values.dtype)
         if torch.is_grad_enabled():  # create_graph=True
-            gradient = apply(_Final, gradient, d_out)
+            gradient = apply(OnceDifferentiable, gradient, d_out)
         return (*([None] * _INPUTS), gradient, None)

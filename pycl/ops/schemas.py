@@ -8,19 +8,27 @@ Sinkhorn are in ``transport_ops.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pycl.backends import registry as backends
-from pycl.core.problem import STATE, STATS, Gradients, Needs, Problem, accumulation_dtype, empty_gradients, nothing_kept
+from pycl.backends import registry
+from pycl.core.problem import (
+    N_STATS,
+    Gradients,
+    Needs,
+    Problem,
+    accumulation_dtype,
+    empty_gradients,
+    no_residuals,
+)
 
 _PROBLEM = (
     "Tensor rows, Tensor? cols, Tensor? row_ids, Tensor? row_views, Tensor? col_ids, Tensor? col_views, "
-    "Tensor logit_scale, Tensor? row_bias, Tensor? col_bias, int denominator, int positives, SymInt? offset, "
-    "bool normalize"
+    "Tensor logit_scale, Tensor? row_bias, Tensor? col_bias, int pairs, int positives, SymInt? offset, "
+    "bool normalize, int n_views"
 )
 _NEEDS = "bool[3] needs"
 # of lse, pos_lse and pos_sum of each side: no list, through which no vmap can see
@@ -29,16 +37,16 @@ _GRADIENTS = "Tensor, Tensor, Tensor, Tensor, Tensor"
 _WIDTH = len(Problem._fields)
 
 
-def _stats_shapes(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _stats_shapes(problem: Problem, both_sides: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     new, dtype = problem.rows.new_empty, accumulation_dtype(problem.rows.dtype)
     n = problem.n_cols() if both_sides and problem.cols is not None else 0
-    stats = new(STATS + STATE, problem.rows.shape[0], dtype=dtype), new(STATS + STATE, n, dtype=dtype)
-    return *stats, nothing_kept(problem)
+    stats = new(N_STATS, problem.rows.shape[0], dtype=dtype), new(N_STATS, n, dtype=dtype)
+    return *stats, no_residuals(problem)
 
 
-def _sum_shape(problem: Problem) -> tuple[Tensor, Tensor]:
+def _sum_shape(problem: Problem, save: bool) -> tuple[Tensor, Tensor]:
     rows = problem.rows
-    return rows.new_empty(rows.shape[0], dtype=accumulation_dtype(rows.dtype)), nothing_kept(problem)
+    return rows.new_empty(rows.shape[0], dtype=accumulation_dtype(rows.dtype)), no_residuals(problem)
 
 
 def _logits_shape(problem: Problem) -> Tensor:
@@ -59,81 +67,103 @@ def _backward_shapes(problem: Problem, *more: Any) -> Gradients:
     return empty_gradients(problem, more[-1])
 
 
-def _total_shapes(problem: Problem, *more: Any) -> tuple[Tensor, ...]:
+def _fused_shapes(problem: Problem, *more: Any) -> tuple[Tensor, ...]:
     rows = problem.rows
     return rows.new_empty((), dtype=accumulation_dtype(rows.dtype)), *empty_gradients(problem, more[-1])
 
 
-# name, arguments beyond the problem, results, their shapes
-_PAIRS: tuple[tuple[str, str, str, Callable[..., Any]], ...] = (
-    # Beside its results a forward returns what its backward may use: an empty tensor, with whatever the backend keeps
-    # in the memory behind it. Nothing a user gets shares that memory.
-    ("pair_stats", "bool both_sides", "Tensor, Tensor, Tensor", _stats_shapes),
-    (
+class _Operator(NamedTuple):
+    """An operator on a ``Problem``: what it takes beyond the problem, its results, and their shapes."""
+
+    name: str
+    arguments: str
+    results: str
+    shapes: Callable[..., Any]
+
+
+_OPERATORS = (
+    # With `save` a forward leaves its residuals for the backward: an output of its own, that no user gets. For tracing
+    # it is empty; the memory behind it is the backend's.
+    _Operator("pair_stats", "bool both_sides, bool save", "Tensor, Tensor, Tensor", _stats_shapes),
+    _Operator(
         "pair_stats_backward",
-        f"Tensor row_stats, Tensor col_stats, Tensor kept, {_SLOPES}, {_NEEDS}",
+        f"Tensor row_stats, Tensor col_stats, Tensor residuals, {_SLOPES}, {_NEEDS}",
         _GRADIENTS,
         _backward_shapes,
     ),
-    ("pair_sum", "", "Tensor, Tensor", _sum_shape),
-    ("pair_sum_backward", f"Tensor kept, Tensor d_sum, {_NEEDS}", _GRADIENTS, _backward_shapes),
-    # Totals and their gradients at once, from operators that a backend may lack: of lse and pos_sum, each times its
-    # weight, over the rows or both sides; of the sums times one weight.
-    (
-        "pair_cross_entropy",
+    _Operator("pair_sum", "bool save", "Tensor, Tensor", _sum_shape),
+    _Operator("pair_sum_backward", f"Tensor residuals, Tensor d_sum, {_NEEDS}", _GRADIENTS, _backward_shapes),
+    # A backend may lack the fused operators, which return a total and its gradients at once: of lse and pos_sum, each
+    # times its weight, over the rows or both sides; of the sums times one weight.
+    _Operator(
+        "pair_cross_entropy_fused",
         f"bool both_sides, float lse, float pos_sum, {_NEEDS}",
         f"Tensor, {_GRADIENTS}",
-        _total_shapes,
+        _fused_shapes,
     ),
-    ("pair_sum_total", f"float weight, {_NEEDS}", f"Tensor, {_GRADIENTS}", _total_shapes),
-    # The operators below always get columns, and their pair set is the denominator; d_logits may have any strides.
-    ("pair_logits", "", "Tensor", _logits_shape),
-    ("pair_logits_backward", f"Tensor d_logits, {_NEEDS}", _GRADIENTS, _backward_shapes),
-    ("pair_top", "SymInt k", "Tensor, Tensor", _top_shapes),
-    # sum_j exp(l_ij) v_j over the denominator [m, dv], in the accumulation dtype; the caller's biases keep it in range.
-    ("pair_weighted_sum", "Tensor values", "Tensor", _weighted_sum_shape),
+    _Operator("pair_sum_fused", f"float weight, {_NEEDS}", f"Tensor, {_GRADIENTS}", _fused_shapes),
+    # The operators below always get columns; d_logits may have any strides.
+    _Operator("pair_logits", "", "Tensor", _logits_shape),
+    _Operator("pair_logits_backward", f"Tensor d_logits, {_NEEDS}", _GRADIENTS, _backward_shapes),
+    _Operator("pair_top", "SymInt k", "Tensor, Tensor", _top_shapes),
+    # sum_j exp(l_ij) v_j over the pairs [m, dv], in the accumulation dtype; the caller's biases keep it in range.
+    _Operator("pair_weighted_sum", "Tensor values", "Tensor", _weighted_sum_shape),
 )
 
 
-def _unpacked(body: Callable[..., Any], has_needs: bool) -> Callable[..., Any]:
-    """``body(backend, problem, *more)`` on the arguments of an operator."""
+def _problem_first(name: str) -> Callable[..., list[Any]]:
+    """From the arguments of an operator to those of the backend's function, which begin with the problem."""
+    has_needs, has_slopes = name.endswith(("_backward", "_fused")), name == "pair_stats_backward"
 
-    def run(*args: Any) -> Any:
-        *more, backend = args[_WIDTH:]
+    def arrange(*args: Any) -> list[Any]:
+        arranged = [Problem._make(args[:_WIDTH]), *args[_WIDTH:-1]]
         if has_needs:
-            more[-1] = Needs(*more[-1])
-        return body(backend, Problem(*args[:_WIDTH]), *more)
+            arranged[-1] = Needs(*arranged[-1])
+        if has_slopes:
+            arranged[4:10] = arranged[4:7], arranged[7:10]
+        return arranged
 
-    return run
-
-
-def _run(name: str) -> Callable[..., Any]:
-    return lambda backend, *args: getattr(backends.load(backend), name)(*args)
-
-
-def _stats_backward(backend: str, problem: Problem, *args: Any) -> Gradients:
-    *saved, needs = args
-    saved, d_row_stats, d_col_stats = saved[:-6], saved[-6:-3], saved[-3:]
-    found: Gradients = backends.load(backend).pair_stats_backward(problem, *saved, d_row_stats, d_col_stats, needs)
-    return found
-
-
-def _without_grad(implementation: Callable[..., Any]) -> Callable[..., Any]:
-    """With ``create_graph=True`` a backward runs in grad mode, and backends write into tensors of their own.
-
-    ``torch.no_grad()`` as a decorator, without its two changes of the mode where there is nothing to change.
-    """
-
-    def run(*args: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return implementation(*args)
-        with torch.no_grad():
-            return implementation(*args)
-
-    return run
+    return arrange
 
 
 _library = torch.library.Library("pycl", "DEF")
+
+
+def register(
+    name: str,
+    arguments: str,
+    results: str,
+    arrange: Callable[..., Sequence[Any]],
+    shapes: Callable[..., Any],
+    function: str | None = None,
+) -> None:
+    """An operator of these arguments and the backend's name; its body calls the backend's ``function`` on ``arrange``.
+
+    ``shapes`` takes what ``arrange`` makes, and returns results without values, for tracing. An operator ``..._out`` has
+    the memory for the first result of the function as its last argument.
+    """
+    function, has_out = function or name, name.endswith("_out")
+
+    def call_backend(*args: Any) -> Any:
+        run = getattr(registry.load(args[-1]), function)
+        if not torch.is_grad_enabled():
+            found = run(*arrange(*args))
+        else:  # create_graph=True runs a backward in grad mode, and backends write into tensors of their own
+            with torch.no_grad():
+                found = run(*arrange(*args))
+        return _rest(found, args[-2]) if has_out else found
+
+    _library.define(f"{name}({arguments}, str backend) -> ({results})")
+    _library.impl(name, call_backend, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"pycl::{name}", lambda *args: shapes(*arrange(*args)), lib=_library)
+    torch.library.register_vmap(f"pycl::{name}", _one_by_one(name), lib=_library)
+
+
+def _rest(found: tuple[Tensor, ...], out: Tensor) -> Tensor | tuple[Tensor, ...]:
+    """The results behind the first, which is ``out``; autograd notices where a backward needed what was there."""
+    if not out.is_inference():
+        torch.autograd.graph.increment_version(out)
+    return found[1] if len(found) == 2 else found[1:]
 
 
 def _one_by_one(name: str) -> Callable[..., Any]:
@@ -152,22 +182,11 @@ def _one_by_one(name: str) -> Callable[..., Any]:
     return run
 
 
-def register(
-    name: str, arguments: str, results: str, implementation: Callable[..., Any], traced: Callable[..., Any]
-) -> None:
-    """An operator of these arguments and the backend's name."""
-    _library.define(f"{name}({arguments}, str backend) -> ({results})")
-    _library.impl(name, _without_grad(implementation), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"pycl::{name}", traced, lib=_library)
-    torch.library.register_vmap(f"pycl::{name}", _one_by_one(name), lib=_library)
-
-
-for _name, _more, _results, _shapes in _PAIRS:
-    _arguments, _has_needs = f"{_PROBLEM}, {_more}" if _more else _PROBLEM, _NEEDS in _more
+for _operator in _OPERATORS:
     register(
-        _name,
-        _arguments,
-        _results,
-        _unpacked(_stats_backward if _name == "pair_stats_backward" else _run(_name), _has_needs),
-        _unpacked(lambda _backend, *a, _shapes=_shapes: _shapes(*a), _has_needs),
+        _operator.name,
+        f"{_PROBLEM}, {_operator.arguments}" if _operator.arguments else _PROBLEM,
+        _operator.results,
+        _problem_first(_operator.name),
+        _operator.shapes,
     )

@@ -8,32 +8,35 @@ points is computed on one rank only, so W ranks divide exactly the work of one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pycl.core.problem import STATS, Gradients, Needs, Problem, accumulation_dtype, nothing_kept
+from pycl.core.problem import N_SLOPES, Gradients, Needs, Problem, StatsRow, accumulation_dtype, no_residuals
 from pycl.core.tracing import eager
-from pycl.distributed.exchange import Gathered, Passed, Span, Stop, Transport
-from pycl.distributed.ranks import Group, Ranks, ranks_of
+from pycl.distributed.exchange import AllGatherExchange, ColumnExchange, RemoteBlock, RingExchange, RowRange
+from pycl.distributed.ranks import Agreement, Group, agree
 
 _WIDTH = len(Problem._fields)
 
 
-def sharded(group: Group | None, operator: str, problem: Problem, both_sides: bool = False) -> Sharded | None:
-    """The operators for ranks that agree on the problem, or None without a group.
+def sharded(
+    group: Group | None, operator: str, problem: Problem, both_sides: bool = False, **facts: str
+) -> Sharded | None:
+    """The operators for ranks that agree on the problem and on more facts, or None without a group.
 
     Raises:
         ValueError: on every rank, where one brings another dtype, width, pair set or kind of input than the others.
         RuntimeError: where another rank failed before it came here.
     """
-    if (ranks := ranks_of(group)) is None:
+    if group is None:
         return None
     p = problem
     one_scale = p.logit_scale.dim() == 0 and p.logit_scale.device.type == "cpu"
-    sizes = ranks.meet(
+    agreement = agree(
+        group,
         p.rows.device,
         [len(p.rows), p.n_cols()],
         operator=operator,
@@ -41,7 +44,7 @@ def sharded(group: Group | None, operator: str, problem: Problem, both_sides: bo
         d=p.rows.shape[1],
         symmetric=p.cols is None,
         both_sides=both_sides,
-        denominator=int(p.denominator),
+        pairs=int(p.pairs),
         positives=int(p.positives),
         normalize=p.normalize,
         logit_scale=float(f"{p.logit_scale.item():.5g}") if one_scale else None,
@@ -49,8 +52,9 @@ def sharded(group: Group | None, operator: str, problem: Problem, both_sides: bo
         row_bias=p.row_bias is not None,
         col_bias=p.col_bias is not None,
         gradients=",".join(name for name in _LEAVES if _needs_grad(getattr(p, name))),
+        **facts,
     )
-    return Sharded(ranks, sizes)
+    return None if agreement is None else Sharded(agreement)
 
 
 _LEAVES = ("rows", "cols", "logit_scale", "row_bias", "col_bias")
@@ -63,82 +67,86 @@ def _needs_grad(x: Tensor | None) -> bool:
 class Sharded:
     """Stands for ``torch.ops.pycl`` once the ranks have agreed on the problem.
 
-    Nothing of it is traced, not even in a backward that a compiled step calls: what torch.compile makes of a parcel's
-    views is wrong once a batch has another size (torch 2.13).
+    Nothing of it is traced, not even in a backward that a compiled step calls: what torch.compile makes of the views of
+    packed tensors is wrong once a batch has another size (torch 2.13).
     """
 
-    def __init__(self, ranks: Ranks, sizes: Sequence[Sequence[int]]) -> None:
-        self.ranks, self.sizes = ranks, sizes  # rows and columns of each rank
+    def __init__(self, agreement: Agreement) -> None:
+        self.agreement = agreement  # on rows and columns of each rank
 
     @eager
     def pair_stats(self, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        problem, (both_sides, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
+        problem, (both_sides, _, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
         symmetric = problem.cols is None
-        columns_too = both_sides or symmetric
-        transport = self._transport(symmetric)
-        stops = transport.fetch(_columns(problem))
-        row_stats, col_stats, kept = torch.ops.pycl.pair_stats(*args)
+        both_sides = both_sides or symmetric  # of other ranks' points
+        exchange = self._exchange(symmetric)
+        remote_blocks = exchange.fetch(_columns(problem))
+        row_stats, col_stats, residuals = torch.ops.pycl.pair_stats(*args)
         mine = row_stats if symmetric else col_stats
-        returns = transport.returns([mine.T], lambda span, found: _merge(mine, span, found[0].T))
-        for stop in stops:
-            of_rows, of_cols, _ = torch.ops.pycl.pair_stats(*_part(problem, stop), columns_too, backend)
-            _merge(row_stats, stop.rows, of_rows)
-            if columns_too:
-                returns.give(stop, [of_cols.T])
-        if columns_too:
-            returns.finish()
-        return row_stats, col_stats, kept
+        returns = exchange.returns([mine.T], lambda at, found: _merge(mine, at, found[0].T))
+        for remote in remote_blocks:
+            of_rows, of_cols, _ = torch.ops.pycl.pair_stats(*_part(problem, remote), both_sides, False, backend)
+            _merge(row_stats, remote.rows, of_rows)
+            if both_sides:
+                returns.send(remote, [of_cols.T])
+        if both_sides:
+            returns.wait()
+        return row_stats, col_stats, residuals
 
     @eager
     def pair_stats_backward(self, *args: Any) -> Gradients:
         problem, more = Problem(*args[:_WIDTH]), args[_WIDTH:]
         row_stats, col_stats, _, *d_stats, needs, backend = more
-        d_rows, d_cols = d_stats[: STATS - 1], d_stats[STATS - 1 :]
+        d_rows, d_cols = d_stats[:N_SLOPES], d_stats[N_SLOPES:]
         symmetric = problem.cols is None
         stats, d_stats = (row_stats, d_rows) if symmetric else (col_stats, d_cols)
         given = (torch.zeros_like(stats[0]) if d is None else d for d in d_stats)
         slopes = [stats.T, *given] if stats.shape[1] else []
 
-        def backward(stop: Stop, needs: Needs) -> Gradients:
-            at, (of_cols, *d_of_cols) = stop.rows, stop.columns[-len(slopes) :] if slopes else [col_stats.T, *d_cols]
+        def backward(remote: RemoteBlock, needs: Needs) -> Gradients:
+            at, (of_cols, *d_of_cols) = (
+                remote.rows,
+                remote.columns[-len(slopes) :] if slopes else [col_stats.T, *d_cols],
+            )
             stats = row_stats[:, at.start : at.stop].contiguous(), of_cols.T.contiguous()
             d_of_rows = [None if d is None else at.of(d) for d in d_rows]
-            part = _part(problem, stop)
-            kept = nothing_kept(part)
+            part = _part(problem, remote)
+            residuals = no_residuals(part)
             return Gradients(
-                *torch.ops.pycl.pair_stats_backward(*part, *stats, kept, *d_of_rows, *d_of_cols, needs, backend)
+                *torch.ops.pycl.pair_stats_backward(*part, *stats, residuals, *d_of_rows, *d_of_cols, needs, backend)
             )
 
-        transport = self._transport(symmetric)
-        stops = transport.fetch([*_columns(problem), *slopes])
+        exchange = self._exchange(symmetric)
+        remote_blocks = exchange.fetch([*_columns(problem), *slopes])
         own = Gradients(*torch.ops.pycl.pair_stats_backward(*args))
-        return _add_gradients(problem, Needs(*needs), own, transport, stops, backward)
+        return _add_gradients(problem, Needs(*needs), own, exchange, remote_blocks, backward)
 
     @eager
     def pair_sum(self, *args: Any) -> tuple[Tensor, Tensor]:
-        problem, backend = Problem(*args[:_WIDTH]), args[_WIDTH]
-        stops = self._transport(symmetric=False).fetch(_columns(problem))
-        found, kept = torch.ops.pycl.pair_sum(*args)
-        for stop in stops:
-            found += torch.ops.pycl.pair_sum(*_part(problem, stop), backend)[0]
-        return found, kept
+        problem, backend = Problem(*args[:_WIDTH]), args[-1]
+        remote_blocks = self._exchange(symmetric=False).fetch(_columns(problem))
+        found, residuals = torch.ops.pycl.pair_sum(*args)
+        for remote in remote_blocks:
+            found += torch.ops.pycl.pair_sum(*_part(problem, remote), False, backend)[0]
+        return found, residuals
 
     @eager
     def pair_sum_backward(self, *args: Any) -> Gradients:
         problem, (_, d_sum, needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
 
-        def backward(stop: Stop, needs: Needs) -> Gradients:
-            part = _part(problem, stop)
-            kept = nothing_kept(part)
-            return Gradients(*torch.ops.pycl.pair_sum_backward(*part, kept, d_sum, needs, backend))
+        def backward(remote: RemoteBlock, needs: Needs) -> Gradients:
+            part = _part(problem, remote)
+            residuals = no_residuals(part)
+            return Gradients(*torch.ops.pycl.pair_sum_backward(*part, residuals, d_sum, needs, backend))
 
-        transport = self._transport(symmetric=False)
-        stops = transport.fetch(_columns(problem))
+        exchange = self._exchange(symmetric=False)
+        remote_blocks = exchange.fetch(_columns(problem))
         own = Gradients(*torch.ops.pycl.pair_sum_backward(*args))
-        return _add_gradients(problem, Needs(*needs), own, transport, stops, backward)
+        return _add_gradients(problem, Needs(*needs), own, exchange, remote_blocks, backward)
 
-    def _transport(self, symmetric: bool) -> Gathered | Passed:
-        return (Passed if self.ranks.ring else Gathered)(self.ranks, self.sizes, symmetric)
+    def _exchange(self, symmetric: bool) -> AllGatherExchange | RingExchange:
+        ranks, sizes = self.agreement
+        return (RingExchange if ranks.ring else AllGatherExchange)(ranks, sizes, symmetric)
 
 
 def _columns(problem: Problem) -> list[Tensor]:
@@ -150,12 +158,12 @@ def _columns(problem: Problem) -> list[Tensor]:
     return [x for x in columns if x is not None]
 
 
-def _part(problem: Problem, stop: Stop) -> Problem:
+def _part(problem: Problem, remote: RemoteBlock) -> Problem:
     """Some rows with other ranks' columns; no point meets itself there."""
-    p, at = problem, stop.rows
+    p, at = problem, remote.rows
     assert p.row_ids is not None  # points of a group have labels
     assert p.row_views is not None
-    cols, col_ids, col_views, *more = stop.columns
+    cols, col_ids, col_views, *more = remote.columns
     biased = (p.row_bias if p.cols is None else p.col_bias) is not None
     return p._replace(
         rows=at.of(p.rows),
@@ -171,42 +179,46 @@ def _part(problem: Problem, stop: Stop) -> Problem:
     )
 
 
-def _merge(stats: Tensor, at: Span, part: Tensor) -> None:
-    """Statistics of points over two sets of partners; the two last rows are log-sum-exps in units of log 2."""
+_LSES = slice(StatsRow.LSE, StatsRow.POS_LSE + 1)
+_SUMS = slice(StatsRow.POS_SUM, StatsRow.POS_COUNT + 1)
+_LSES_LOG2 = slice(StatsRow.LSE_LOG2, StatsRow.POS_LSE_LOG2 + 1)
+
+
+def _merge(stats: Tensor, at: RowRange, part: Tensor) -> None:
+    """Statistics of points over two sets of partners."""
     mine = stats[:, at.start : at.stop]
-    mine[:2] = torch.logaddexp(mine[:2], part[:2])
-    mine[2:STATS] += part[2:STATS]
-    mine[STATS:] = torch.logaddexp2(mine[STATS:], part[STATS:])
+    for rows, join in ((_LSES, torch.logaddexp), (_SUMS, torch.add), (_LSES_LOG2, torch.logaddexp2)):
+        mine[rows] = join(mine[rows], part[rows])
 
 
 def _add_gradients(
     problem: Problem,
     needs: Needs,
     own: Gradients,
-    transport: Transport,
-    stops: Iterator[Stop],
-    backward: Callable[[Stop, Needs], Gradients],
+    exchange: ColumnExchange,
+    remote_blocks: Iterator[RemoteBlock],
+    backward: Callable[[RemoteBlock, Needs], Gradients],
 ) -> Gradients:
-    """The gradients of a rank's own block, with those of all stops and what other ranks computed for its columns."""
+    """The gradients of a rank's own block, with those of remote blocks and what other ranks computed for its columns."""
     symmetric = problem.cols is None
     dtype = accumulation_dtype(problem.rows.dtype)
     found = Gradients(*(gradient.to(dtype) for gradient in own))
     mine = (found.rows, found.row_bias) if symmetric else (found.cols, found.col_bias)
     needed = Needs(needs.rows, needs.rows if symmetric else needs.cols, needs.bias)
 
-    def add(span: Span, arrived: list[Tensor]) -> None:
+    def add(at: RowRange, arrived: list[Tensor]) -> None:
         for gradient, part in zip([x for x in mine if len(x)], arrived, strict=True):
-            gradient[span.start : span.stop] += part
+            gradient[at.start : at.stop] += part
 
     like = [x for x in ((own.rows, own.row_bias) if symmetric else (own.cols, own.col_bias)) if len(x)]
-    returns = transport.returns(like, add) if like else None
-    for stop in stops:
-        of_rows, of_cols, of_scale, of_row_bias, of_col_bias = backward(stop, needed)
+    returns = exchange.returns(like, add) if like else None
+    for remote in remote_blocks:
+        of_rows, of_cols, of_scale, of_row_bias, of_col_bias = backward(remote, needed)
         for gradient, part in ((found.rows, of_rows), (found.logit_scale, of_scale), (found.row_bias, of_row_bias)):
             if len(gradient):
-                stop.rows.of(gradient).add_(part)
+                remote.rows.of(gradient).add_(part)
         if returns is not None:
-            returns.give(stop, [x for x in (of_cols, of_col_bias) if len(x)])
+            returns.send(remote, [x for x in (of_cols, of_col_bias) if len(x)])
     if returns is not None:
-        returns.finish()
+        returns.wait()
     return Gradients(*(gradient.to(x.dtype) for gradient, x in zip(found, own, strict=True)))

@@ -93,13 +93,15 @@ def _decoupled(views: Tensor, temperature: Number, weight: Number) -> Tensor:
     u, v = unit(views)
     free = others(len(u), u).repeat(1, 2)
     energy = [log_sum(torch.cat([a @ a.T, a @ b.T], 1) / temperature, free) for a, b in ((u, v), (v, u))]
-    return torch.stack(energy) - weight * (u * v).sum(1) / temperature
+    terms: Tensor = torch.stack(energy) - weight * (u * v).sum(1) / temperature
+    return terms
 
 
 def dhel(views: Tensor, temperature: Number) -> Tensor:
     u, v = unit(views)
     free = others(len(u), u)
-    return log_sum(u @ u.T / temperature, free) + log_sum(v @ v.T / temperature, free) - (u * v).sum(1) / temperature
+    energy: Tensor = log_sum(u @ u.T / temperature, free) + log_sum(v @ v.T / temperature, free)
+    return energy - (u * v).sum(1) / temperature
 
 
 def mv_dhel(views: Tensor, temperature: Number) -> Tensor:

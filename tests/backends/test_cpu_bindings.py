@@ -93,7 +93,7 @@ def average() -> Tensor:
     return pair_average(Points(x), Points(y), leaves()[0], backend="cpu").sum()
 
 
-LOSSES: dict[str, Callable[[], Tensor]] = {
+CALLS: dict[str, Callable[[], Tensor]] = {
     "cross_entropy": lambda: F.nt_xent(leaves(), backend="cpu"),
     "statistics": statistics,
     "sum": lambda: F.siglip(*leaves(), 2.0, -1.0, reduction="none", backend="cpu").sum(),
@@ -104,13 +104,13 @@ LOSSES: dict[str, Callable[[], Tensor]] = {
 
 
 def run(loss: str) -> Tensor:
-    value = LOSSES[loss]()
+    value = CALLS[loss]()
     if value.requires_grad:
         value.backward()
     return value.detach()
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", CALLS)
 def test_only_integers_are_integers(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every argument of every function that a loss and its backward call."""
     tried = 0
@@ -167,8 +167,9 @@ PROBLEM: list[tuple[Path, Any]] = [
     *((("rows", 2), d) for d in (4, 6)),  # not that of the columns
     (("cols", 5), 1),
     *((("labels", at), 0) for at in range(4)),
+    *((("n_views",), count) for count in (0, -1, 2, 2**40)),
     (("logit_scale",), 0),
-    *(((name,), sets) for name in ("denominator", "positives") for sets in (32, 2**32 - 1, 2**32, -1)),
+    *(((name,), sets) for name in ("pairs", "positives") for sets in (32, 2**32 - 1, 2**32, -1)),
     *((("offset",), offset) for offset in (2**62 + 1, -(2**62) - 1, 2**63 - 1, -(2**63))),
     *((("threads",), count) for count in (0, -1, -(2**31))),
 ]
@@ -201,10 +202,10 @@ def test_a_symmetric_problem_has_one_set_of_points(monkeypatch: pytest.MonkeyPat
 FUNCTIONS = {  # by the loss that calls them: addresses that are a must, and sequences by their position
     "pair_stats": ("statistics", (1,), ()),
     "pair_stats_backward": ("statistics", (1,), (3, 4, 5)),
-    "pair_cross_entropy": ("cross_entropy", (4,), (5,)),
+    "pair_cross_entropy_fused": ("cross_entropy", (4,), (5,)),
     "pair_sum": ("sum", (1,), ()),
     "pair_sum_backward": ("sum", (1,), (2,)),
-    "pair_sum_total": ("sum_total", (2,), (3,)),
+    "pair_sum_fused": ("sum_total", (2,), (3,)),
     "pair_weighted_sum": ("average", (2,), (1,)),
     "sinkhorn_columns": ("sinkhorn", (4,), (0,)),
     "sinkhorn_codes": ("sinkhorn", (3, 5, 6), (0,)),
@@ -223,7 +224,9 @@ def test_addresses_and_lengths_of_a_call(name: str, monkeypatch: pytest.MonkeyPa
     refused(getattr(C, name), arguments, (0,), None)
 
 
-@pytest.mark.parametrize("name", ["pair_stats_backward", "pair_sum_backward", "pair_sum_total", "pair_cross_entropy"])
+@pytest.mark.parametrize(
+    "name", ["pair_stats_backward", "pair_sum_backward", "pair_sum_fused", "pair_cross_entropy_fused"]
+)
 def test_the_gradient_of_a_scale_comes_with_the_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loss, _, (*_, out) = FUNCTIONS[name]
     arguments, _alive = arguments_of(name, loss, monkeypatch)
@@ -256,7 +259,7 @@ def test_codes_have_the_dtype_of_the_scores_or_float32(monkeypatch: pytest.Monke
 def test_memory_for_products_is_at_an_address(address: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments, _alive = arguments_of("Problem", "statistics", monkeypatch)
     with pytest.raises(TypeError):
-        apply(C.Problem, arguments).keep_at(address)
+        apply(C.Problem, arguments).residuals_at(address)
 
 
 def test_labels_must_be_somewhere() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 import pycl.functional as F
 from pycl.backends import registry as backends
 from pycl.backends.cuda_library import outputs_of, problem_of
-from pycl.core.problem import Transport
+from pycl.core.problem import SinkhornProblem
 
 REQUIRED = "cuda" in os.environ.get("PYCL_TEST_REQUIRE", "")
 if not torch.cuda.is_available() and not REQUIRED:
@@ -168,7 +168,7 @@ def test_other_devices() -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("one GPU")
     t = problem(500, 300)
-    there = Transport(*(x.to("cuda:1") if isinstance(x, Tensor) else x for x in t))
+    there = SinkhornProblem(*(x.to("cuda:1") if isinstance(x, Tensor) else x for x in t))
     assert same(tuple(x.to(GPU) for x in cuda.sinkhorn(there)), cuda.sinkhorn(t))
     assert torch.cuda.current_device() == 0
 

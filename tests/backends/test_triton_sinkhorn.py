@@ -20,7 +20,7 @@ if reason := why_not("triton", "cpu"):
 
 from pycl.backends import reference
 from pycl.backends.triton import backend as backend
-from pycl.core.problem import Transport
+from pycl.core.problem import SinkhornProblem
 from pycl.triton_kernels import launch, sinkhorn
 from pycl.triton_kernels.sides import Device
 
@@ -54,14 +54,14 @@ def published(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     return (q * n_samples).T
 
 
-def transport(scores: Tensor, epsilon: float = 0.05, iterations: int = 3, **more: Any) -> Transport:
+def transport(scores: Tensor, epsilon: float = 0.05, iterations: int = 3, **more: Any) -> SinkhornProblem:
     share = math.log(max(1, len(scores)) / scores.shape[1])
     uniform = torch.full(scores.shape[1:], share, device=scores.device)
     rest = {"sample_target": None, "prototype_target": uniform, "dtype": torch.float32} | more
-    return Transport(scores, epsilon, iterations, **rest)
+    return SinkhornProblem(scores, epsilon, iterations, **rest)
 
 
-def check(t: Transport) -> tuple[Tensor, ...]:
+def check(t: SinkhornProblem) -> tuple[Tensor, ...]:
     """Codes and potentials as accurate as plain torch's in float32, both against float64."""
     targets = {name: None if (x := getattr(t, name)) is None else x.double() for name in t._fields[3:5]}
     truth = reference.sinkhorn(t._replace(scores=t.scores.double(), **targets))

@@ -196,7 +196,7 @@ def test_a_learnable_temperature_is_sharded(version: int) -> None:
 @pycl.together
 def my_loss(*views: Tensor, temperature: float = 0.1, group: Any = None) -> Tensor:
     """The one of the README."""
-    points, n_views = pycl.stack_views(views, group=group)
+    points, n_views = pycl.stack_views(views)
     sets = {"denominator": pycl.Pairs.NEG_SAME_VIEW, "positives": pycl.Pairs.POS_OTHER_VIEW}
     s = pycl.pair_stats(points, None, 1 / temperature, **sets, normalize=True, group=group)
     return pycl.reduce(s.lse - s.pos_sum / (n_views - 1), "mean", group)

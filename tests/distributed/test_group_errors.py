@@ -61,8 +61,8 @@ FAILED = "RuntimeError: rank 1 of the group failed: {}"
     [
         ("dtype", DIFFERS.format("dtype", "torch.float32", "torch.bfloat16", "torch.float32")),
         ("width", DIFFERS.format("d", 4, 3, 4)),
-        ("another loss", DIFFERS.format("denominator", 30, 24, 30)),
-        ("another engine call", DIFFERS.format("operator", "pair_stats", "pair_sum", "pair_stats")),
+        ("another loss", DIFFERS.format("pairs", 30, 24, 30)),
+        ("another engine call", DIFFERS.format("operator", "pair_cross_entropy", "pair_sum", "pair_cross_entropy")),
         ("temperature", DIFFERS.format("logit_scale", "5.0", "3.3333", "5.0")),
         ("no gradient", DIFFERS.format("gradients", "rows", "", "rows")),
         ("epsilon", DIFFERS.format("epsilon", 0.2, 0.1, 0.2)),

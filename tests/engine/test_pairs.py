@@ -12,7 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pycl import Pairs, Points
+from pycl import Pairs, Points, pair_stats
+from pycl.engine.validation import one_set, problem_of
 from pycl.engine.views import check_labels, stack_views
 
 CLASSES = (Pairs.SELF, Pairs.POS_SAME_VIEW, Pairs.POS_OTHER_VIEW, Pairs.NEG_SAME_VIEW, Pairs.NEG_OTHER_VIEW)
@@ -48,20 +49,54 @@ def test_sets_form_an_algebra(a: Pairs, b: Pairs, c: Pairs) -> None:
 
 def test_points_default_to_one_view_of_distinct_instances() -> None:
     z = torch.randn(3, 2)
-    assert Points(z) == (z, None, None)
+    assert Points(z) == (z, None, None, 1)
 
 
 @given(n_views=st.integers(2, 5), n=st.integers(1, 6), d=st.integers(1, 4), as_tensor=st.booleans())
 def test_stacked_views_are_views_major(n_views: int, n: int, d: int, as_tensor: bool) -> None:
     views = torch.randn(n_views, n, d)
-    (z, ids, views_of), count = stack_views(views if as_tensor else tuple(views))
-    assert count == n_views
-    assert z.shape == (n_views * n, d)
+    points, count = stack_views(views if as_tensor else tuple(views))
+    assert count == points.n_views == n_views
+    assert points.z.shape == (n_views * n, d)
+    ids, views_of, *_ = problem_of(points, None, 1.0, one_set(Pairs.ALL), None, None, 0, False).labels()
     for k, (view, instance) in enumerate(itertools.product(range(n_views), range(n))):
-        assert torch.equal(z[k], views[view, instance])
+        assert torch.equal(points.z[k], views[view, instance])
         assert ids[k] == instance
         assert views_of[k] == view
     assert ids.dtype == views_of.dtype == torch.int64
+
+
+@pytest.mark.parametrize("sides", ["rows", "both"])
+def test_points_of_several_views_are_points_with_labels(backend: str, sides: str) -> None:
+    x, y = torch.randn(12, 5), torch.randn(9, 5)
+    with_labels = [
+        Points(z, torch.arange(len(z)) % (len(z) // 3), torch.arange(len(z)) // (len(z) // 3)) for z in (x, y)
+    ]
+    for pairs in (Pairs.NEG_SAME_VIEW, Pairs.NEG_OTHER_VIEW, Pairs.OTHERS):
+        sets = {"denominator": pairs, "positives": Pairs.POS_OTHER_VIEW, "offset": None, "sides": sides}
+        found = pair_stats(Points(x, n_views=3), Points(y, n_views=3), **sets, backend=backend)
+        torch.testing.assert_close(found, pair_stats(*with_labels, **sets, backend=backend))
+    itself = {"denominator": Pairs.NEG_SAME_VIEW, "positives": Pairs.POS_OTHER_VIEW, "backend": backend}
+    torch.testing.assert_close(pair_stats(Points(x, n_views=3), **itself), pair_stats(with_labels[0], **itself))
+    mixed = {"denominator": Pairs.NEGATIVE, "positives": Pairs.POS_SAME_VIEW, "offset": None, "backend": backend}
+    one_view = Points(y, torch.arange(9), torch.zeros(9, dtype=torch.int64))
+    torch.testing.assert_close(
+        pair_stats(Points(x, n_views=3), Points(y), **mixed), pair_stats(with_labels[0], one_view, **mixed)
+    )
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        (Points(torch.randn(7, 2), n_views=2), "n_views must divide the number of points, got 2 of 7"),
+        (Points(torch.randn(6, 2), torch.arange(6), n_views=2), "n_views is for points without ids and views"),
+        (Points(torch.randn(6, 2), n_views=0), "n_views must be at least 1, got 0"),
+    ],
+    ids=["ragged", "labelled", "none"],
+)
+def test_a_number_of_views_that_cannot_be(points: Points, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pair_stats(points, denominator=Pairs.OTHERS)
 
 
 def test_a_tensor_of_views_is_not_copied() -> None:
@@ -77,7 +112,8 @@ def test_an_iterator_of_views_will_do() -> None:
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool], ids=str)
 def test_labels_become_ids_of_every_view(dtype: torch.dtype) -> None:
     labels = torch.tensor([1, 0, 1], dtype=dtype)
-    (_, ids, _), _ = stack_views(torch.randn(2, 3, 4), labels)
+    ids = stack_views(torch.randn(2, 3, 4), labels)[0].ids
+    assert ids is not None
     assert ids.dtype == torch.int64
     assert ids.tolist() == [1, 0, 1] * 2
 

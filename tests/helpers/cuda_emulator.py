@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pycl.backends.cuda_library import CudaLibrary, Device, Plan, outputs_of, problem_of
-from pycl.core.problem import Transport
+from pycl.core.problem import SinkhornProblem
 
 SOURCE = Path(__file__).parent.parent / "cuda_on_cpu" / "sinkhorn.cpp"
 FLAGS = (
@@ -54,11 +54,11 @@ def place_of(plan: Plan) -> str:
     return "resident" if plan.resident else "streamed" if plan.slots else "global"
 
 
-def plan_of(library: CudaLibrary, t: Transport, where: Device) -> Plan:
+def plan_of(library: CudaLibrary, t: SinkhornProblem, where: Device) -> Plan:
     return library.plan(problem_of(t, *outputs_of(t)), where)
 
 
-def plan_at(library: CudaLibrary, t: Transport, place: str, cluster: int = 1, threads: int = 64) -> Plan:
+def plan_at(library: CudaLibrary, t: SinkhornProblem, place: str, cluster: int = 1, threads: int = 64) -> Plan:
     """A plan on a device with so little shared memory that it keeps its tiles at the place."""
     teams = 3
     clusters = tuple(teams * (size == cluster) for size in (2, 4, 8))
@@ -71,7 +71,7 @@ def plan_at(library: CudaLibrary, t: Transport, place: str, cluster: int = 1, th
     raise AssertionError(f"no shared memory leads to {place}")
 
 
-def solve(library: CudaLibrary, t: Transport, plan: Plan, order: int = FORWARD) -> tuple[Tensor, Tensor, Tensor]:
+def solve(library: CudaLibrary, t: SinkhornProblem, plan: Plan, order: int = FORWARD) -> tuple[Tensor, Tensor, Tensor]:
     """Codes, u and v, written between guards, from a workspace that holds NaN."""
     guarded = [torch.full((out.numel() + 2 * GUARD,), -7.0, dtype=out.dtype) for out in outputs_of(t)]
     codes, u, v = (buffer[GUARD:-GUARD].fill_(torch.nan) for buffer in guarded)

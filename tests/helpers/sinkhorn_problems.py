@@ -8,7 +8,7 @@ from torch import Tensor
 
 from helpers.oracle import assert_as_accurate
 from pycl.backends import reference_sinkhorn
-from pycl.core.problem import Transport, accumulation_dtype
+from pycl.core.problem import SinkhornProblem, accumulation_dtype
 
 
 def problem(
@@ -22,7 +22,7 @@ def problem(
     marginals: bool = False,
     holes: float = 0.0,
     stride: int | None = None,
-) -> Transport:
+) -> SinkhornProblem:
     """Cosine-like scores, a share of them ruled out; around rows of a stride of their own lies NaN."""
     values = (torch.randn(n_samples, n_prototypes) * 0.3).clamp(-1, 1).to(dtype)
     if holes:
@@ -36,10 +36,10 @@ def problem(
     wide = accumulation_dtype(dtype)
     a, m = (torch.rand(n) + 0.1 if marginals else torch.ones(n) for n in (n_samples, n_prototypes))
     a, m = ((n_samples * x / x.sum()).log().to(wide) for x in (a, m))
-    return Transport(scores, epsilon, iterations, a if marginals else None, m, dtype if codes is None else codes)
+    return SinkhornProblem(scores, epsilon, iterations, a if marginals else None, m, dtype if codes is None else codes)
 
 
-def dense(t: Transport) -> tuple[Tensor, Tensor, Tensor]:
+def dense(t: SinkhornProblem) -> tuple[Tensor, Tensor, Tensor]:
     """Codes, u and v of the plan ``x_b exp(scores_bk / epsilon) y_k``, without a logarithm in the iterations."""
     kernel = (t.scores.double() / t.epsilon).exp()
     rows = 1.0 if t.sample_target is None else t.sample_target.double().exp()
@@ -52,7 +52,7 @@ def dense(t: Transport) -> tuple[Tensor, Tensor, Tensor]:
     return codes / codes.sum(1, keepdim=True), x.log(), y.log()
 
 
-def check(found: tuple[Tensor, Tensor, Tensor], t: Transport) -> None:
+def check(found: tuple[Tensor, Tensor, Tensor], t: SinkhornProblem) -> None:
     """Codes and potentials against float64, with the error of plain torch in the same dtype as the budget."""
     truth, eager = dense(t), reference_sinkhorn.sinkhorn(t)
     logits = t.scores[t.scores.isfinite()].abs().max().item() / t.epsilon  # potentials are differences of such

@@ -11,7 +11,7 @@ import torch
 
 import pycl
 import pycl.functional as F
-from pycl.backends import registry as backends
+from pycl.backends import registry
 from pycl.modules.base import Loss
 from pycl.testing.table import LOSSES, LossRow
 
@@ -151,7 +151,7 @@ def test_backend(loss: LossRow) -> None:
     inputs = loss.make(2, 4, 3)
     with pytest.raises(ValueError, match=r"backend.*'magma'"):
         loss(inputs, loss.scalars, backend="magma")
-    absent = next(name for name in backends.KNOWN if name not in backends.installed("cpu"))
+    absent = next(name for name in registry.BACKENDS if name not in registry.installed("cpu"))
     with pytest.raises(RuntimeError, match=f"backend='{absent}'"):
         loss(inputs, loss.scalars, backend=absent)
 

@@ -157,7 +157,7 @@ def test_sharded_rows_are_the_whole(
     wanted = pair_stats(whole, None, 3.0, **options)
     shards = []
     for a, b in zip([0, *cuts], [*cuts, n], strict=True):
-        part = Points(*(t[a:b] for t in whole))
+        part = Points(*(t[a:b] for t in whole[:3]))
         shards.append(pair_stats(part, whole, 3.0, offset=a, **options))
     joined = tuple(torch.cat(parts) for parts in zip(*shards, strict=True))
     for got, want in zip(joined, wanted, strict=True):

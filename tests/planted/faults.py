@@ -179,7 +179,7 @@ FAULTS = [
     Fault(
         "reduction: ranks with fewer terms weigh as much",
         "pycl/engine/reduction.py",
-        "else terms.mean() * ranks.weight",
+        "else terms.mean() * agreement.weight",
         "else terms.mean()",
         "test_group",
     ),

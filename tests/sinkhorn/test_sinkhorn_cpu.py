@@ -16,7 +16,7 @@ if reason := why_not("cpu", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
 from pycl.backends import cpu
-from pycl.core.problem import Transport
+from pycl.core.problem import SinkhornProblem
 
 DTYPES = torch.float64, torch.float32, torch.bfloat16, torch.float16
 
@@ -37,10 +37,10 @@ def test_every_half_number(isa: str, dtype: torch.dtype) -> None:
     """All 65,536 bit patterns as scores: what is read, seen in the potential, and how codes are rounded."""
     values = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
     scores = values[values.abs() < 1e38][:, None]  # beyond, a logit in units of log 2 is infinite
-    u = cpu.sinkhorn_codes(Transport(scores, 1.0, 1, None, torch.zeros(1), dtype), torch.zeros(1))[1]
+    u = cpu.sinkhorn_codes(SinkhornProblem(scores, 1.0, 1, None, torch.zeros(1), dtype), torch.zeros(1))[1]
     torch.testing.assert_close(u, -scores[:, 0].float(), rtol=5e-7, atol=1e-37)
     spread = torch.linspace(-20, 20, 65_536).to(dtype)  # codes from 2e-9 to 1
-    pair = Transport(torch.stack([spread, torch.zeros_like(spread)], 1), 1.0, 1, None, torch.zeros(2), dtype)
+    pair = SinkhornProblem(torch.stack([spread, torch.zeros_like(spread)], 1), 1.0, 1, None, torch.zeros(2), dtype)
     narrow, _ = cpu.sinkhorn_codes(pair, torch.zeros(2))
     wide, _ = cpu.sinkhorn_codes(pair._replace(dtype=torch.float32), torch.zeros(2))
     assert torch.equal(narrow, wide.to(dtype))
@@ -55,7 +55,7 @@ def test_codes_written_past_the_cache(isa: str, dtype: torch.dtype) -> None:
         torch.rand(n, n_prototypes).to(dtype),
         torch.rand(n_prototypes).to(torch.promote_types(dtype, torch.float32)),
     )
-    whole = Transport(scores, 0.05, 1, None, v, dtype)
+    whole = SinkhornProblem(scores, 0.05, 1, None, v, dtype)
     codes, u = cpu.sinkhorn_codes(whole, v)
     half = n // 2
     for rows in (slice(0, half), slice(half, n)):

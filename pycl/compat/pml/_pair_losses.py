@@ -65,7 +65,7 @@ class FusedLoss(_PairBase):
             return self._nothing()
         if not (isinstance(indices_tuple, AllPairs) or problem.cols is None or ref_emb.requires_grad):
             # a queue's, which may be written into before the backward: the library has normalised copies by then
-            z, ids, _ = problem.cols
+            z, ids = problem.cols.z, problem.cols.ids
             problem = problem._replace(cols=Points(z.clone(), None if ids is None else ids.clone()))
         sweep = self._sweep(problem)
         stats = pair_stats(denominator=Pairs.NEGATIVE, positives=Pairs.POSITIVE, **sweep)

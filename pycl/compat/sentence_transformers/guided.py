@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from pycl.compat._common import all_ranks, as_input
 from pycl.compat._peer import Hooks, fall_back
 from pycl.compat._plain import is_plain
-from pycl.distributed.ranks import Group, ranks_of, together
+from pycl.distributed.ranks import Group, agree, together
 from pycl.functional._common import no_autocast, widen
 
 from ._card import Carded
@@ -137,12 +137,12 @@ def _guided_loss(loss: Any, embeddings: list[Tensor], guides: list[Tensor], part
 def _compared(loss: Any, embeddings: list[Tensor], guides: list[Tensor], part: int, *, group: Group | None) -> Tensor:
     n, eps = len(embeddings[0]), loss.similarity_fct.eps
     offset = 0
-    if (ranks := ranks_of(group)) is not None:  # the candidates; anchors meet those of their own process
-        kinds = [(x.shape[1], str(x.dtype)) for x in (embeddings[0], guides[0])]
-        sizes = list(map(len, embeddings))
-        rows = ranks.meet(embeddings[0].device, sizes, columns=len(sizes), model=str(kinds[0]), guide=str(kinds[1]))
-        of_ranks = list(zip(*rows, strict=True))
-        offset = sum(of_ranks[0][: ranks.rank])
+    model, guide = (str((x.shape[1], str(x.dtype))) for x in (embeddings[0], guides[0]))
+    sizes = list(map(len, embeddings))
+    everyone = agree(group, embeddings[0].device, sizes, columns=len(sizes), model=model, guide=guide)
+    if everyone is not None:  # the candidates; anchors meet those of their own process
+        of_ranks = list(zip(*everyone.sizes, strict=True))
+        offset = sum(of_ranks[0][: everyone.ranks.rank])
         embeddings, guides = (
             [x[0], *(gathered(column, s) for column, s in zip(x[1:], of_ranks[1:], strict=True))]
             for x in (embeddings, guides)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products that a small problem keeps for its backward: used, never mistaken for another's, gone with a large one."""
+"""Products that a small problem saves for its backward: used, never mistaken for another's, not there of a large one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if reason := why_not("cpu", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
 from pycl.backends import cpu
-from pycl.core.problem import STATE, STATS, Needs, Problem
+from pycl.core.problem import N_STATS, Needs, Problem
 
 CASES = {
     "ragged": lambda: make(101, 67, 37, offset=3, denominator=ALL),
@@ -30,8 +30,8 @@ CASES = {
     "views": lambda: make(192, None, 9, denominator=POS_OTHER),
 }
 
-STATS_A_ROW = STATS + STATE
-LOSSES = {
+STATS_A_ROW = N_STATS
+TERMS = {
     "siglip": lambda x, y: F.siglip(x, y, 5.0, -5.0, reduction="none"),
     "clip": lambda x, y: F.clip(x, y, 5.0, reduction="none"),
     "sup_con": lambda x, y: F.sup_con((x, y), torch.arange(300) // 2, reduction="none")[0],
@@ -48,24 +48,24 @@ def everything(case: Case, dtype: torch.dtype) -> list[Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", CASES)
-def test_kept_or_computed_again_is_the_same(
+def test_saved_or_computed_again_is_the_same(
     isa: str, case: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = CASES[case]()
-    kept = everything(problem, dtype)
-    monkeypatch.setattr(cpu, "KEPT_BYTES", 0)
-    for one, other in zip(kept, everything(problem, dtype), strict=True):
+    saved = everything(problem, dtype)
+    monkeypatch.setattr(cpu, "MAX_RESIDUAL_BYTES", 0)
+    for one, other in zip(saved, everything(problem, dtype), strict=True):
         assert torch.equal(one, other)
 
 
-def problem_of(n: int, *, grad: bool = True) -> Problem:
-    rows, cols = torch.randn(n, 8, requires_grad=grad), torch.randn(n, 8)
+def problem_of(n: int) -> Problem:
+    rows, cols = torch.randn(n, 8, requires_grad=True), torch.randn(n, 8)
     labels = torch.arange(n), torch.zeros(n, dtype=torch.int64)
     return Problem(rows, cols, *labels, *labels, torch.tensor(2.0), None, None, ALL, POS_OTHER, None, False)
 
 
-def has_room(kept: Tensor) -> bool:
-    return kept.untyped_storage().nbytes() > 0
+def has_room(residuals: Tensor) -> bool:
+    return residuals.untyped_storage().nbytes() > 0
 
 
 @torch.no_grad()
@@ -78,17 +78,17 @@ def gradient(problem: Problem, stats: tuple[Tensor, Tensor, Tensor]) -> Tensor:
 def test_a_backward_of_other_points_does_not_take_them() -> None:
     torch.manual_seed(0)
     first, second = problem_of(96), problem_of(96)
-    stats = cpu.pair_stats(second, False)
+    stats = cpu.pair_stats(second, False, True)
     expected = gradient(second, stats)
-    foreign = cpu.pair_stats(first, False)[2]
+    foreign = cpu.pair_stats(first, False, True)[2]
     assert has_room(foreign)
     torch.testing.assert_close(gradient(second, (*stats[:2], foreign)), expected, rtol=0, atol=0)
 
 
 @torch.no_grad()
-def test_kept_products_are_what_a_backward_reads() -> None:
+def test_residuals_are_what_a_backward_reads() -> None:
     problem = problem_of(96)
-    stats = cpu.pair_stats(problem, False)
+    stats = cpu.pair_stats(problem, False, True)
     expected = gradient(problem, stats)
     memory = stats[2].new_empty(0).set_(stats[2].untyped_storage())
     memory[-96 * 96 :] = 0  # logits of 0 everywhere
@@ -115,7 +115,7 @@ def test_a_backward_under_other_settings_does_not_take_them(isa: str, n: int, ki
     tolerance = 2e-5 if kind == "precision" and isa.startswith("amx") else 2e-6
     for forward in settings_of(kind):
         with forward:
-            stats = cpu.pair_stats(problem, False)
+            stats = cpu.pair_stats(problem, False, True)
         for backward in settings_of(kind):
             with backward:
                 expected = gradient(problem, (*stats[:2], torch.empty(0)))
@@ -124,18 +124,18 @@ def test_a_backward_under_other_settings_does_not_take_them(isa: str, n: int, ki
 
 
 @torch.no_grad()
-def test_nothing_is_kept_without_need() -> None:
-    assert has_room(cpu.pair_stats(problem_of(64), False)[2])
-    assert not has_room(cpu.pair_stats(problem_of(64, grad=False), False)[2])
-    assert not has_room(cpu.pair_stats(problem_of(2000), False)[2])
-    assert has_room(cpu.pair_sum(problem_of(64))[1])
+def test_nothing_is_saved_without_need() -> None:
+    assert has_room(cpu.pair_stats(problem_of(64), False, True)[2])
+    assert not has_room(cpu.pair_stats(problem_of(64), False, False)[2])
+    assert not has_room(cpu.pair_stats(problem_of(2000), False, True)[2])
+    assert has_room(cpu.pair_sum(problem_of(64), True)[1])
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", TERMS)
 def test_nothing_is_reachable_from_a_result(loss: str) -> None:
     """A result that is stored, detached or saved takes the memory of its numbers, and may be changed in place."""
     x, y = torch.randn(2, 300, 8).unbind()
-    terms = LOSSES[loss](x.requires_grad_(), y)
+    terms = TERMS[loss](x.requires_grad_(), y)
     assert terms.detach().untyped_storage().nbytes() <= STATS_A_ROW * terms.nbytes
     if loss != "pair_stats":  # which returns views
         terms *= torch.rand(300)

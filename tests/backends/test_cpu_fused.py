@@ -48,7 +48,7 @@ def is_close(got: Tensor, want: Tensor) -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The operators that ran, in order."""
     found: list[str] = []
-    for name in (*APART, "pair_cross_entropy", "pair_sum_total"):
+    for name in (*APART, "pair_cross_entropy_fused", "pair_sum_fused"):
         plain = getattr(cpu, name)
         monkeypatch.setattr(cpu, name, lambda *a, _name=name, _plain=plain: (found.append(_name), _plain(*a))[1])
     return found
@@ -64,13 +64,13 @@ def test_gradients_are_those_of_a_backward(
     for wanted in (None, *case.leaves):
         leaves = leaves_of(case, dtype, wanted)
         asked = [x for x in leaves.values() if x.requires_grad]
-        at_once = [total(case, leaves, of, reduction) for reduction in ("mean", "sum")]
+        fused = [total(case, leaves, of, reduction) for reduction in ("mean", "sum")]
         assert len(calls) == 2
         assert not set(calls) & set(APART)
         with monkeypatch.context() as patch:
-            patch.setattr(cpu, "AT_ONCE", {})
+            patch.setattr(cpu, "FUSED_MAX_BYTES", {})
             apart = [total(case, leaves, of, reduction) for reduction in ("mean", "sum")]
-        for one, other, slope in zip(at_once, apart, (1, -3), strict=True):
+        for one, other, slope in zip(fused, apart, (1, -3), strict=True):
             is_close(one.detach(), other.detach())
             found, right = (torch.autograd.grad(slope * x, asked) for x in (one, other))
             for mine, theirs in zip(found, right, strict=True):
@@ -116,7 +116,7 @@ def test_second_derivatives_are_refused(of: str, leaf: str) -> None:
         torch.autograd.grad(gradient.sum(), leaves[leaf])
 
 
-LOSSES = {
+CALLS = {
     "clip": lambda x, y, **o: F.clip(x, y, 2.0, **o),
     "dcl": lambda x, y, **o: F.dcl([x, y], **o),
     "info_nce": lambda x, y, **o: F.info_nce(x, y, **o),
@@ -125,22 +125,22 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", CALLS)
 def test_where_it_is_used(loss: str, calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def of(dtype: torch.dtype = torch.float32, *, grad: bool = True, reduction: str = "mean") -> list[str]:
         calls.clear()
         x, y = (torch.randn(9, 4, dtype=dtype, requires_grad=grad) for _ in range(2))
-        value = LOSSES[loss](x, y, reduction=reduction, backend="cpu")
+        value = CALLS[loss](x, y, reduction=reduction, backend="cpu")
         if grad:
             value.sum().backward()
         return list(calls)
 
     apart = APART[2:] if loss == "siglip" else APART[:2]
-    at_once = ["pair_sum_total" if loss == "siglip" else "pair_cross_entropy"]
-    assert of() == of(reduction="sum") == of(torch.float64) == at_once
+    fused = ["pair_sum_fused" if loss == "siglip" else "pair_cross_entropy_fused"]
+    assert of() == of(reduction="sum") == of(torch.float64) == fused
     assert of(grad=False) == [apart[0]]
     assert of(reduction="none") == of(torch.float16) == of(torch.bfloat16) == [*apart]
-    monkeypatch.setattr(cpu, "AT_ONCE", {at_once[0]: 0})  # a larger problem
+    monkeypatch.setattr(cpu, "FUSED_MAX_BYTES", {fused[0]: 0})  # a larger problem
     assert of() == [*apart]
 
 
@@ -157,6 +157,6 @@ def test_opcheck() -> None:
         sets = int(Pairs.NEGATIVE), int(Pairs.POSITIVE) | POS_OTHER
         problem = Problem(torch.randn(7, 4), cols, None, None, None, None, torch.tensor(2.0), *bias, *sets, 0, False)
         for needs in (Needs(True, True, True), Needs(False, True, False)):
-            torch.library.opcheck(torch.ops.pycl.pair_sum_total.default, (*problem, 0.5, needs, "cpu"))
+            torch.library.opcheck(torch.ops.pycl.pair_sum_fused.default, (*problem, 0.5, needs, "cpu"))
             weights = len(cols) == 9, 0.25, -0.5
-            torch.library.opcheck(torch.ops.pycl.pair_cross_entropy.default, (*problem, *weights, needs, "cpu"))
+            torch.library.opcheck(torch.ops.pycl.pair_cross_entropy_fused.default, (*problem, *weights, needs, "cpu"))

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a backend is: a module with the functions of ``PairBackend``, of ``SinkhornBackend``, or of both.
+
+Functions get tensors on one device, checked, in the form that :mod:`pycl.core.problem` describes, and return new
+tensors there. They know neither autograd nor process groups. :mod:`pycl.backends.reference` is the specification: a
+function may be imported from it. Where a compiled part is missing the module raises ``BackendUnavailable`` when it is
+imported, with the way to get it. One row of ``BACKENDS`` in :mod:`pycl.backends.registry` adds a backend, and the tests
+run it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pycl.core.problem import Gradients, Needs, Problem, SinkhornProblem
+
+
+class _Backend(Protocol):
+    @property
+    def DEVICES(self) -> tuple[str, ...] | None:
+        """Types of devices whose tensors it takes; None for all."""
+
+    @property
+    def DTYPES(self) -> Iterable[torch.dtype]:
+        """Of the embeddings or the scores."""
+
+
+class PairBackend(_Backend, Protocol):
+    """The operators on the logits of all pairs of points."""
+
+    def pair_stats(self, problem: Problem, both_sides: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The statistics of the rows [6, m] (``StatsRow``), those of the columns [6, n] or [6, 0], and residuals.
+
+        Statistics of the columns are wanted with ``both_sides``, unless the problem is symmetric. With ``save`` a
+        backward may follow. Residuals are an empty tensor; a backend may leave in its storage what the backward reuses.
+        """
+
+    def pair_stats_backward(
+        self,
+        problem: Problem,
+        row_stats: Tensor,
+        col_stats: Tensor,
+        residuals: Tensor,
+        d_row_stats: list[Tensor | None],
+        d_col_stats: list[Tensor | None],
+        needs: Needs,
+    ) -> Gradients:
+        """Gradients from those of lse, pos_lse and pos_sum of each side, None for 0.
+
+        The statistics are those of this problem over more columns, where ranks share a batch; residuals may be empty.
+        """
+
+    def pair_sum(self, problem: Problem, save: bool) -> tuple[Tensor, Tensor]:
+        """``sum over pairs softplus(l) + sum over positives softplus(-l)`` [m], and residuals."""
+
+    def pair_sum_backward(self, problem: Problem, residuals: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
+        """Gradients from those of the sums [m]."""
+
+    def pair_logits(self, problem: Problem) -> Tensor:
+        """The logits [m, n] in the dtype of the embeddings, -inf outside of ``pairs``."""
+
+    def pair_logits_backward(self, problem: Problem, d_logits: Tensor, needs: Needs) -> Gradients:
+        """Gradients from those of the logits, of any strides; entries outside of ``pairs`` are ignored."""
+
+    def pair_top(self, problem: Problem, k: int) -> tuple[Tensor, Tensor]:
+        """The k largest logits of every row over ``pairs``, and their columns, int64; else -inf and -1."""
+
+    def pair_weighted_sum(self, problem: Problem, values: Tensor) -> Tensor:
+        """``sum over pairs exp(l) values`` [m, dv], in the accumulation dtype."""
+
+
+class FusedPairBackend(PairBackend, Protocol):
+    """One that returns a loss and its gradients from one call, for matrices up to a number of bytes."""
+
+    @property
+    def FUSED_MAX_BYTES(self) -> dict[str, float]:
+        """For each of the two operators, the bytes of the largest matrix it is taken for."""
+
+    def pair_cross_entropy_fused(
+        self, problem: Problem, both_sides: bool, lse: float, pos_sum: float, needs: Needs
+    ) -> tuple[Tensor, ...]:
+        """The total over the rows, or over both sides, of lse and pos_sum times their weights; then ``Gradients``."""
+
+    def pair_sum_fused(self, problem: Problem, weight: float, needs: Needs) -> tuple[Tensor, ...]:
+        """The total of ``pair_sum`` times a weight; then ``Gradients``."""
+
+
+class SinkhornBackend(_Backend, Protocol):
+    """Sinkhorn on stored scores in one call; outside of process groups that is all it takes."""
+
+    def sinkhorn(self, t: SinkhornProblem) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes [B, K], and the potentials of the samples [B] and of the prototypes [K].
+
+        :func:`pycl.core.sinkhorn.solve` makes it of the two steps of ``SinkhornStepBackend``.
+        """
+
+
+class SinkhornStepBackend(SinkhornBackend, Protocol):
+    """Sinkhorn step by step: process groups need this."""
+
+    def sinkhorn_columns(self, t: SinkhornProblem, potential: Tensor | None) -> Tensor:
+        """``log sum_b exp(L_bk + u_b)`` [K], ``u`` from the sample step with the prototypes' potential, or 0 without."""
+
+    def sinkhorn_codes(self, t: SinkhornProblem, potential: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes [B, K] and the samples' potential [B] from the prototypes' potential [K]."""
+
+
+class SinkhornFeatureBackend(SinkhornStepBackend, Protocol):
+    """One for which small problems on features compute their scores once, instead of in every iteration."""
+
+    def sinkhorn_scores(self, z: Tensor, prototypes: Tensor) -> Tensor:
+        """``<z_b, c_k>`` [B, K] in the accumulation dtype."""
+
+    def sinkhorn_samples(self, t: SinkhornProblem, potential: Tensor) -> Tensor:
+        """``log sum_k exp(L_bk + v_k)`` [B]."""
