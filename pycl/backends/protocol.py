@@ -103,7 +103,7 @@ class SinkhornStepBackend(SinkhornBackend, Protocol):
     """Sinkhorn step by step: process groups need this."""
 
     def sinkhorn_columns(self, t: SinkhornProblem, potential: Tensor | None) -> Tensor:
-        """``log sum_b exp(L_bk + u_b)`` [K], ``u`` from the sample step with the prototypes' potential, or 0 without."""
+        """``log sum_b exp(L_bk + u_b)`` [K]; ``u`` is the sample step's, or 0 where there is no potential yet."""
 
     def sinkhorn_codes(self, t: SinkhornProblem, potential: Tensor) -> tuple[Tensor, Tensor]:
         """Codes [B, K] and the samples' potential [B] from the prototypes' potential [K]."""

@@ -28,8 +28,8 @@ def default_labels(n: int, n_views: int, device: torch.device) -> tuple[Tensor, 
 class Problem(NamedTuple):
     """Everything that defines the logits and the pair sets; ``cols=None`` says the matrix is symmetric.
 
-    Vectors are contiguous; the scale and the biases have the accumulation dtype. Without labels the points of each side
-    are numbered, views-major: point i of n is of instance ``i % (n / n_views)`` and of view ``i // (n / n_views)``. In a
+    Vectors are contiguous; the scale and the biases have the accumulation dtype. Points without labels are views-major:
+    of n points on a side, point i is of instance ``i % (n / n_views)`` and of view ``i // (n / n_views)``. In a
     symmetric problem the one bias serves rows and columns, and gradients of both roles are summed.
 
     ``pairs`` is the first pair set of an operator: the denominator of a softmax, the negatives of a logistic loss, the
@@ -88,9 +88,9 @@ class Problem(NamedTuple):
 class StatsRow:
     """Rows of the statistics ``[6, n]`` that a backend returns for n points. No enum: torch.compile indexes by none.
 
-    The first three have gradients. The last two are the log-sum-exps in units of log 2, which the backward exponentiates
-    and ranks of a group merge: converted from nats they would be off by a rounding, which a large logit turns into a
-    visible error of its weight. A backend whose backward reads the first two rows leaves them at 0.
+    The first three have gradients. The last two are the log-sum-exps in units of log 2. The backward exponentiates
+    them, and ranks of a group merge them: converted from nats they would be off by a rounding, which a large logit turns
+    into a visible error of its weight. A backend whose backward reads the first two rows leaves the last two at 0.
     """
 
     LSE = 0

@@ -47,7 +47,7 @@ class Ring(NamedTuple):
 
 
 class Meetings:
-    """How many times the ranks of a call have met: what tells a rank that fails whether the others still wait for it."""
+    """How often the ranks of a call have met. Before the first time the others wait for a rank that fails."""
 
     held = 0
 
@@ -288,6 +288,6 @@ def all_reduce_logsumexp(lse: Tensor, group: dist.ProcessGroup | None) -> Tensor
 
 
 def all_reduce_logsumexp_differentiable(lse: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """``all_reduce_logsumexp`` with a gradient, that of the sum over the ranks of what each does with the same result."""
+    """``all_reduce_logsumexp`` with a gradient: that of the sum over the ranks of their uses of the one result."""
     joined = all_reduce_logsumexp(lse.detach(), group)
     return joined + group.size() * (lse.detach() - joined).exp() * (lse - lse.detach())

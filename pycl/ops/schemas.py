@@ -137,10 +137,10 @@ def register(
     shapes: Callable[..., Any],
     function: str | None = None,
 ) -> None:
-    """An operator of these arguments and the backend's name; its body calls the backend's ``function`` on ``arrange``.
+    """An operator of these arguments and the backend's name; its body calls the backend's ``function``.
 
-    ``shapes`` takes what ``arrange`` makes, and returns results without values, for tracing. An operator ``..._out`` has
-    the memory for the first result of the function as its last argument.
+    ``arrange`` makes the arguments of the function, and of ``shapes``, which returns results without values, for
+    tracing. An operator ``..._out`` has the memory for the first result of the function as its last argument.
     """
     function, has_out = function or name, name.endswith("_out")
 

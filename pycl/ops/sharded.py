@@ -199,7 +199,7 @@ def _add_gradients(
     remote_blocks: Iterator[RemoteBlock],
     backward: Callable[[RemoteBlock, Needs], Gradients],
 ) -> Gradients:
-    """The gradients of a rank's own block, with those of remote blocks and what other ranks computed for its columns."""
+    """The gradients of a rank's own block and of remote blocks, and what other ranks computed for its columns."""
     symmetric = problem.cols is None
     dtype = accumulation_dtype(problem.rows.dtype)
     found = Gradients(*(gradient.to(dtype) for gradient in own))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products that a small problem saves for its backward: used, never mistaken for another's, not there of a large one."""
+"""Products that a small problem saves for its backward: used, and never mistaken for another problem's."""
 
 from __future__ import annotations
 
