@@ -7,7 +7,7 @@ NATIVE = -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
 SOURCES := $(shell find pycl bench triton_kernels csrc -name '*.py' -o $(NATIVE)) \
            CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo test test-all test-cpus planted-faults sanitize versions parity lint format bench host-time clean
+.PHONY: demo stubs test test-all test-cpus planted-faults sanitize versions parity lint format bench host-time clean
 .PHONY: triton-versions gpu-tables gpu-cache gpu-first gpu-check gpu-test gpu-bench
 
 demo: $(VENV)/installed
@@ -62,6 +62,10 @@ build/triton-%: | $(VENV)/installed
 	rm -rf $@.part
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@.part triton==$*
 	mv $@.part $@
+
+# pycl/modules/losses.pyi, from the signatures of the functions
+stubs: $(VENV)/installed
+	PYTHONPATH="$(CURDIR):$$PYTHONPATH" $(BIN)/python -m pycl.tools.module_stubs
 
 # drop-ins against the libraries themselves, which take 2 GB
 parity: $(VENV)/peers

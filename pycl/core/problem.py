@@ -89,8 +89,8 @@ class StatsRow:
     """Rows of the statistics ``[6, n]`` that a backend returns for n points. No enum: torch.compile indexes by none.
 
     The first three have gradients. The last two are the log-sum-exps in units of log 2. The backward exponentiates
-    them, and ranks of a group merge them: converted from nats they would be off by a rounding, which a large logit turns
-    into a visible error of its weight. A backend whose backward reads the first two rows leaves the last two at 0.
+    them, and ranks of a group merge them: converted from nats they would be off by a rounding, which a large logit
+    turns into a visible error of its weight. A backend whose backward reads the first two rows leaves the last two at 0.
     """
 
     LSE = 0

@@ -12,7 +12,7 @@ gradient of one process.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
@@ -195,11 +195,15 @@ def together(function: F) -> F:
     return cast("F", call)
 
 
-def of_the_batch(function: F) -> F:
-    """``together`` for a loss of a whole batch: one that runs on several ranks and was given no group says so once."""
+def of_the_batch(function: F, defaults: Mapping[str, Any] | None = None) -> F:
+    """``together`` for a loss of a whole batch: one that runs on several ranks and was given no group says so once.
+
+    ``function`` may collect keyword arguments; it then takes those of ``defaults``, and finds them all.
+    """
     run = together(function)
     kinds = signature(function).parameters.values()
     positional = [parameter.name for parameter in kinds if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    known = {*signature(function).parameters, *(defaults or ())}
 
     @wraps(function)
     def call(*args: Any, **options: Any) -> Any:
@@ -209,6 +213,11 @@ def of_the_batch(function: F) -> F:
                 f"{function.__name__} takes {', '.join(positional)} by position and the rest by name, got {len(args)} "
                 f"arguments by position{several}"
             )
+        if defaults is not None:
+            for name in options:
+                if name not in known:
+                    raise TypeError(f"{function.__name__}() got an unexpected keyword argument {name!r}")
+            options = {**defaults, **options}
         if options.get("group") is not None:
             return run(*args, **options)
         if not torch.compiler.is_compiling() and several_ranks():

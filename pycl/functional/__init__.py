@@ -2,13 +2,15 @@
 """The losses as functions; each is a sentence about pair sets on :func:`pycl.engine.pair_stats`.
 
 Shared by all of them: ``views`` is a tensor ``[V, N, d]`` or a sequence of V tensors ``[N, d]``; ``temperature`` is
-a number or a 0-d tensor, which receives its gradient when it requires one. Losses and statistics are float32
+a number or a 0-d tensor, which receives its gradient when it requires one. Losses on the engine take the keyword
+arguments of :class:`Options` besides their own. Losses and statistics are float32
 (float64 for float64 input), gradients have the dtype of the input. ``reduction="none"`` returns one term per anchor
 or, where the formula has one term per instance, per instance.
 """
 
 from __future__ import annotations
 
+from pycl.functional._options import Options
 from pycl.functional.alignment import alignment, uniformity
 from pycl.functional.clip import clip, siglip
 from pycl.functional.dcl import dcl, dclw
@@ -22,6 +24,7 @@ from pycl.functional.sup_con import sup_con
 from pycl.functional.swav import swav
 
 __all__ = [
+    "Options",
     "alignment",
     "clip",
     "dcl",

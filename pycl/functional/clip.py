@@ -3,20 +3,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from pycl.core.notices import first_time, warn_once
 from pycl.core.pairs import Pairs, Points
 from pycl.core.tracing import observed
-from pycl.distributed.ranks import Group, of_the_batch
 from pycl.engine.reductions import pair_cross_entropy, pair_sum
 from pycl.functional._common import Scalar, as_scalar, check_matched, expand_scalar
+from pycl.functional._options import Options, loss
 
 UNIT = 0.05  # how far from 1 the norm of a normalised feature may be, in the worst of dtypes
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-@of_the_batch
+
+@loss(normalize=False)
 def clip(
     image: Tensor,
     text: Tensor,
@@ -24,9 +29,7 @@ def clip(
     logit_bias: Scalar | None = None,
     *,
     reduction: str = "mean",
-    normalize: bool = False,
-    group: Group | None = None,
-    backend: str | None = None,
+    **options: Unpack[Options],
 ) -> Tensor:
     r"""Symmetric cross entropy over image-to-text and text-to-image (CLIP).
 
@@ -44,9 +47,7 @@ def clip(
         logit_scale: number or 0-d tensor.
         logit_bias: number, 0-d tensor or None.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        normalize: L2-normalise images and texts inside.
-        group: ranks that share the batch, each with instances of its own: see :mod:`pycl.distributed`.
-        backend: name of the backend to run on; None picks one.
+        options: ``normalize``, ``group`` and ``backend``: :class:`pycl.functional.Options`.
 
     Returns:
         A scalar, or ``[N]`` with ``"none"`` (both directions of pair i averaged); float32 (float64 for float64 input).
@@ -59,7 +60,7 @@ def clip(
     Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", arXiv 2103.00020, figure 3.
     """
     check_matched(image=image, text=text)
-    _look_once(image, text, logit_scale, normalize)
+    _look_once(image, text, logit_scale, options["normalize"])
     return pair_cross_entropy(
         Points(image),
         Points(text),
@@ -69,14 +70,12 @@ def clip(
         col_bias=None if logit_bias is None else expand_scalar("logit_bias", logit_bias, text),
         offset=None,
         sides="both",
-        normalize=normalize,
         reduction=reduction,
-        group=group,
-        backend=backend,
+        **options,
     )
 
 
-@of_the_batch
+@loss(normalize=False)
 def siglip(
     image: Tensor,
     text: Tensor,
@@ -84,9 +83,7 @@ def siglip(
     logit_bias: Scalar,
     *,
     reduction: str = "mean",
-    normalize: bool = False,
-    group: Group | None = None,
-    backend: str | None = None,
+    **options: Unpack[Options],
 ) -> Tensor:
     r"""Sigmoid loss over all image-text pairs (SigLIP).
 
@@ -103,9 +100,7 @@ def siglip(
         logit_scale: number or 0-d tensor.
         logit_bias: number or 0-d tensor.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        normalize: L2-normalise images and texts inside.
-        group: ranks that share the batch, each with instances of its own: see :mod:`pycl.distributed`.
-        backend: name of the backend to run on; None picks one.
+        options: ``normalize``, ``group`` and ``backend``: :class:`pycl.functional.Options`.
 
     Returns:
         A scalar, or ``[N]`` with ``"none"`` (the sum over image i's pairs); float32 (float64 for float64 input).
@@ -118,7 +113,7 @@ def siglip(
     Zhai et al., "Sigmoid Loss for Language Image Pre-Training", arXiv 2303.15343, section 3.2 and algorithm 1.
     """
     check_matched(image=image, text=text)
-    _look_once(image, text, logit_scale, normalize)
+    _look_once(image, text, logit_scale, options["normalize"])
     return pair_sum(
         Points(image),
         Points(text),
@@ -127,10 +122,8 @@ def siglip(
         positives=Pairs.POSITIVE,
         col_bias=expand_scalar("logit_bias", logit_bias, text),
         offset=None,
-        normalize=normalize,
         reduction=reduction,
-        group=group,
-        backend=backend,
+        **options,
     )
 
 

@@ -3,25 +3,29 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from pycl.core.pairs import Pairs
-from pycl.distributed.ranks import Agreement, Group, agree, all_reduce_logsumexp, of_the_batch
+from pycl.distributed.ranks import Agreement, agree, all_reduce_logsumexp
 from pycl.engine.reduction import by_view, check_reduction, share_of, zero_if_empty
 from pycl.engine.reductions import pair_cross_entropy, pair_stats
 from pycl.engine.views import stack_views
 from pycl.functional._common import Scalar, Views, check_positive, check_two_views, to_logit_scale
+from pycl.functional._options import Options, loss
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
-@of_the_batch
+@loss()
 def dcl(
     views: Views,
     *,
     temperature: Scalar = 0.1,
     reduction: str = "mean",
-    normalize: bool = True,
-    group: Group | None = None,
-    backend: str | None = None,
+    **options: Unpack[Options],
 ) -> Tensor:
     r"""Decoupled contrastive loss on two views, both directions averaged.
 
@@ -37,9 +41,7 @@ def dcl(
         views: ``[2, N, d]``, or two tensors ``[N, d]``; float64, float32, bfloat16 or float16.
         temperature: positive number or 0-d tensor.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        normalize: L2-normalise the embeddings inside.
-        group: ranks that share the batch, each with instances of its own: see :mod:`pycl.distributed`.
-        backend: name of the backend to run on; None picks one.
+        options: ``normalize``, ``group`` and ``backend``: :class:`pycl.functional.Options`.
 
     Returns:
         A scalar, or ``[2, N]`` with ``"none"``; float32 (float64 for float64 views).
@@ -61,24 +63,20 @@ def dcl(
         scale,
         denominator=Pairs.NEGATIVE,
         positives=Pairs.POS_OTHER_VIEW,
-        normalize=normalize,
         reduction=reduction,
-        group=group,
-        backend=backend,
+        **options,
     )
     return by_view(terms, n_views)
 
 
-@of_the_batch
+@loss()
 def dclw(
     views: Views,
     *,
     temperature: Scalar = 0.1,
     sigma: Scalar = 0.5,
     reduction: str = "mean",
-    normalize: bool = True,
-    group: Group | None = None,
-    backend: str | None = None,
+    **options: Unpack[Options],
 ) -> Tensor:
     r"""Decoupled contrastive loss with weighted positives.
 
@@ -96,9 +94,7 @@ def dclw(
         temperature: positive number or 0-d tensor.
         sigma: positive number or 0-d tensor (it receives no gradient).
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        normalize: L2-normalise the embeddings inside.
-        group: ranks that share the batch, each with instances of its own: see :mod:`pycl.distributed`.
-        backend: name of the backend to run on; None picks one.
+        options: ``normalize``, ``group`` and ``backend``: :class:`pycl.functional.Options`.
 
     Returns:
         A scalar, or ``[2, N]`` with ``"none"``; float32 (float64 for float64 views).
@@ -118,12 +114,10 @@ def dclw(
         scale,
         denominator=Pairs.NEGATIVE,
         positives=Pairs.POS_OTHER_VIEW,
-        normalize=normalize,
-        group=group,
-        backend=backend,
+        **options,
     )
     lse, pos = by_view(zero_if_empty(stats.lse), n_views), by_view(stats.pos_sum, n_views)
-    everyone = agree(group, pos.device, [pos.shape[1]], operator="dclw", reduction=reduction)
+    everyone = agree(options["group"], pos.device, [pos.shape[1]], operator="dclw", reduction=reduction)
     weight = (2 - _relative_softmax(pos.detach()[0] / scale / sigma, everyone)).detach()
     return share_of(lse - weight * pos, reduction, everyone)
 

@@ -4,26 +4,28 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from pycl.core.pairs import Pairs
-from pycl.distributed.ranks import Group, of_the_batch
 from pycl.engine.reduction import check_reduction, reduce, zero_if_empty
 from pycl.engine.reductions import pair_stats
 from pycl.engine.views import stack_views
 from pycl.functional._common import Scalar, Views, check_two_views, to_logit_scale
+from pycl.functional._options import Options, loss
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
-@of_the_batch
+@loss()
 def dhel(
     views: Views,
     *,
     temperature: Scalar = 0.3,
     reduction: str = "mean",
-    normalize: bool = True,
-    group: Group | None = None,
-    backend: str | None = None,
+    **options: Unpack[Options],
 ) -> Tensor:
     r"""Decoupled hyperspherical energy loss (DHEL) on two views u, v.
 
@@ -39,9 +41,7 @@ def dhel(
         views: ``[2, N, d]``, or two tensors ``[N, d]``; float64, float32, bfloat16 or float16.
         temperature: positive number or 0-d tensor.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        normalize: L2-normalise the embeddings inside.
-        group: ranks that share the batch, each with instances of its own: see :mod:`pycl.distributed`.
-        backend: name of the backend to run on; None picks one.
+        options: ``normalize``, ``group`` and ``backend``: :class:`pycl.functional.Options`.
 
     Returns:
         A scalar, or ``[N]`` with ``"none"``; float32 (float64 for float64 views).
@@ -65,22 +65,20 @@ def dhel(
         scale,
         denominator=Pairs.NEG_SAME_VIEW,
         positives=Pairs.POS_OTHER_VIEW,
-        normalize=normalize,
-        group=group,
-        backend=backend,
+        **options,
     )
-    return reduce(zero_if_empty(stats.lse).view(2, -1).sum(0) - stats.pos_sum.view(2, -1)[0], reduction, group)
+    return reduce(
+        zero_if_empty(stats.lse).view(2, -1).sum(0) - stats.pos_sum.view(2, -1)[0], reduction, options["group"]
+    )
 
 
-@of_the_batch
+@loss()
 def mv_dhel(
     views: Views,
     *,
     temperature: Scalar = 0.5,
     reduction: str = "mean",
-    normalize: bool = True,
-    group: Group | None = None,
-    backend: str | None = None,
+    **options: Unpack[Options],
 ) -> Tensor:
     r"""Multi-view DHEL: one joint alignment term, one uniformity term per view.
 
@@ -96,9 +94,7 @@ def mv_dhel(
         views: ``[V, N, d]``, or V tensors ``[N, d]``, V >= 2; float64, float32, bfloat16 or float16.
         temperature: positive number or 0-d tensor.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        normalize: L2-normalise the embeddings inside.
-        group: ranks that share the batch, each with instances of its own: see :mod:`pycl.distributed`.
-        backend: name of the backend to run on; None picks one.
+        options: ``normalize``, ``group`` and ``backend``: :class:`pycl.functional.Options`.
 
     Returns:
         A scalar, or ``[N]`` with ``"none"``; float32 (float64 for float64 views).
@@ -120,9 +116,7 @@ def mv_dhel(
         scale,
         denominator=Pairs.NEG_SAME_VIEW,
         positives=Pairs.POS_OTHER_VIEW,
-        normalize=normalize,
-        group=group,
-        backend=backend,
+        **options,
     )
     aligned = stats.pos_lse.view(n_views, -1).logsumexp(0) - math.log(2)
-    return reduce(zero_if_empty(stats.lse).view(n_views, -1).sum(0) - aligned, reduction, group)
+    return reduce(zero_if_empty(stats.lse).view(n_views, -1).sum(0) - aligned, reduction, options["group"])

@@ -3,19 +3,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pycl.core.pairs import Pairs, Points
-from pycl.distributed.ranks import Group, of_the_batch
 from pycl.engine.reduction import check_reduction, reduce
 from pycl.engine.reductions import pair_cross_entropy, pair_stats
 from pycl.functional._common import Scalar, check_features, check_matched, to_logit_scale, unit
+from pycl.functional._options import Options, loss
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
-@of_the_batch
+@loss()
 def info_nce(
     query: Tensor,
     key: Tensor,
@@ -24,9 +27,7 @@ def info_nce(
     temperature: Scalar = 0.1,
     symmetric: bool = False,
     reduction: str = "mean",
-    normalize: bool = True,
-    group: Group | None = None,
-    backend: str | None = None,
+    **options: Unpack[Options],
 ) -> Tensor:
     r"""InfoNCE: pick the own key among the candidates.
 
@@ -47,10 +48,7 @@ def info_nce(
         temperature: positive number or 0-d tensor.
         symmetric: average both directions; only without ``negatives``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        normalize: L2-normalise queries, keys and negatives inside.
-        group: ranks that share the batch, each with instances and negatives of its own: see :mod:`pycl.distributed`.
-            For a queue that is the same on all ranks, leave it out.
-        backend: name of the backend to run on; None picks one.
+        options: ``normalize``, ``group`` and ``backend``: :class:`pycl.functional.Options`.
 
     Returns:
         A scalar, or ``[N]`` with ``"none"``; float32 (float64 for float64 input).
@@ -67,7 +65,6 @@ def info_nce(
     check_reduction(reduction)
     scale = to_logit_scale(temperature)
     check_matched(query=query, key=key)
-    among: dict[str, Any] = {"denominator": Pairs.OTHERS, "offset": None, "normalize": normalize, "backend": backend}
     if negatives is not None:
         if symmetric:
             raise ValueError("symmetric=True needs negatives=None: shared negatives belong to the queries only")
@@ -77,8 +74,17 @@ def info_nce(
                 "query's own make no large matrix, (query[:, None] * negatives).sum(2) beside the positive's logits"
             )
         check_features(query=query, negatives=negatives)
-        own = scale * (unit(query, normalize) * unit(key, normalize)).sum(1)
-        others = pair_stats(Points(query), Points(negatives), scale, group=group, **among)
-        return reduce(-logsigmoid(own - others.lse), reduction, group)
-    among |= {"positives": Pairs.POSITIVE, "sides": "both" if symmetric else "rows", "reduction": reduction}
-    return pair_cross_entropy(Points(query), Points(key), scale, group=group, **among)
+        own = scale * (unit(query, options["normalize"]) * unit(key, options["normalize"])).sum(1)
+        others = pair_stats(Points(query), Points(negatives), scale, denominator=Pairs.OTHERS, offset=None, **options)
+        return reduce(-logsigmoid(own - others.lse), reduction, options["group"])
+    return pair_cross_entropy(
+        Points(query),
+        Points(key),
+        scale,
+        denominator=Pairs.OTHERS,
+        positives=Pairs.POSITIVE,
+        offset=None,
+        sides="both" if symmetric else "rows",
+        reduction=reduction,
+        **options,
+    )

@@ -4,33 +4,35 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pycl.core.pairs import Pairs
-from pycl.distributed.ranks import Group, of_the_batch
 from pycl.engine.reduction import check_reduction, reduce
 from pycl.engine.reductions import pair_stats
 from pycl.engine.validation import check_choice
 from pycl.engine.views import stack_views
 from pycl.functional._common import Scalar, Views, no_autocast, to_logit_scale, unit
+from pycl.functional._options import Options, loss
 
 DENOMINATORS = {"all": Pairs.OTHERS, "cross_view": Pairs.POS_OTHER_VIEW | Pairs.NEG_OTHER_VIEW}
 MEANS = ("geometric", "arithmetic")
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-@of_the_batch
+
+@loss()
 def mv_info_nce(
     views: Views,
     *,
     temperature: Scalar = 0.5,
     denominator: str = "all",
     reduction: str = "mean",
-    normalize: bool = True,
-    group: Group | None = None,
-    backend: str | None = None,
+    **options: Unpack[Options],
 ) -> Tensor:
     r"""Multi-view InfoNCE: one term per instance, all views in the numerator and the denominator.
 
@@ -49,9 +51,7 @@ def mv_info_nce(
         temperature: positive number or 0-d tensor.
         denominator: ``"all"`` or ``"cross_view"``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        normalize: L2-normalise the embeddings inside.
-        group: ranks that share the batch, each with instances of its own: see :mod:`pycl.distributed`.
-        backend: name of the backend to run on; None picks one.
+        options: ``normalize``, ``group`` and ``backend``: :class:`pycl.functional.Options`.
 
     Returns:
         A scalar, or ``[N]`` with ``"none"``; float32 (float64 for float64 views).
@@ -75,24 +75,20 @@ def mv_info_nce(
         scale,
         denominator=DENOMINATORS[denominator],
         positives=Pairs.POS_OTHER_VIEW,
-        normalize=normalize,
-        group=group,
-        backend=backend,
+        **options,
     )
     lse, pos_lse = (t.view(n_views, -1).logsumexp(0) for t in (stats.lse, stats.pos_lse))
-    return reduce(lse - pos_lse, reduction, group)
+    return reduce(lse - pos_lse, reduction, options["group"])
 
 
-@of_the_batch
+@loss()
 def poly_view(
     views: Views,
     *,
     temperature: Scalar = 0.2,
     mean: str = "geometric",
     reduction: str = "mean",
-    normalize: bool = True,
-    group: Group | None = None,
-    backend: str | None = None,
+    **options: Unpack[Options],
 ) -> Tensor:
     r"""Poly-view contrastive loss: each pair of views against every view of the other instances.
 
@@ -110,9 +106,7 @@ def poly_view(
         temperature: positive number or 0-d tensor.
         mean: ``"geometric"`` or ``"arithmetic"``, the mean over partner views.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        normalize: L2-normalise the embeddings inside.
-        group: ranks that share the batch, each with instances of its own: see :mod:`pycl.distributed`.
-        backend: name of the backend to run on; None picks one.
+        options: ``normalize``, ``group`` and ``backend``: :class:`pycl.functional.Options`.
 
     Returns:
         A scalar, or ``[V, N]`` with ``"none"``; float32 (float64 for float64 views).
@@ -129,10 +123,8 @@ def poly_view(
     check_choice("mean", mean, MEANS)
     scale = to_logit_scale(temperature)
     points, n_views = stack_views(views)
-    lse = pair_stats(
-        points, None, scale, denominator=Pairs.NEGATIVE, normalize=normalize, group=group, backend=backend
-    ).lse
-    z = unit(points.z, normalize).view(n_views, -1, points.z.shape[1])
+    lse = pair_stats(points, None, scale, denominator=Pairs.NEGATIVE, **options).lse
+    z = unit(points.z, options["normalize"]).view(n_views, -1, points.z.shape[1])
     with no_autocast(z):
         pair_logits = scale * torch.einsum("aid,bid->abi", z, z)
     log_p = F.logsigmoid(pair_logits - lse.view(n_views, 1, -1))
@@ -141,4 +133,4 @@ def poly_view(
         terms = log_p.masked_fill(itself, 0.0).sum(1) / (1 - n_views)
     else:
         terms = math.log(n_views - 1) - log_p.masked_fill(itself, -torch.inf).logsumexp(1)
-    return reduce(terms, reduction, group)
+    return reduce(terms, reduction, options["group"])

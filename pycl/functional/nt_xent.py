@@ -4,27 +4,29 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pycl.core.pairs import Pairs, Points
-from pycl.distributed.ranks import Group, of_the_batch
 from pycl.engine.reduction import by_view, check_reduction, reduce
 from pycl.engine.reductions import pair_cross_entropy, pair_stats
 from pycl.engine.views import stack_views
 from pycl.functional._common import Scalar, Views, to_logit_scale
+from pycl.functional._options import Options, loss
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
-@of_the_batch
+@loss()
 def nt_xent(
     views: Views,
     *,
     temperature: Scalar = 0.5,
     reduction: str = "mean",
-    normalize: bool = True,
-    group: Group | None = None,
-    backend: str | None = None,
+    **options: Unpack[Options],
 ) -> Tensor:
     r"""Normalised temperature-scaled cross entropy (SimCLR) over V views of N instances.
 
@@ -40,9 +42,7 @@ def nt_xent(
         views: ``[V, N, d]``, or V tensors ``[N, d]``, V >= 2; float64, float32, bfloat16 or float16.
         temperature: positive number or 0-d tensor.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        normalize: L2-normalise the embeddings inside.
-        group: ranks that share the batch, each with instances of its own: see :mod:`pycl.distributed`.
-        backend: name of the backend to run on; None picks one.
+        options: ``normalize``, ``group`` and ``backend``: :class:`pycl.functional.Options`.
 
     Returns:
         A scalar, or ``[V, N]`` with ``"none"``; float32 (float64 for float64 views).
@@ -64,23 +64,19 @@ def nt_xent(
         denominator=Pairs.OTHERS,
         positives=Pairs.POSITIVE,
         n_positives=n_views - 1,
-        normalize=normalize,
         reduction=reduction,
-        group=group,
-        backend=backend,
+        **options,
     )
     return by_view(terms, n_views)
 
 
-@of_the_batch
+@loss()
 def pairwise_nt_xent(
     views: Views,
     *,
     temperature: Scalar = 0.5,
     reduction: str = "mean",
-    normalize: bool = True,
-    group: Group | None = None,
-    backend: str | None = None,
+    **options: Unpack[Options],
 ) -> Tensor:
     r"""Two-view NT-Xent averaged over all ``V (V - 1) / 2`` pairs of views ("PWE").
 
@@ -95,9 +91,7 @@ def pairwise_nt_xent(
         views: ``[V, N, d]``, or V tensors ``[N, d]``, V >= 2; float64, float32, bfloat16 or float16.
         temperature: positive number or 0-d tensor.
         reduction: ``"mean"``, ``"sum"`` (over the ``V * N`` anchors) or ``"none"``.
-        normalize: L2-normalise the embeddings inside.
-        group: ranks that share the batch, each with instances of its own: see :mod:`pycl.distributed`.
-        backend: name of the backend to run on; None picks one.
+        options: ``normalize``, ``group`` and ``backend``: :class:`pycl.functional.Options`.
 
     Returns:
         A scalar, or ``[V, N]`` with ``"none"``; float32 (float64 for float64 views).
@@ -110,9 +104,7 @@ def pairwise_nt_xent(
     check_reduction(reduction)
     scale = to_logit_scale(temperature)
     points, n_views = stack_views(views)
-    own = pair_stats(
-        points, None, scale, denominator=Pairs.NEG_SAME_VIEW, normalize=normalize, group=group, backend=backend
-    ).lse
+    own = pair_stats(points, None, scale, denominator=Pairs.NEG_SAME_VIEW, **options).lse
     z, own = points.z.reshape(n_views, -1, points.z.shape[1]), own.view(n_views, -1)
     terms: list[list[Tensor]] = [[] for _ in range(n_views)]
     for a, b in combinations(range(n_views), 2):
@@ -124,10 +116,8 @@ def pairwise_nt_xent(
             positives=Pairs.POSITIVE,
             offset=None,
             sides="both",
-            normalize=normalize,
-            group=group,
-            backend=backend,
+            **options,
         )
         for anchor, stats in zip((a, b), both, strict=True):
             terms[anchor].append(torch.logaddexp(own[anchor], stats.lse) - stats.pos_sum)
-    return reduce(torch.stack([torch.stack(t).mean(0) for t in terms]), reduction, group)
+    return reduce(torch.stack([torch.stack(t).mean(0) for t in terms]), reduction, options["group"])

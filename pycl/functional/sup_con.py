@@ -3,20 +3,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from pycl.core.pairs import Pairs
-from pycl.distributed.ranks import Group, of_the_batch
 from pycl.engine.reduction import by_view, check_reduction, reduce
 from pycl.engine.reductions import pair_stats
 from pycl.engine.validation import check_choice
 from pycl.engine.views import stack_views
 from pycl.functional._common import Scalar, Views, to_logit_scale
+from pycl.functional._options import Options, loss
 
 FORMS = ("out", "in")
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-@of_the_batch
+
+@loss()
 def sup_con(
     views: Views,
     labels: Tensor,
@@ -24,9 +29,7 @@ def sup_con(
     temperature: Scalar = 0.07,
     form: str = "out",
     reduction: str = "mean",
-    normalize: bool = True,
-    group: Group | None = None,
-    backend: str | None = None,
+    **options: Unpack[Options],
 ) -> Tensor:
     r"""Supervised contrastive loss: the points of one class attract each other.
 
@@ -45,9 +48,7 @@ def sup_con(
         temperature: positive number or 0-d tensor.
         form: ``"out"`` (mean of logarithms) or ``"in"`` (logarithm of the mean).
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        normalize: L2-normalise the embeddings inside.
-        group: ranks that share the batch, each with instances of its own: see :mod:`pycl.distributed`.
-        backend: name of the backend to run on; None picks one.
+        options: ``normalize``, ``group`` and ``backend``: :class:`pycl.functional.Options`.
 
     Returns:
         A scalar, or ``[V, N]`` with ``"none"``; float32 (float64 for float64 views).
@@ -72,11 +73,9 @@ def sup_con(
         scale,
         denominator=Pairs.OTHERS,
         positives=Pairs.POSITIVE,
-        normalize=normalize,
-        group=group,
-        backend=backend,
+        **options,
     )
     count = stats.pos_count
     mean_positive = stats.pos_sum / count.clamp_min(1) if form == "out" else stats.pos_lse - count.log()
     terms = (stats.lse - mean_positive).masked_fill(count == 0, 0.0)
-    return by_view(reduce(terms, reduction, group), n_views)
+    return by_view(reduce(terms, reduction, options["group"]), n_views)

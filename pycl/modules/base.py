@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from inspect import Parameter, Signature, signature
+from itertools import takewhile
 from typing import Any, ClassVar
 
 import torch
@@ -28,23 +30,53 @@ FOREIGN = {  # arguments of other libraries' losses, and what there is for them
 POSITIVE = ("temperature", "sigma", "epsilon")
 
 
-class Loss(nn.Module):
-    """Keeps the keyword arguments of ``function``, checks them, and takes new ones: ``loss.reduction = "sum"``.
+def arguments_of(function: Callable[..., Any]) -> Signature:
+    """What the module of a function is built with; the tensors that the function takes by position are left out."""
+    named = [p for p in signature(function).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
+    if any(p.name == "temperature" for p in named):
+        named.append(Parameter("learnable_temperature", Parameter.KEYWORD_ONLY, default=False, annotation="bool"))
+    numbers = takewhile(lambda p: type(p.default) in (int, float), named)
+    positional = [p.replace(kind=Parameter.POSITIONAL_OR_KEYWORD) for p in numbers]
+    return Signature([*positional, *named[len(positional) :]], return_annotation=None)
 
-    A subclass writes its signature out and hands ``locals()`` on, so each argument is named in one place.
+
+def without_self(method: Callable[..., Any]) -> Signature:
+    whole = signature(method)
+    return whole.replace(parameters=list(whole.parameters.values())[1:])
+
+
+class Loss(nn.Module):
+    """A function as a module: keeps its keyword arguments, checks them, and takes new ones: ``loss.reduction = "sum"``.
+
+    A subclass names its ``function``. Its arguments are those that the function takes by name, the leading numbers also
+    by position, and where there is a temperature ``learnable_temperature`` besides.
     """
 
     function: ClassVar[Callable[..., Tensor]]
+    arguments: ClassVar[Signature]  # of the subclass that names the function
     fixed: ClassVar[frozenset[str]] = frozenset({"learnable_temperature"})  # arguments that make parameters or buffers
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "function" in cls.__dict__:
+            cls.arguments = arguments_of(cls.function)
+        own = cls.__dict__.get("__init__")
+        shown = getattr(cls, "arguments", None) if own is None else without_self(own)
+        cls.__signature__ = shown  # type: ignore[attr-defined]  # what inspect and help look for first
 
     def __new__(cls, *args: Any, **options: Any) -> Loss:
         for name in options.keys() & FOREIGN.keys():
             raise TypeError(f"{cls.__name__} takes no {name}: {FOREIGN[name]}")
         return super().__new__(cls)
 
-    def __init__(self, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__()
-        given = {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
+        try:
+            bound = self.arguments.bind(*args, **options)
+        except TypeError as error:
+            raise TypeError(f"{type(self).__name__}: {error}") from None
+        bound.apply_defaults()
+        given = dict(bound.arguments)
         learnable = given.pop("learnable_temperature", False)
         self.options = {name: self.check(name, value) for name, value in given.items()}
         if learnable:

@@ -92,8 +92,17 @@ class SwAVLoss(Loss):
         group: Group | None = None,
         backend: str | None = None,
     ) -> None:
-        given = dict(locals())
-        super().__init__({name: value for name, value in given.items() if name not in ("queue_size", "dim")})
+        super().__init__(
+            temperature,
+            epsilon,
+            iterations,
+            code_crops=code_crops,
+            learnable_temperature=learnable_temperature,
+            reduction=reduction,
+            normalize=normalize,
+            group=group,
+            backend=backend,
+        )
         if queue_size < 0 or (queue_size > 0 and (dim is None or dim < 1)):
             raise ValueError(f"queue_size must be >= 0, and > 0 only with dim >= 1, got {queue_size} with dim={dim}")
         has_queue = queue_size > 0 and dim is not None

@@ -101,7 +101,8 @@ def dhel(views: Tensor, temperature: Number) -> Tensor:
     u, v = unit(views)
     free = others(len(u), u)
     energy: Tensor = log_sum(u @ u.T / temperature, free) + log_sum(v @ v.T / temperature, free)
-    return energy - (u * v).sum(1) / temperature
+    terms: Tensor = energy - (u * v).sum(1) / temperature
+    return terms
 
 
 def mv_dhel(views: Tensor, temperature: Number) -> Tensor:

@@ -7,6 +7,7 @@ import copy
 import inspect
 import math
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ import torch
 
 import pycl
 import pycl.functional as F
+from pycl.modules import losses
 from pycl.testing.table import LOSSES
+from pycl.tools import module_stubs
 
 VIEWS = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 LABELS = torch.tensor([0, 1, 0, 2, 1, 0])
@@ -235,3 +238,8 @@ def test_a_parameter_as_another_argument_counts() -> None:
     loss.sigma = sigma
     assert torch.equal(loss(VIEWS), F.dclw(VIEWS, sigma=0.25))
     assert torch.equal(pycl.DCLWLoss(sigma=sigma)(VIEWS), loss(VIEWS))
+
+
+def test_the_stub_is_that_of_the_functions() -> None:
+    path = Path(losses.__file__).with_suffix(".pyi")
+    assert path.read_text(encoding="utf-8") == module_stubs.stub(), "run `make stubs`"

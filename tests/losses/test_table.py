@@ -12,7 +12,10 @@ from pycl.testing import formulas
 from pycl.testing.table import LOSSES, LossRow
 
 # functions that are no loss, or one of features and prototypes, with tests of its own
-NO_ROW = {name for name in functional.__all__ if name.startswith(("similarity", "sinkhorn", "dino"))} | {"swav"}
+NO_ROW = {name for name in functional.__all__ if name.startswith(("similarity", "sinkhorn", "dino"))} | {
+    "swav",
+    "Options",
+}
 ROWS = pytest.mark.parametrize("row", LOSSES.values(), ids=LOSSES)
 
 

@@ -69,11 +69,11 @@ def test_text(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_leaves_the_one_log_message_to_the_loss(caplog: pytest.LogCaptureFixture) -> None:
-    doctor.backends._automatic.cache_clear()
+    doctor.registry._automatic.cache_clear()
     with caplog.at_level("INFO", "pycl"):
         doctor.report()
         assert not caplog.records
-        doctor.backends.choose(None, "cpu")
+        doctor.registry.choose(None, "cpu")
     assert len(caplog.records) == 1
 
 
@@ -119,7 +119,7 @@ def test_backend_that_fails_to_load(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*question: object) -> str | None:
         raise OSError("libabacus.so: cannot open")
 
-    monkeypatch.setattr(doctor.backends, "why_not", broken)
+    monkeypatch.setattr(doctor.registry, "why_not", broken)
     found = doctor.report()
     assert found["backends"]["cpu"]["why_not"]["triton"] == (
         "backend='triton' fails to load: OSError: libabacus.so: cannot open"

@@ -21,7 +21,7 @@ FLOORS = (
     ("modules", "grad_cache", "compat", "metrics", "testing"),
     ("clustering",),
     ("",),  # the package itself: what `import pycl` offers
-    ("doctor",),
+    ("doctor", "tools"),
     ("bench",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
