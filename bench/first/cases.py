@@ -21,8 +21,8 @@ import pycl.functional as losses
 from pycl.engine import pair_average
 from pycl.triton_kernels import keys
 
-from ..losses import LOSSES
-from ..work import step_of
+from ..workloads.losses import LOSS_WORKLOADS
+from ..workloads.workload import step_of
 from . import builds
 from .smoke import NAMES
 
@@ -67,7 +67,7 @@ def own_scales(d: int, dtype: torch.dtype) -> None:
 
 def unlabelled(loss: str, d: int, dtype: torch.dtype) -> None:
     """A loss of the bench, whose headline rows take these kernels."""
-    work = LOSSES[loss]
+    work = LOSS_WORKLOADS[loss]
     inputs = work.inputs(UNLABELLED, d, dtype, str(torch.get_default_device()))
     exact = [x.detach().double().requires_grad_() for x in inputs]
     names = ("value", *(f"gradient {k}" for k in range(len(inputs))))
