@@ -19,6 +19,7 @@ from torch import Tensor
 import pycl
 import pycl.functional as losses
 from pycl.engine import pair_average
+from pycl.testing import formulas
 from pycl.triton_kernels import keys
 
 from ..workloads.losses import LOSS_WORKLOADS
@@ -79,8 +80,7 @@ def unlabelled(loss: str, d: int, dtype: torch.dtype) -> None:
 def siglip(d: int, dtype: torch.dtype) -> None:
     x, y = (F.normalize(torch.randn(SAMPLES, d), dim=1).to(dtype).requires_grad_() for _ in range(2))
     exact = [z.detach().double().requires_grad_() for z in (x, y)]
-    logits = 10.0 * exact[0] @ exact[1].T - 10.0
-    wanted = -F.logsigmoid(logits * (2 * torch.eye(SAMPLES, dtype=torch.float64) - 1)).sum(1).mean()
+    wanted = formulas.siglip(exact[0], exact[1], 10.0, -10.0).mean()
     found = losses.siglip(x, y, 10.0, -10.0, backend="triton")
     near("value", found.detach(), wanted.detach(), 1e-3)
     for mine, true in zip(torch.autograd.grad(found, [x, y]), torch.autograd.grad(wanted, exact), strict=True):

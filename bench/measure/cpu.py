@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,22 +17,12 @@ from ..suites.case import Case
 from .correctness import largest_apart
 from .device import Answer, Device, Trial
 from .timing import Step, once
-from .worker import InProcess, Worker
 
 
 class Cpu(Device):
     torch_device = "cpu"
     # relative to the largest entry: about eager's own error at full size
     limits: ClassVar = {"float32": 1e-3, "float32, medium": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
-
-    def why_not(self) -> str | None:
-        return None
-
-    def worker(self) -> Worker:
-        return InProcess()
-
-    def facts(self) -> dict[str, Any]:
-        return {}
 
     def clock(self, step: Step) -> float:
         return once(step)

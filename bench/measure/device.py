@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from math import inf
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..suites.case import Case
@@ -37,17 +36,17 @@ class Device(ABC):
     slow: ClassVar[float] = inf  # seconds of a competitor's step that is timed once and not in turn
     has_rivals: ClassVar[bool] = False  # whether pycl's other backends are timed, too
 
-    @abstractmethod
     def why_not(self) -> str | None:
         """The reason why nothing can be measured here, or ``None``."""
+        return None
 
-    @abstractmethod
     def worker(self) -> Worker:
         """Where cases are measured."""
+        return Worker()
 
-    @abstractmethod
     def facts(self) -> dict[str, Any]:
         """What the record says of the device, beside what it says of the machine."""
+        return {}
 
     @abstractmethod
     def clock(self, step: Step) -> float:
@@ -80,9 +79,3 @@ class Device(ABC):
     def release(self) -> None:
         """Give back what a call that failed left behind; raises where it left nothing to work on."""
         gc.collect()
-
-    def inputs(self, case: Case) -> list[Tensor]:
-        return case.inputs(self.torch_device)
-
-    def generator(self, seed: int) -> torch.Generator:
-        return torch.Generator(self.torch_device).manual_seed(seed)

@@ -169,7 +169,7 @@ def _try_all(
     case: Case, device: Device, makers: Makers, skipped: dict[str, str], given: Circumstances
 ) -> dict[str, Tried]:
     """Everyone's first calls; who fails is skipped."""
-    inputs = device.inputs(case)
+    inputs = case.inputs(device.torch_device)
     exact = float64_reference.expected(case.loss, inputs)
     tried: dict[str, Tried] = {}
     for name, make in makers.items():
@@ -223,8 +223,10 @@ def _of(tried: Mapping[str, Tried]) -> dict[str, dict[str, float]]:
 
 def _one_step(case: Case, device: Device) -> dict[str, Any]:
     """Ours alone, timed once, on points that occur many times in random order."""
-    points = device.inputs(case.at(math.gcd(DISTINCT, case.size)))
-    pick = torch.randperm(case.size, generator=device.generator(case.size), device=device.torch_device) % len(points[0])
+    on = device.torch_device
+    points = case.at(math.gcd(DISTINCT, case.size)).inputs(on)
+    draw = torch.Generator(on).manual_seed(case.size)
+    pick = torch.randperm(case.size, generator=draw, device=on) % len(points[0])
     inputs = [x.detach()[pick].requires_grad_() for x in points]
     exact = float64_reference.repeated(float64_reference.expected(case.loss, points), pick)
     ours = _try(step_of(case.workload.ours, inputs), exact, device)

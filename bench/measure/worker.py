@@ -10,7 +10,6 @@ import multiprocessing
 import signal
 import time
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
@@ -36,28 +35,20 @@ class Died(RuntimeError):
         self.at = at
 
 
-class Worker(ABC):
-    @abstractmethod
+class Worker:
+    """This process: what a call raises goes on, and nobody ends it."""
+
     def call(self, function: Callable[..., Any], *arguments: Any, limit: float) -> Any:
         """``function(*arguments, at=...)``, which tells ``at`` what it is at.
 
         Raises:
-            Died: the function raised, its process ended, or it took more than ``limit`` seconds; no other call follows.
+            Died: in a process of its own the function raised, the process ended, or it took more than ``limit``
+                seconds; no other call follows.
         """
-
-    @abstractmethod
-    def close(self) -> None:
-        """End the process, whatever it is doing."""
-
-
-class InProcess(Worker):
-    """This process: what a call raises goes on, and nobody ends it."""
-
-    def call(self, function: Callable[..., Any], *arguments: Any, limit: float) -> Any:
         return function(*arguments, at=unheard)
 
     def close(self) -> None:
-        pass
+        """End the process, whatever it is doing."""
 
 
 def prepare() -> None:

@@ -17,7 +17,7 @@ from .workload import Workload
 CLUSTERS = 8  # without them the softmax part of a gradient is as small as its rounding to bfloat16
 LOGIT_SCALE = 14.3  # where CLIP starts: 1 / 0.07
 TEMPERATURE = 0.5
-SIGMOID_SCALE, SIGMOID_BIAS = 10.0, -10.0  # where SigLIP starts; both are learned
+SIGMOID = (10.0, -10.0)  # scale and bias where SigLIP starts; both are learned
 
 
 def clip(image: Tensor, text: Tensor, backend: str | None = None) -> Tensor:
@@ -26,10 +26,6 @@ def clip(image: Tensor, text: Tensor, backend: str | None = None) -> Tensor:
 
 def dense_clip(image: Tensor, text: Tensor) -> Tensor:
     return dense.clip(image, text, LOGIT_SCALE)
-
-
-def siglip(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, backend: str | None = None) -> Tensor:
-    return pycl.functional.siglip(image, text, scale, bias, backend=backend)
 
 
 def nt_xent(*views: Tensor, backend: str | None = None) -> Tensor:
@@ -88,7 +84,7 @@ class LossWorkload(Workload):
 
 LOSS_WORKLOADS = {
     "clip": LossWorkload(clip, dense_clip, unit=True),
-    "siglip": LossWorkload(siglip, dense.siglip, unit=True, scalars=(SIGMOID_SCALE, SIGMOID_BIAS), flop=6),
+    "siglip": LossWorkload(pycl.functional.siglip, dense.siglip, unit=True, scalars=SIGMOID, flop=6),
     "nt_xent": LossWorkload(nt_xent, dense_nt_xent, stacked=True, flop=4),
     "mv_dhel": LossWorkload(mv_dhel, dense_mv_dhel, views=4, flop=16),
 }

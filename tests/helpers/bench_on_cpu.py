@@ -16,7 +16,7 @@ from pycl.bench.measure import timing
 from pycl.bench.measure.device import Answer, Trial
 from pycl.bench.measure.gpu import Gpu
 from pycl.bench.measure.timing import Step
-from pycl.bench.measure.worker import Died, InProcess, Process, Worker
+from pycl.bench.measure.worker import Died, Process, Worker
 from pycl.bench.suites.case import Case
 from pycl.bench.suites.gpu import GPU_CASES
 from pycl.bench.workloads import baselines, losses
@@ -79,7 +79,7 @@ class Played(Gpu):
         pass
 
 
-class Here(InProcess):
+class Here(Worker):
     """Calls in this process, and fails as a process of its own would."""
 
     def __init__(self) -> None:
