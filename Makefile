@@ -105,7 +105,7 @@ gpu-first:
 	@cd bench && $(PYTHON) -m first $(if $(OUT),$(abspath $(OUT))) $(GPU_FIRST_ARGS)
 
 gpu-check:
-	@$(PYTHON) -c 'import sys; from pycl.bench.gpu import why_not; sys.exit(why_not() and f"{sys.executable}: {why_not()}")'
+	@$(PYTHON) -c 'import sys; from pycl.bench.measure.gpu import why_not; sys.exit(why_not() and f"{sys.executable}: {why_not()}")'
 	$(MAKE) gpu-test
 	$(MAKE) gpu-bench
 
@@ -114,11 +114,11 @@ gpu-test: $(GPU_SITE)/installed
 	$(GPU_PYTHON) -m pytest tests/backends/test_triton_gpu.py tests/backends/test_cuda_gpu.py $(TEST_ARGS)
 	PYCL_TEST_DEVICE=cuda $(GPU_PYTHON) -m pytest tests/losses/test_losses.py $(TEST_ARGS)
 
-# a refused row fails the target, but only after the README shows it
+# a refused row fails the target, but only after the page shows it
 gpu-bench: $(GPU_SITE)/installed
 	status=0; \
 	$(GPU_PYTHON) -m pycl.bench --suite gpu --json bench/results $(if $(COMMIT),--commit $(COMMIT)) $(BENCH_ARGS) || status=$$?; \
-	test $$status -eq 2 || $(GPU_PYTHON) -m pycl.bench.readme README.md || status=$$?; \
+	test $$status -eq 2 || $(GPU_PYTHON) -m pycl.bench.present.page docs/benchmarks.md || status=$$?; \
 	exit $$status
 
 $(GPU_SITE)/installed: $(SOURCES) $(if $(WHEELS),$(wildcard $(WHEELS)/*.whl))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Speed and memory against dense PyTorch: ``python -m pycl.bench [--suite losses | sinkhorn | gpu] [--quick]``.
 
-Every row is checked against float64 first and has no times if it is wrong. ``--suite gpu`` measures the first CUDA GPU,
-against its own matmul rate and the peers that are installed.
+Every case is checked against float64 first and has no times if it is wrong. ``--suite gpu`` measures the first CUDA
+GPU, against its own matmul rate and the peers that are installed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
-import json
 import os
 import sys
 import tempfile
@@ -22,14 +21,23 @@ from typing import Any
 
 import torch
 
-from . import gpu, gpu_plot, gpu_report, gpu_suite, plot, report, runner
-from .gpu_rows import GPU_ROWS
-from .gpu_worker import Died
-from .rows import LOSS_ROWS, SINKHORN_ROWS, Row
+from .measure.device import Device
+from .measure.runner import Plan
+from .measure.suite import DEVICES, compared_with, run
+from .measure.sweep import QUICK_SIZES, SIZES, sweep
+from .measure.worker import Died
+from .present import plots
+from .present import record as records
+from .present.text import text
+from .suites.case import Case
+from .suites.gpu import GPU_CASES
+from .suites.losses import LOSS_CASES
+from .suites.sinkhorn import SINKHORN_CASES
+from .workloads.registry import FORMS
 
 Record = dict[str, Any]
-SUITES: dict[str, tuple[Row, ...]] = {"losses": LOSS_ROWS, "sinkhorn": SINKHORN_ROWS, "gpu": GPU_ROWS}
-EVERYONE = (*runner.FORMS, "compile", "peers")
+SUITES: dict[str, tuple[Case, ...]] = {"losses": LOSS_CASES, "sinkhorn": SINKHORN_CASES, "gpu": GPU_CASES}
+EVERYONE = (*FORMS, "compile", "peers")
 BASELINES = {"losses": ("eager", "compile"), "sinkhorn": EVERYONE, "gpu": EVERYONE}
 NOT_REPEATED = ("--json", "--csv", "--plot", "--commit")  # the business of who ran it
 QUICK_DIVISOR = 8
@@ -38,83 +46,80 @@ GPU_BUDGET = 560.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run it; returns 1 where a row was refused, 2 where nothing can be measured."""
+    """Run it; returns 1 where a case was refused, 2 where nothing can be measured."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    if options.plot and importlib.util.find_spec("matplotlib") is None:
-        parser.error("--plot needs matplotlib")
     try:
-        rows = select(options.suite, options.rows, options.sizes, options.quick)
+        cases = select(options.suite, options.rows, options.sizes, options.quick)
     except ValueError as error:
         parser.error(str(error))
-    on_gpu = options.suite == "gpu"
     # compiling alone takes longer than a quick run may
     baselines = options.baselines or (("eager",) if options.quick else BASELINES[options.suite])
-    if unknown := set(baselines) - set(BASELINES[options.suite]):
-        parser.error(f"--baselines: suite {options.suite} has no {unknown.pop()}")
-    if on_gpu and not gpu_suite.compared_with(baselines, rows):
-        parser.error(
-            f"--rows: {rows[0].name} compares with {', '.join(rows[0].baselines or ())} alone; see --baselines"
-        )
-    if options.budget and not on_gpu:
-        parser.error("--budget is for --suite gpu")
-    if on_gpu and (reason := gpu.why_not()):
-        print(f"pycl.bench: --suite gpu cannot run: {reason}", file=sys.stderr)
-        return 2
-    options.seconds = options.seconds or (QUICK_SECONDS if options.quick else SECONDS[options.suite])
-
-    record = report.new_record(options.suite, _repeatable(arguments), options.commit)
+    if reason := _contradiction(options, cases, baselines):
+        parser.error(reason)
+    device = DEVICES[cases[0].device]
+    if reason := device.why_not():
+        return _cannot_run(options.suite, reason)
+    seconds = options.seconds or (QUICK_SECONDS if options.quick else SECONDS[options.suite])
+    plan = Plan(tuple(baselines), seconds, options.repeats)
+    command = " ".join(["python -m pycl.bench", *_repeatable(arguments)])
+    record = records.new_record(options.suite, command, options.commit)
     with _fresh_compiler_cache():
         try:
-            (_run_on_gpu if on_gpu else _run)(record, rows, baselines, options)
-        except Died as reason:
-            print(f"pycl.bench: --suite gpu cannot run: {reason}", file=sys.stderr)
-            return 2
+            _run(record, cases, plan, device, options)
+        except Died as died:
+            return _cannot_run(options.suite, str(died))
     _progress("")
-    print((gpu_report if on_gpu else report).table(record))
+    print(text(record))
     if "compile" not in baselines:
         print("torch.compile was not measured (--baselines eager,compile does)")
-    _write_json(record, options)
-    if options.csv:
-        report.append_csv(record, options.csv)
-    if options.plot:
-        path = (gpu_plot if on_gpu else plot).draw(record, options.plot)
-        print(f"wrote {path}" if path else "nothing was drawn: fewer than two sizes have a time")
+    _write(record, options)
     return int(any(row["refused"] for row in (*record["rows"], *record["sweep"])))
 
 
-def _run(record: Record, rows: Sequence[Row], baselines: Sequence[str], options: argparse.Namespace) -> None:
-    found = runner.find_peers(record, rows, baselines)
-    for row in rows:
-        _progress(row.label)
-        record["rows"].append(runner.measure(row, baselines, found, seconds=options.seconds, rounds=options.repeats))
-    if options.plot:
-        sizes = options.sizes or (plot.QUICK_SIZES if options.quick else plot.SIZES)
-        _progress(f"sweep of {rows[0].name}")
-        record["sweep"] = plot.sweep(rows[0], sizes, seconds=options.seconds / 5, rounds=options.repeats)
+def _contradiction(options: argparse.Namespace, cases: Sequence[Case], baselines: Sequence[str]) -> str | None:
+    """What is wrong with options that are right one by one."""
+    if options.plot and importlib.util.find_spec("matplotlib") is None:
+        return "--plot needs matplotlib"
+    if unknown := set(baselines) - set(BASELINES[options.suite]):
+        return f"--baselines: suite {options.suite} has no {unknown.pop()}"
+    if not compared_with(baselines, cases):
+        return f"--rows: {cases[0].name} compares with {', '.join(cases[0].baselines or ())} alone; see --baselines"
+    if options.budget and options.suite != "gpu":
+        return "--budget is for --suite gpu"
+    return None
 
 
-def _run_on_gpu(record: Record, rows: Sequence[Row], baselines: Sequence[str], options: argparse.Namespace) -> None:
-    def progress(text: str) -> None:
-        _progress(text)
-        if record["rows"]:
-            _write_json(record, options)  # what was measured survives whatever a foreign kernel does
-
-    budget = options.budget or GPU_BUDGET
-    timing = {"seconds": options.seconds, "rounds": options.repeats}
-    gpu_suite.run(record, rows, baselines, budget=budget, progress=progress, **timing)
+def _cannot_run(suite: str, reason: str) -> int:
+    print(f"pycl.bench: --suite {suite} cannot run: {reason}", file=sys.stderr)
+    return 2
 
 
-def _write_json(record: Record, options: argparse.Namespace) -> None:
-    """Into the file, or into a folder under the name of what was measured."""
+def _run(record: Record, cases: Sequence[Case], plan: Plan, device: Device, options: argparse.Namespace) -> None:
+    def progress(label: str) -> None:
+        _progress(label)
+        if record["rows"] and options.json:
+            records.write_json(record, options.json)  # what was measured survives whatever a foreign kernel does
+
+    budget = (options.budget or GPU_BUDGET) if options.suite == "gpu" else None
+    run(record, cases, plan, device, budget=budget, progress=progress)
+    if options.plot and options.suite != "gpu":
+        sizes = options.sizes or (QUICK_SIZES if options.quick else SIZES)
+        _progress(f"sweep of {cases[0].name}")
+        record["sweep"] = sweep(cases[0], sizes, plan._replace(seconds=plan.seconds / 5), device)
+
+
+def _write(record: Record, options: argparse.Namespace) -> None:
     if options.json:
-        cpu = "cpu" if record["suite"] == "losses" else f"cpu-{record['suite']}"
-        name = gpu.file_name(record["gpu"]["name"]) if "gpu" in record else cpu
-        path = options.json / f"{name}.json" if options.json.is_dir() else options.json
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        records.write_json(record, options.json)
+    if options.csv:
+        records.append_csv(record, options.csv)
+    if options.plot:
+        path = plots.draw(record, options.plot)
+        print(f"wrote {path}" if path else "nothing was drawn: fewer than two sizes have a time")
 
 
 def _repeatable(arguments: Sequence[str]) -> list[str]:
@@ -129,15 +134,15 @@ def _repeatable(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
-def select(suite: str, patterns: Sequence[str] | None, sizes: Sequence[int] | None, quick: bool) -> list[Row]:
-    """The suite's rows whose name matches one of the patterns, at the sizes asked for."""
+def select(suite: str, patterns: Sequence[str] | None, sizes: Sequence[int] | None, quick: bool) -> list[Case]:
+    """The suite's cases whose name matches one of the patterns, at the sizes asked for."""
     known = SUITES[suite]
-    rows = [row for row in known if any(fnmatch(row.name, pattern) for pattern in patterns or ("*",))]
-    if not rows:
-        raise ValueError(f"no row matches --rows; there are {', '.join(row.name for row in known)}")
+    cases = [case for case in known if any(fnmatch(case.name, pattern) for pattern in patterns or ("*",))]
+    if not cases:
+        raise ValueError(f"no row matches --rows; there are {', '.join(case.name for case in known)}")
     if sizes:
-        return [row.at(size) for row in rows for size in sizes]
-    return [row.at(min(row.size, max(256, row.size // QUICK_DIVISOR))) for row in rows] if quick else rows
+        return [case.at(size) for case in cases for size in sizes]
+    return [case.at(min(case.size, max(256, case.size // QUICK_DIVISOR))) for case in cases] if quick else cases
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who scales gradients how: losses of libraries under DistributedDataParallel on two processes, against one process.
 
-``python -m pycl.bench.scales [README.md]`` prints the table, or writes it between the README's marks.
+``python -m pycl.bench.scales [docs/benchmarks.md]`` prints the table, or writes it between the page's marks.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from pycl import functional as F
 from pycl.testing import compare_with_one_process
 
-from .peers import declare_torchvision
-from .readme import rewrite
+from .present.page import rewrite
+from .workloads.baselines import declare_torchvision
 
 
 class Library(nn.Module):
@@ -47,19 +47,22 @@ def processes() -> dict[str, int]:
 def open_clip(image: Tensor, text: Tensor, **options: bool) -> Tensor:
     from open_clip.loss import ClipLoss
 
-    return ClipLoss(**options, **processes())(unit(image), unit(text), torch.tensor(10.0))
+    loss: Tensor = ClipLoss(**options, **processes())(unit(image), unit(text), torch.tensor(10.0))
+    return loss
 
 
 def siglip(image: Tensor, text: Tensor) -> Tensor:
     from open_clip.loss import SigLipLoss
 
-    return SigLipLoss(**processes())(unit(image), unit(text), torch.tensor(10.0), torch.tensor(-10.0))
+    loss: Tensor = SigLipLoss(**processes())(unit(image), unit(text), torch.tensor(10.0), torch.tensor(-10.0))
+    return loss
 
 
 def lightly(a: Tensor, b: Tensor, name: str) -> Tensor:
     import lightly.loss
 
-    return getattr(lightly.loss, name)(gather_distributed=dist.get_world_size() > 1)(a, b)
+    loss: Tensor = getattr(lightly.loss, name)(gather_distributed=dist.get_world_size() > 1)(a, b)
+    return loss
 
 
 def pml(a: Tensor, b: Tensor, efficient: bool) -> Tensor:
@@ -68,16 +71,18 @@ def pml(a: Tensor, b: Tensor, efficient: bool) -> Tensor:
 
     n = len(a)
     labels = torch.arange(dist.get_rank() * n, (dist.get_rank() + 1) * n).repeat(2)
-    loss = losses.NTXentLoss(0.2)
-    z = torch.cat([a, b])
-    return loss(z, labels) if dist.get_world_size() == 1 else DistributedLossWrapper(loss, efficient)(z, labels)
+    alone = losses.NTXentLoss(0.2)
+    function = alone if dist.get_world_size() == 1 else DistributedLossWrapper(alone, efficient)
+    loss: Tensor = function(torch.cat([a, b]), labels)
+    return loss
 
 
 def sentences(a: Tensor, b: Tensor) -> Tensor:
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-    loss = MultipleNegativesRankingLoss(nn.Identity(), gather_across_devices=dist.get_world_size() > 1)
-    return loss.compute_loss_from_embeddings([a, b], None)
+    function = MultipleNegativesRankingLoss(nn.Identity(), gather_across_devices=dist.get_world_size() > 1)
+    loss: Tensor = function.compute_loss_from_embeddings([a, b], None)
+    return loss
 
 
 def ours(a: Tensor, b: Tensor, name: str) -> Tensor:
@@ -134,8 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     found = table()
     print(found)
-    for readme in map(Path, arguments):
-        readme.write_text(rewrite(readme.read_text(), "scales", found))
+    for page in map(Path, arguments):
+        page.write_text(rewrite(page.read_text(), "scales", found))
     return 0
 
 

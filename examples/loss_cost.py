@@ -20,10 +20,10 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import pycl
+from pycl.bench.workloads import dense
 
 Loss = Callable[[Tensor], Tensor]
 SIDES = ("dense", "pycl")
@@ -31,46 +31,12 @@ TOO_SLOW = 2.5  # seconds; twice the instances take four times as long
 WARM_UP = 64  # instances; loads the code and starts the threads before anything is measured
 
 
-def dense_mv_dhel(views: Tensor, temperature: float) -> Tensor:
-    """MV-DHEL with its V matrices ``[N, N]`` stored."""
-    z = F.normalize(views, dim=-1)
-    own = torch.eye(z.shape[1], dtype=torch.bool)
-    logits = (torch.einsum("vid,vjd->vij", z, z) / temperature).masked_fill(own, -torch.inf)
-    positives = torch.einsum("vid,wid->ivw", z, z) / temperature
-    first, second = torch.triu_indices(len(z), len(z), 1)
-    return (logits.logsumexp(2).sum(0) - positives[:, first, second].logsumexp(1)).mean()
-
-
-def dense_mv_info_nce(views: Tensor, temperature: float) -> Tensor:
-    """MV-InfoNCE with its one matrix ``[V N, V N]`` stored."""
-    logits, positive = _all_pairs(views, temperature)
-    parts = (part.logsumexp(1).view(len(views), -1).logsumexp(0) for part in (logits, _only(logits, positive)))
-    return torch.sub(*parts).mean()
-
-
-def dense_nt_xent(views: Tensor, temperature: float) -> Tensor:
-    """NT-Xent with its one matrix ``[V N, V N]`` stored."""
-    logits, positive = _all_pairs(views, temperature)
-    return (logits.logsumexp(1) - logits.masked_fill(~positive, 0.0).sum(1) / (len(views) - 1)).mean()
-
-
-def _all_pairs(views: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    z = F.normalize(views, dim=-1).flatten(0, 1)
-    own = torch.eye(len(z), dtype=torch.bool)
-    ids = torch.arange(views.shape[1]).repeat(len(views))
-    return (z @ z.T / temperature).masked_fill(own, -torch.inf), (ids[:, None] == ids) & ~own
-
-
-def _only(logits: Tensor, chosen: Tensor) -> Tensor:
-    return logits.masked_fill(~chosen, -torch.inf)
-
-
 PYCL = {
     "mv_dhel": pycl.functional.mv_dhel,
     "nt_xent": pycl.functional.nt_xent,
     "mv_info_nce": pycl.functional.mv_info_nce,
 }
-DENSE = {"mv_dhel": dense_mv_dhel, "nt_xent": dense_nt_xent, "mv_info_nce": dense_mv_info_nce}
+DENSE = {name: dense.fastest(name) for name in PYCL}  # each stores its matrices
 
 
 def make_loss(name: str, side: str, temperature: float) -> Loss:
@@ -99,7 +65,7 @@ def measure(name: str, sizes: Sequence[int], *, views: int, dim: int, temperatur
         timed.append((n, *_time(name, n, views, dim, temperature, seconds)))
     jobs = [[side, name, n, views, dim, temperature, torch.get_num_threads()] for n, *_ in timed for side in SIDES]
     memory = iter(_memory(jobs))
-    return [Cost(n, 1e3 * dense, 1e3 * ours, next(memory), next(memory), apart) for n, dense, ours, apart in timed]
+    return [Cost(n, 1e3 * theirs, 1e3 * ours, next(memory), next(memory), apart) for n, theirs, ours, apart in timed]
 
 
 def _step(loss: Loss, x: Tensor) -> Tensor:

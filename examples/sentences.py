@@ -32,7 +32,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from pycl.bench.peers import declare_torchvision
+from pycl.bench.workloads.baselines import declare_torchvision
 
 declare_torchvision()  # where its CUDA build lies beside a CPU build of torch, transformers would not import
 from datasets import Dataset  # noqa: E402

@@ -19,10 +19,11 @@ from torch import Tensor
 import pycl
 import pycl.functional as losses
 from pycl.engine import pair_average
+from pycl.testing import formulas
 from pycl.triton_kernels import keys
 
-from ..losses import LOSSES
-from ..work import step_of
+from ..workloads.losses import LOSS_WORKLOADS
+from ..workloads.workload import step_of
 from . import builds
 from .smoke import NAMES
 
@@ -67,7 +68,7 @@ def own_scales(d: int, dtype: torch.dtype) -> None:
 
 def unlabelled(loss: str, d: int, dtype: torch.dtype) -> None:
     """A loss of the bench, whose headline rows take these kernels."""
-    work = LOSSES[loss]
+    work = LOSS_WORKLOADS[loss]
     inputs = work.inputs(UNLABELLED, d, dtype, str(torch.get_default_device()))
     exact = [x.detach().double().requires_grad_() for x in inputs]
     names = ("value", *(f"gradient {k}" for k in range(len(inputs))))
@@ -79,8 +80,7 @@ def unlabelled(loss: str, d: int, dtype: torch.dtype) -> None:
 def siglip(d: int, dtype: torch.dtype) -> None:
     x, y = (F.normalize(torch.randn(SAMPLES, d), dim=1).to(dtype).requires_grad_() for _ in range(2))
     exact = [z.detach().double().requires_grad_() for z in (x, y)]
-    logits = 10.0 * exact[0] @ exact[1].T - 10.0
-    wanted = -F.logsigmoid(logits * (2 * torch.eye(SAMPLES, dtype=torch.float64) - 1)).sum(1).mean()
+    wanted = formulas.siglip(exact[0], exact[1], 10.0, -10.0).mean()
     found = losses.siglip(x, y, 10.0, -10.0, backend="triton")
     near("value", found.detach(), wanted.detach(), 1e-3)
     for mine, true in zip(torch.autograd.grad(found, [x, y]), torch.autograd.grad(wanted, exact), strict=True):

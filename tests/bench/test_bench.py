@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmarks run, refuse wrong answers, and write the README's tables."""
+"""The benchmarks run, refuse wrong answers, and write the page's tables."""
 
 from __future__ import annotations
 
@@ -16,9 +16,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from pycl.bench import losses, memory, plot, readme, report, rows, runner, timing
 from pycl.bench.__main__ import main, select
+from pycl.bench.measure import correctness, memory, runner, timing
+from pycl.bench.measure.cpu import Cpu
+from pycl.bench.measure.runner import Plan
+from pycl.bench.present import page, tables
+from pycl.bench.present.text import text
+from pycl.bench.suites.case import Case
+from pycl.bench.suites.losses import LOSS_CASES
+from pycl.bench.workloads import losses
+from pycl.bench.workloads.registry import WORKLOADS
+from pycl.core import precision
 
+ROOT = Path(__file__).parent.parent.parent
 TIMED = "clip-d128,clip-d512-medium,clip-d128-bf16,nt_xent-256,mv_dhel-v4"
 FAST = ("--quick", "--sizes", "64", "--repeats", "2", "--baselines", "eager")
 
@@ -64,13 +74,13 @@ def test_record(record: dict[str, Any]) -> None:
 
 
 def test_record_names_no_path(record: dict[str, Any], written: Path) -> None:
-    text = json.dumps(record)
-    assert str(Path.cwd()) not in text
-    assert str(written) not in text
+    found = json.dumps(record)
+    assert str(Path.cwd()) not in found
+    assert str(written) not in found
 
 
 def test_table(record: dict[str, Any]) -> None:
-    lines = report.table(record).splitlines()
+    lines = text(record).splitlines()
     head = next(i for i, line in enumerate(lines) if line.startswith("row "))
     assert head > 0
     assert len({len(line) for line in lines[head : head + 2 + 5]}) == 1, "columns are not aligned"
@@ -86,11 +96,11 @@ def test_csv(record: dict[str, Any], written: Path) -> None:
 
 
 def test_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def peak(row: rows.Row, provider: str) -> dict[str, float]:
-        return {"peak_mib": row.size**2 / 1000 if provider == "eager" else row.size / 1000, "seconds": 0.0}
+    def peak(case: Case, provider: str) -> dict[str, float]:
+        return {"peak_mib": case.size**2 / 1000 if provider == "eager" else case.size / 1000, "seconds": 0.0}
 
     monkeypatch.setattr(memory, "peak", peak)
-    monkeypatch.setattr(plot, "_free_mib", lambda: 100.0)
+    monkeypatch.setattr(Cpu, "free_bytes", lambda _: 100 * 2**20)
     outputs = ("--json", str(tmp_path / "record.json"), "--plot", str(tmp_path / "plots"))
     assert main([*FAST, "--rows", "clip-d128", "--sizes", "512,64,128,256", *outputs]) == 0
     swept = json.loads((tmp_path / "record.json").read_text())["sweep"]
@@ -113,7 +123,7 @@ def not_a_number(image: Tensor, text: Tensor) -> Tensor:
 
 
 def wrong_at_full_size(image: Tensor, text: Tensor) -> Tensor:
-    return losses.dense_clip(image, text) * (1.0 if len(image) <= runner.GATE_SIZE else 1.1)
+    return losses.dense_clip(image, text) * (1.0 if len(image) <= correctness.GATE_SIZE else 1.1)
 
 
 @pytest.mark.parametrize(
@@ -128,22 +138,41 @@ def wrong_at_full_size(image: Tensor, text: Tensor) -> Tensor:
 def test_wrong_answer_has_no_time(
     wrong: Callable[..., Tensor], what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(rows.WORKS, "clip", replace(losses.LOSSES["clip"], ours=wrong))
+    monkeypatch.setitem(WORKLOADS, "clip", replace(WORKLOADS["clip"], ours=wrong))
     assert main(["--rows", "clip-d128", "--sizes", "320", "--repeats", "1", "--baselines", "eager"]) == 1
     printed = capsys.readouterr().out
     assert f"REFUSED clip 320, d = 128, float32: {what}" in printed
-    assert printed.count("refused") == 8, "a cell of a refused row is not refused"
+    (line,) = (line for line in printed.splitlines() if line.startswith("clip 320"))
+    assert line.split()[6:] == ["refused"] * 3, "a cell of a refused row is not refused"
 
 
-def test_every_row_passes_the_gate() -> None:
-    for row in rows.LOSS_ROWS:
-        with runner.matmul_precision(row.precision):
-            runner.gate(row.at(64))
+def test_every_case_passes_the_gate() -> None:
+    for case in LOSS_CASES:
+        with correctness.matmul_precision(case.precision):
+            correctness.gate(case.at(64), "cpu")
+
+
+def test_precision_is_as_before_under_either_switch() -> None:
+    torch.set_float32_matmul_precision("high")
+    try:
+        with correctness.matmul_precision("highest"):
+            assert precision.of_cuda() == "highest"
+        assert precision.of_cuda() == "high"
+        torch.backends.cuda.matmul.fp32_precision = "ieee"  # after this the former switch cannot be read
+        with correctness.matmul_precision("medium"):
+            assert precision.of_cpu() == "medium"
+        assert (precision.of_cpu(), precision.of_cuda()) == ("highest", "highest")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def measured(*baselines: str) -> dict[str, Any]:
+    return runner.measure(LOSS_CASES[0].at(64), Plan(baselines, 0, 1), Cpu())
 
 
 def test_compiled_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda function: function)  # compiling takes longer than all other tests here
-    row = runner.measure(rows.LOSS_ROWS[0].at(64), ("eager", "compile"), seconds=0, rounds=1)
+    row = measured("eager", "compile")
     assert {"compile", "eager"} <= set(row["first_call_s"]) & set(row["time_s"])
 
 
@@ -152,38 +181,21 @@ def test_baseline_that_fails_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None
         raise RuntimeError("no C++ compiler\nlong story")
 
     monkeypatch.setattr(torch, "compile", lambda function: no_compiler)
-    row = runner.measure(rows.LOSS_ROWS[0].at(64), ("eager", "compile"), seconds=0, rounds=1)
+    row = measured("eager", "compile")
     assert "compile" not in row["time_s"]
-    assert row["notes"] == ["compile fails: RuntimeError: no C++ compiler"]
+    assert row["skipped"] == {"compile": "RuntimeError: no C++ compiler"}
 
 
-def test_targets() -> None:
-    row = {"target": {"at_most": 2.0, "unit": "G"}, "refused": None, "time_s": {"ours": {"median": 3.0}}}
-    assert report.is_met(row) is None, "G was not measured"
-    row["time_s"]["G"] = {"median": 1.5}
-    assert report.is_met(row)
-    row["time_s"]["G"] = {"median": 1.4}
-    assert report.is_met(row) is False
-    assert report.is_met({**row, "refused": "wrong"}) is False
-    timed = {"ours": {"median": 1.0}, "G": {"median": 1.0}, "eager": {"median": 4.0}}
-    for faster, met in ((3.0, True), (5.0, False)):
-        target = {"at_most": 2.0, "unit": "G", "faster": faster}
-        assert report.is_met({**row, "target": target, "time_s": timed}) is met
-    assert report.is_met({**row, "target": None}) is None
-    assert report.is_met({**row, "target": {"at_most": 0.5, "unit": "GiB"}, "peak_mib": {"ours": 512.0}})
-
-
-def test_targets_hold_at_their_own_size_only() -> None:
-    row = rows.LOSS_ROWS[0]
-    assert row.at(row.size).target is row.target is not None
-    assert row.at(64).target is None
+def test_a_matrix_that_does_not_fit_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cpu, "free_bytes", lambda _: runner.DENSE_COPIES * 64**2 * 4 - 1)
+    assert measured("eager")["skipped"]["eager"].startswith("stores the matrix")
 
 
 def test_select() -> None:
-    assert select("losses", None, None, quick=False) == list(rows.LOSS_ROWS)
-    assert max(row.size for row in select("losses", None, None, quick=True)) < 20_000
-    assert {row.loss for row in select("losses", ["nt_xent*"], None, quick=False)} == {"nt_xent"}
-    assert [row.size for row in select("losses", ["clip-d128"], [8, 16], quick=False)] == [8, 16]
+    assert select("losses", None, None, quick=False) == list(LOSS_CASES)
+    assert max(case.size for case in select("losses", None, None, quick=True)) < 20_000
+    assert {case.loss for case in select("losses", ["nt_xent*"], None, quick=False)} == {"nt_xent"}
+    assert [case.size for case in select("losses", ["clip-d128"], [8, 16], quick=False)] == [8, 16]
 
 
 @pytest.mark.parametrize("bad", [["--rows", "nothing"], ["--sizes", "1"], ["--baselines", "numpy"], ["--suite", "x"]])
@@ -221,32 +233,41 @@ def test_quartiles() -> None:
 
 def test_memory_sees_the_matrix() -> None:
     matrix = 1024 * 1024 * 4 / 2**20
-    assert 2 * matrix < memory.peak(rows.LOSS_ROWS[0].at(1024), "eager")["peak_mib"] < 16 * matrix
+    assert 2 * matrix < memory.peak(LOSS_CASES[0].at(1024), "eager")["peak_mib"] < 16 * matrix
 
 
 def test_memory_of_a_process_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYCL_BACKEND", "abacus")
     with pytest.raises(memory.Failed, match="abacus"):
-        memory.peak(rows.LOSS_ROWS[0].at(64), "ours")
+        memory.peak(LOSS_CASES[0].at(64), "ours")
 
 
-def test_readme(record: dict[str, Any], written: Path) -> None:
-    path = written / "README.md"
+def test_page(record: dict[str, Any], written: Path) -> None:
+    path = written / "page.md"
     path.write_text("before\n<!-- bench:losses -->\nold\n<!-- /bench:losses -->\nafter\n")
-    assert readme.main([str(written / "record.json"), str(path)]) == 0
+    assert page.main([str(written / "record.json"), str(path)]) == 0
     once = path.read_text()
     assert once.startswith("before\n<!-- bench:losses -->\n")
     assert once.endswith("\n<!-- /bench:losses -->\nafter\n")
     assert "old" not in once
     lines = [line for line in once.splitlines() if line.startswith("|")]
     assert len(lines) == len(record["rows"]) + 2 * 2
-    assert {line.count("|") for line in lines} == {len(columns) + 1 for _, columns, _ in report.tables(record)}
+    assert {line.count("|") for line in lines} == {len(columns) + 1 for _, columns, _ in tables.tables(record)}
     assert record["command"] in once
-    readme.main([str(written / "record.json"), str(path)])
+    page.main([str(written / "record.json"), str(path)])
     assert path.read_text() == once
 
 
-@pytest.mark.parametrize("text", ["", "<!-- bench:losses -->", "<!-- /bench:losses --> <!-- bench:losses -->"])
-def test_readme_without_its_block(text: str) -> None:
+@pytest.mark.parametrize("before", ["", "<!-- bench:losses -->", "<!-- /bench:losses --> <!-- bench:losses -->"])
+def test_page_without_its_block(before: str) -> None:
     with pytest.raises(ValueError, match="bench:losses"):
-        readme.rewrite(text, "losses", "tables")
+        page.rewrite(before, "losses", "tables")
+
+
+def test_the_page_of_the_project_is_what_its_records_say() -> None:
+    path = ROOT / "docs" / "benchmarks.md"
+    if not path.exists():
+        pytest.skip("runs in a checkout")
+    records = [json.loads(file.read_text()) for file in page.results_of(path)]
+    assert {record["suite"] for record in records} >= {"losses", "sinkhorn", "dropins"}
+    assert page.written(path.read_text(), records, path.parent, gpu=True) == path.read_text()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The drop-ins' bench: rows for what is installed, answers compared first, tables for the README."""
+"""The drop-ins' bench: rows for what is installed, answers compared first, tables for the page."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from pycl.bench import dropins, readme
+from pycl.bench import dropins
+from pycl.bench.present import page
 from pycl.bench.scales import LINES, Library, ours
+from pycl.bench.suites.dropins import DropIn
 from pycl.testing import compare_with_one_process
 
 
@@ -29,20 +31,20 @@ class InfoNCE:
         return self.factor * cross_entropy(logits, torch.arange(len(query)))
 
 
-ROW = dropins.DropIn("package InfoNCE", "torch", "torch", "info_nce", lambda module: module.InfoNCE())
+ROW = DropIn("package InfoNCE", "torch", "torch", "info_nce", lambda module: module.InfoNCE())
 
 
 def test_a_row_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     absent = ROW._replace(distribution="no-such-library", peer="no_such_library", name="absent")
     monkeypatch.setattr(dropins, "DROPINS", (ROW._replace(largest=20), absent))
     monkeypatch.setattr(torch, "InfoNCE", InfoNCE, raising=False)
-    dropins.main(["--sizes", "16,24", "--seconds", "0.01", "--json", str(tmp_path)])
+    assert dropins.main(["--sizes", "16,24", "--seconds", "0.01", "--json", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "cpu-dropins.json").read_text())
     assert [(row["size"], sorted(row["time_s"])) for row in record["rows"]] == [(16, ["ours", "peer"]), (24, ["ours"])]
     assert "not run: 9 GB or more" in capsys.readouterr().out
-    path = tmp_path / "README.md"
+    path = tmp_path / "page.md"
     path.write_text("<!-- bench:dropins -->\n<!-- /bench:dropins -->\n")
-    readme.main([str(tmp_path / "cpu-dropins.json"), str(path)])
+    page.main([str(tmp_path / "cpu-dropins.json"), str(path)])
     text = path.read_text()
     assert "| package InfoNCE | 16 |" in text
     assert "peer no-such-library: No module named 'no_such_library'" in text

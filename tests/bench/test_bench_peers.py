@@ -12,17 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from pycl.bench import losses, peers, rows, sinkhorn, truth
-from pycl.bench.work import Function, step_of
+from pycl.bench.workloads import baselines, dense, float64_reference, losses, sinkhorn
+from pycl.bench.workloads.registry import WORKLOADS
+from pycl.bench.workloads.workload import Function, step_of
 
 
 def test_absent_peers_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks() -> Function:
         raise ImportError("libfoo.so is missing")
 
-    absent = peers.Peer("absent", "no-such-distribution-of-anyone", "clip", breaks)
-    broken = peers.Peer("broken", "torch", "clip", breaks)
-    found = {one.peer.name: one for one in peers.find([absent, broken])}
+    absent = baselines.Peer("absent", "no-such-distribution-of-anyone", "clip", breaks)
+    broken = baselines.Peer("broken", "torch", "clip", breaks)
+    found = {one.peer.name: one for one in baselines.find([absent, broken])}
     assert found["absent"][1:] == (None, None, "not installed")
     assert found["broken"].why_not == "cannot be used: ImportError: libfoo.so is missing"
     assert found["broken"].version == importlib.metadata.version("torch")
@@ -46,7 +47,7 @@ def memeff(temperature: float, normalized_inputs: bool, stable: bool) -> Functio
 
 
 def siglip_kernel(image: Tensor, text: Tensor, log_scale: Tensor, bias: Tensor) -> Tensor:
-    return losses.dense_siglip(image, text, log_scale.exp(), bias)
+    return dense.siglip(image, text, log_scale.exp(), bias)
 
 
 def flash_sinkhorn(x: Tensor, y: Tensor, a: Tensor, b: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
@@ -62,7 +63,7 @@ def flash_sinkhorn(x: Tensor, y: Tensor, a: Tensor, b: Tensor, **options: Any) -
     return f.float(), g.float()
 
 
-def name_of(peer: peers.Peer) -> str:
+def name_of(peer: baselines.Peer) -> str:
     return f"{peer.name}-{peer.loss}"
 
 
@@ -74,15 +75,15 @@ FAKES = {
     "cut-cross-entropy-clip": ("cut_cross_entropy", "linear_cross_entropy", cross_entropy),
     "liger-kernel-clip": ("liger_kernel.transformers.functional", "liger_fused_linear_cross_entropy", cross_entropy),
     "open_clip-clip": ("open_clip.loss", "ClipLoss", lambda **_: lambda x, y, scale: losses.dense_clip(x, y)),
-    "open_clip-siglip": ("open_clip.loss", "SigLipLoss", lambda: losses.dense_siglip),
+    "open_clip-siglip": ("open_clip.loss", "SigLipLoss", lambda: dense.siglip),
     "lightly-nt_xent": ("lightly.loss", "NTXentLoss", lambda **_: losses.dense_nt_xent),
     "lightly-sinkhorn": ("lightly.loss.swav_loss", "sinkhorn", lightly_codes),
     "lightly-sinkhorn, out=": ("lightly.loss.swav_loss", "sinkhorn", lightly_codes),
 }
 
 
-@pytest.mark.parametrize("peer", peers.PEERS, ids=name_of)
-def test_peers_compute_the_loss(peer: peers.Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("peer", baselines.PEERS, ids=name_of)
+def test_peers_compute_the_loss(peer: baselines.Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     if name_of(peer) in FAKES:
         path, name, function = FAKES[name_of(peer)]
         parts = path.split(".")
@@ -91,9 +92,9 @@ def test_peers_compute_the_loss(peer: peers.Peer, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(sys.modules[path], name, function, raising=False)
     elif not hasattr(torch.nn.functional, "linear_cross_entropy"):
         pytest.skip("this torch has no F.linear_cross_entropy")
-    inputs = rows.WORKS[peer.loss].inputs(64, 512, torch.float32)
+    inputs = WORKLOADS[peer.loss].inputs(64, 512, torch.float32)
     got = step_of(peer.load(), inputs)()
-    for mine, want in zip(got, truth.expected(peer.loss, inputs), strict=True):
+    for mine, want in zip(got, float64_reference.expected(peer.loss, inputs), strict=True):
         torch.testing.assert_close(mine.double(), want, rtol=1e-4, atol=1e-6)
 
 
@@ -101,6 +102,6 @@ def test_flash_sinkhorn_takes_unit_vectors_alone(monkeypatch: pytest.MonkeyPatch
     for part in ("flash_sinkhorn", "flash_sinkhorn.kernels"):
         monkeypatch.setitem(sys.modules, part, ModuleType(part))
     monkeypatch.setattr(sys.modules["flash_sinkhorn.kernels"], "sinkhorn_flashstyle_alternating", None, raising=False)
-    (peer,) = (peer for peer in peers.PEERS if peer.name == "flash-sinkhorn")
+    (peer,) = (peer for peer in baselines.PEERS if peer.name == "flash-sinkhorn")
     with pytest.raises(ValueError, match="of unit vectors, and in bfloat16 their lengths are rounded"):
-        peer.load()(*rows.WORKS["potentials"].inputs(8, 16, torch.bfloat16))
+        peer.load()(*WORKLOADS["potentials"].inputs(8, 16, torch.bfloat16))

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pycl.bench.peers import declare_torchvision
+from pycl.bench.workloads.baselines import declare_torchvision
 
 GOLDEN = Path(__file__).parent / "golden"
 

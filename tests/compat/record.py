@@ -13,7 +13,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 from parity import GOLDEN, measure  # noqa: E402
 
-from pycl.bench.peers import declare_torchvision  # noqa: E402
+from pycl.bench.workloads.baselines import declare_torchvision  # noqa: E402
 
 
 def record(path: Path) -> None:

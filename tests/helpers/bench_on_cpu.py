@@ -12,15 +12,21 @@ from typing import Any
 
 from torch import Tensor
 
-from pycl.bench import gpu, gpu_suite, losses, peers, rows, runner, timing
-from pycl.bench.gpu_rows import GPU_ROWS
-from pycl.bench.gpu_worker import Died
+from pycl.bench.measure import timing
+from pycl.bench.measure.device import Answer, Trial
+from pycl.bench.measure.gpu import Gpu
+from pycl.bench.measure.timing import Step
+from pycl.bench.measure.worker import Died, Process, Worker
+from pycl.bench.suites.case import Case
+from pycl.bench.suites.gpu import GPU_CASES
+from pycl.bench.workloads import baselines, losses
+from pycl.bench.workloads.registry import WORKLOADS
 
 NAME = "NVIDIA H200"
-ROOFS = {"bfloat16": 800e12, "float32": 50e12, "float32, high": 400e12, "float64": 50e12, "copy": 4.3e12}
+RATES = {"bfloat16": 800e12, "float32": 50e12, "float32, high": 400e12, "float64": 50e12, "copy": 4.3e12}
 GPU = {"name": NAME, "memory_gib": 141, "multiprocessors": 132, "driver": "1", "cuda": "13", "triton": "3"}
-ROWS = {row.name: row for row in GPU_ROWS}
-SMALL = rows.Row("clip-64", "clip", 64, 32)
+CASES = {case.name: case for case in GPU_CASES}
+SMALL = Case("clip-64", "clip", 64, 32, device="cuda")
 EXITS, ABORTS, BREAKS = 31, 30, 29  # dimensions at which ours exits, a peer aborts, a peer leaves no GPU to work on
 ILLEGAL = "CUDA error: an illegal memory access was encountered"
 
@@ -28,42 +34,53 @@ ILLEGAL = "CUDA error: an illegal memory access was encountered"
 def a_record(rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
     return {
         "suite": "gpu", "command": "python -m pycl.bench --suite gpu", "timestamp": "now", "commit": "abc",
-        "pycl": "0", "torch": {"version": "2"}, "python": "3", "roofs": ROOFS, "peers": {}, "not_reached": [],
+        "pycl": "0", "torch": {"version": "2"}, "python": "3", "roofline": RATES, "peers": {}, "not_reached": [],
         "gpu": GPU, "rows": rows, "sweep": [],
     } | more  # fmt: skip
 
 
 def a_row(name: str, seconds: dict[str, float], mib: float = 50.0) -> dict[str, Any]:
     times = {provider: timing.Timing(t, t, t, 3)._asdict() for provider, t in seconds.items()}
-    found = runner.describe(ROWS[name]) | {"backend": "triton", "time_s": times, "extra_mib": {"ours": mib}}
-    return found | {"wrong": {}, "skipped": {}, "launches": {}, "host_s": {}}
+    found = CASES[name].as_record() | {"backend": "triton", "time_s": times, "extra_mib": {"ours": mib}}
+    return found | {"wrong": {}, "launches": {}, "host_s": {}, "first_call_s": {}}
 
 
-def measured(step: Callable[[], Any]) -> gpu.Measured:
-    return gpu.Measured(timing.once(step), 1.5, 1.0, step())
+class Played(Gpu):
+    """A GPU whose tensors are the CPU's; everything happens in this process."""
+
+    torch_device = "cpu"
+    has_rivals = False
+
+    def why_not(self) -> str | None:
+        return None
+
+    def worker(self) -> Worker:
+        return Here()
+
+    def facts(self) -> dict[str, Any]:
+        return {"gpu": GPU, "roofline": RATES}
+
+    def clock(self, step: Step) -> float:
+        return timing.once(step)
+
+    def look(self, step: Callable[[], Answer]) -> Trial:
+        return Trial(step(), 0.5, timing.once(step), {"peak_mib": 1.5, "extra_mib": 1.0})
+
+    def launches(self, step: Step) -> int | None:
+        return 7
+
+    def host_seconds(self, step: Step) -> float:
+        return 1e-4
+
+    def free_bytes(self) -> int:
+        return 2**30
+
+    def release(self) -> None:
+        pass
 
 
-FAKES: dict[str, Callable[..., Any]] = {
-    "why_not": lambda: None,
-    "describe": lambda: GPU,
-    "roofs": lambda: ROOFS,
-    "seconds_of": timing.once,
-    "measured": measured,
-    "launches": lambda step: 7,
-    "host_seconds": lambda step: 1e-4,
-    "free_bytes": lambda: 2**30,
-    "release": lambda: None,
-}
-
-
-def play() -> None:
-    """For a process of its own."""
-    for name, fake in FAKES.items():
-        setattr(gpu, name, fake)
-
-
-class Here(gpu_suite.Worker):
-    """Calls in this process, which has the fakes already."""
+class Here(Worker):
+    """Calls in this process, and fails as a process of its own would."""
 
     def __init__(self) -> None:
         self.at: list[str] = []
@@ -74,13 +91,29 @@ class Here(gpu_suite.Worker):
         except Exception as error:
             raise Died(str(error), self.at[-1]) from error
 
-    def close(self) -> None:
-        pass
+
+class Unusable(Played):
+    """A GPU that torch sees and cannot use."""
+
+    def facts(self) -> dict[str, Any]:
+        raise RuntimeError(ILLEGAL)
+
+
+class Deadly(Played):
+    """In processes of its own; what is run at some dimensions takes its process down."""
+
+    is_broken = False
+
+    def worker(self) -> Worker:
+        return Process(play_deadly)
+
+    def release(self) -> None:
+        if Deadly.is_broken:
+            raise RuntimeError(ILLEGAL)
 
 
 def play_deadly() -> None:
-    """As ``play``, and what is run at some dimensions takes its process down."""
-    play()
+    """For a process of its own."""
 
     def ours(image: Tensor, text: Tensor) -> Tensor:
         if image.shape[1] == EXITS:
@@ -94,16 +127,13 @@ def play_deadly() -> None:
 
     def break_down(image: Tensor, text: Tensor) -> Tensor:
         if image.shape[1] == BREAKS:
-            gpu.release = refuse
-            refuse()
+            Deadly.is_broken = True
+            raise RuntimeError(ILLEGAL)
         return losses.dense_clip(image, text)
 
-    def refuse() -> None:
-        raise RuntimeError(ILLEGAL)
-
-    rows.WORKS["clip"] = replace(rows.WORKS["clip"], ours=ours)
-    peers.PEERS = tuple(
-        peers.Peer(name, "torch", "clip", lambda function=function: function)
+    WORKLOADS["clip"] = replace(WORKLOADS["clip"], ours=ours)
+    baselines.PEERS = tuple(
+        baselines.Peer(name, "torch", "clip", lambda function=function: function)
         for name, function in (("aborts", abort), ("breaks", break_down))
     )
 

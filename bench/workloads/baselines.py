@@ -12,16 +12,18 @@ import importlib.metadata
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pycl.core import precision
+
 from . import sinkhorn
 from .losses import LOGIT_SCALE, TEMPERATURE
-from .work import Function
+from .workload import Function
 
 OneDirection = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -68,6 +70,7 @@ def versions(found: Iterable[Found]) -> dict[str, dict[str, str | None]]:
     return {peer.name: {"version": version, "why_not": why_not} for peer, version, _, why_not in found}
 
 
+@cache
 def _find(peer: Peer) -> Found:
     try:
         version = importlib.metadata.version(peer.distribution)
@@ -195,7 +198,7 @@ def _flash_sinkhorn() -> Function:
             n_iters=sinkhorn.ITERATIONS,
             cost_scale=0.5,  # half a squared distance of unit vectors is 1 - score
             ott_convention=True,  # prototypes first, from nothing
-            allow_tf32=torch.get_float32_matmul_precision() != "highest",
+            allow_tf32=precision.of_cuda() != "highest",
         )
         return torch.cat([f / sinkhorn.EPSILON, (g - 1) / sinkhorn.EPSILON + math.log(n)])
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a row measures: a function, the dense forms it competes with, its inputs, and the bare operation beside it."""
+"""What a case measures: a function, the dense forms it competes with, its inputs, and the bare operation beside it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Function = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
-class Work(ABC):
+class Workload(ABC):
     ours: Function  # takes a backend by name
     dense: Function  # the form that stores the matrix and that "compile" compiles; called "eager"
     others: Mapping[str, Function] = field(default_factory=dict, kw_only=True)  # more dense forms, by name
@@ -52,6 +52,11 @@ class Work(ABC):
     def floor_bytes(self, size: int, dim: int, dtype: torch.dtype) -> int:
         """The bytes that have to be read and written where they outweigh the operations."""
         return 0
+
+    @property
+    def floor(self) -> str | None:
+        """The least work in words; ``None`` where no floor is known."""
+        return None
 
     def bare_step(self, size: int, dim: int, dtype: torch.dtype) -> Callable[[], Tensor]:
         """One operation ``G`` that does as little as possible to a whole matrix."""

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process of its own for what may take it down: after an illegal access a process can use its GPU no more."""
+"""Where cases are measured: in this process, or in one of its own for what may take a process down.
+
+After an illegal access a process can use its GPU no more.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,16 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-from .gpu_runner import reason_of
+from .correctness import reason_of
 
 PATIENCE = 10.0  # seconds for a process that has ended to say how
 FAREWELL = 2.0  # seconds for one to go by itself
+
+Progress = Callable[[str], None]
+
+
+def unheard(_: str) -> None:
+    """Progress that nobody follows."""
 
 
 class Died(RuntimeError):
@@ -26,27 +35,38 @@ class Died(RuntimeError):
         self.at = at
 
 
-def prepare() -> None:
-    """What every process does first."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # inductor's own
-
-
 class Worker:
-    """Calls functions in another process, which has imported nothing of this one and shares no GPU context with it."""
-
-    def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")  # a forked process could not use CUDA
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, prepare))
-        self._process.start()
-        theirs.close()
+    """This process: what a call raises goes on, and nobody ends it."""
 
     def call(self, function: Callable[..., Any], *arguments: Any, limit: float) -> Any:
         """``function(*arguments, at=...)``, which tells ``at`` what it is at.
 
         Raises:
-            Died: the function raised, its process ended, or it took more than ``limit`` seconds; no other call follows.
+            Died: in a process of its own the function raised, the process ended, or it took more than ``limit``
+                seconds; no other call follows.
         """
+        return function(*arguments, at=unheard)
+
+    def close(self) -> None:
+        """End the process, whatever it is doing."""
+
+
+def prepare() -> None:
+    """What every process does first."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # inductor's own
+
+
+class Process(Worker):
+    """Another process, which has imported nothing of this one and shares no GPU context with it."""
+
+    def __init__(self, first: Callable[[], None] = prepare) -> None:
+        context = multiprocessing.get_context("spawn")  # a forked process could not use CUDA
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, first))
+        self._process.start()
+        theirs.close()
+
+    def call(self, function: Callable[..., Any], *arguments: Any, limit: float) -> Any:
         at, stop = None, time.monotonic() + limit
         try:
             self._pipe.send((function, arguments))
@@ -62,7 +82,6 @@ class Worker:
         raise Died(f"no answer in {limit:.0f} s", at)
 
     def close(self) -> None:
-        """End the process, whatever it is doing."""
         self._pipe.close()
         self._process.join(FAREWELL)
         if self._process.is_alive():

@@ -17,7 +17,7 @@ from torch import Tensor
 import pycl.functional
 from pycl.backends import registry as backends
 
-from .work import Work
+from .workload import Workload
 
 EPSILON, ITERATIONS, TEMPERATURE = 0.05, 3, 0.1  # SwAV's
 PROTOTYPES = 3000
@@ -148,7 +148,7 @@ def clustered(counts: tuple[int, ...], dim: int, device: str) -> list[Tensor]:
     return [F.normalize(centres[pick] + SPREAD * normal(len(pick))) for pick in picks]
 
 
-class StoredScores(Work):
+class StoredScores(Workload):
     """Codes from scores ``[size, dim]``."""
 
     operator = backends.SINKHORN
@@ -179,12 +179,16 @@ class StoredScores(Work):
         """One read of the scores for each iteration and one for the codes, which are written."""
         return (ITERATIONS + 2) * size * dim * dtype.itemsize
 
+    @property
+    def floor(self) -> str:
+        return "one read of the scores for each iteration and for the codes, which are written"
+
     def bare_step(self, size: int, dim: int, dtype: torch.dtype) -> Callable[[], Tensor]:
         (scores,) = self.inputs(size, dim, dtype)
         return scores.clone
 
 
-class FromFeatures(Work):
+class FromFeatures(Workload):
     """Potentials from features ``[size, dim]`` and prototypes; all their scores are the matrix."""
 
     value = "potentials"
@@ -215,7 +219,7 @@ class Swapped(FromFeatures):
     crops = CROPS
 
 
-TRANSPORTS: dict[str, Work] = {
+SINKHORN_WORKLOADS: dict[str, Workload] = {
     "sinkhorn": StoredScores(
         sinkhorn, published, others={"dinov2": published_float32, "scaling": scaling, "log": log_domain}
     ),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Peak memory of one step above its inputs, in a fresh process: ``python -m pycl.bench.memory JSON`` is that process.
+"""Peak memory of one step above its inputs, in a fresh process.
 
+That process is ``python -m pycl.bench.measure.memory JSON``.
 It is what the resident set grows to, so it counts what compiled code allocates, and the gradients that are returned.
 """
 
@@ -21,44 +22,46 @@ import torch
 
 import pycl
 
-from .rows import WORKS, Row
-from .work import step_of
+from ..suites.case import Case
+from ..workloads.registry import WORKLOADS
+from ..workloads.workload import step_of
+from .correctness import Refusal
 
 STATUS = Path("/proc/self/status")
 WARM_UP = 64  # rows; loads the code and starts the threads before anything is measured
 EAGER_SIZE = 4096  # dense memory is measured up to this size and grows with the matrix from there
 
 
-class Failed(RuntimeError):
+class Failed(Refusal):
     """The process that measures ended without a result."""
 
 
-def measure(row: Row, baselines: Sequence[str]) -> dict[str, Any]:
+def measure(case: Case, baselines: Sequence[str]) -> dict[str, Any]:
     """``peak_mib`` and ``seconds`` by provider; the dense formula's peak is extrapolated where it would not fit."""
-    ours = peak(row, "ours")
+    ours = peak(case, "ours")
     record: dict[str, Any] = {"peak_mib": {"ours": ours["peak_mib"]}, "seconds": {"ours": ours["seconds"]}}
-    record["matrix_mib"] = row.matrix_bytes / 2**20
+    record["matrix_mib"] = case.matrix_bytes / 2**20
     if "eager" in baselines:
-        small = row.at(min(row.size, EAGER_SIZE))
-        record["peak_mib"]["eager"] = peak(small, "eager")["peak_mib"] * row.matrix_bytes / small.matrix_bytes
+        small = case.at(min(case.size, EAGER_SIZE))
+        record["peak_mib"]["eager"] = peak(small, "eager")["peak_mib"] * case.matrix_bytes / small.matrix_bytes
         record["eager_measured_at"] = small.size
     return record
 
 
-def peak(row: Row, provider: str) -> dict[str, float]:
+def peak(case: Case, provider: str) -> dict[str, float]:
     """MiB and seconds of one step of ``"ours"`` or ``"eager"``; raises ``Failed``."""
     job = {
-        "loss": row.loss,
+        "loss": case.loss,
         "provider": provider,
-        "size": row.size,
-        "dim": row.dim,
-        "dtype": str(row.dtype).removeprefix("torch."),
-        "precision": row.precision,
+        "size": case.size,
+        "dim": case.dim,
+        "dtype": case.kind,
+        "precision": case.precision,
         "threads": torch.get_num_threads(),
     }
     # the pycl that is imported here, wherever the process is started
     here = {"PYTHONPATH": os.pathsep.join([str(Path(pycl.__file__).parent.parent), *filter(None, sys.path)])}
-    command = [sys.executable, "-m", "pycl.bench.memory", json.dumps(job)]
+    command = [sys.executable, "-m", "pycl.bench.measure.memory", json.dumps(job)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | here)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
@@ -70,10 +73,10 @@ def peak(row: Row, provider: str) -> dict[str, float]:
 def _peak_here(job: dict[str, Any]) -> dict[str, float]:
     torch.set_num_threads(job["threads"])
     torch.set_float32_matmul_precision(job["precision"])
-    work, size, shape = WORKS[job["loss"]], job["size"], (job["dim"], getattr(torch, job["dtype"]))
-    function = work.ours if job["provider"] == "ours" else work.dense
-    step_of(function, work.inputs(min(size, WARM_UP), *shape))()
-    step = step_of(function, work.inputs(size, *shape))
+    workload, size, shape = WORKLOADS[job["loss"]], job["size"], (job["dim"], getattr(torch, job["dtype"]))
+    function = workload.ours if job["provider"] == "ours" else workload.dense
+    step_of(function, workload.inputs(min(size, WARM_UP), *shape))()
+    step = step_of(function, workload.inputs(size, *shape))
     before = _restart_high_water_mib()
     start = time.perf_counter()
     step()

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The losses that are measured, and the dense formulas they compete with.
-
-The dense formulas are speed baselines: the shortest form that stores the matrix, in the fastest of the spellings tried.
-"""
+"""The losses that are measured."""
 
 from __future__ import annotations
 
@@ -14,60 +11,41 @@ from torch import Tensor
 
 import pycl.functional
 
-from .work import Work
+from . import dense
+from .workload import Workload
 
 CLUSTERS = 8  # without them the softmax part of a gradient is as small as its rounding to bfloat16
 LOGIT_SCALE = 14.3  # where CLIP starts: 1 / 0.07
 TEMPERATURE = 0.5
-SIGMOID_SCALE, SIGMOID_BIAS = 10.0, -10.0  # where SigLIP starts; both are learned
-
-
-def dense_clip(image: Tensor, text: Tensor) -> Tensor:
-    logits = LOGIT_SCALE * image @ text.T
-    target = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-
-
-def dense_siglip(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    logits = scale * image @ text.T + bias
-    return F.softplus(logits).sum() / len(logits) - logits.diagonal().mean()
-
-
-def dense_nt_xent(*views: Tensor) -> Tensor:
-    """For two views, as lightly's loss without its four blocks and their concatenation: less than half the time."""
-    z = F.normalize(torch.cat(views))
-    logits = z @ z.T / TEMPERATURE
-    logits.fill_diagonal_(-torch.inf)
-    return F.cross_entropy(logits, torch.arange(len(z), device=z.device).roll(len(z) // 2))
-
-
-def dense_mv_dhel(*views: Tensor) -> Tensor:
-    z = F.normalize(torch.stack(views), dim=-1)
-    logits = z @ z.mT / TEMPERATURE
-    logits.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
-    positives = torch.einsum("vid,wid->ivw", z, z) / TEMPERATURE
-    first, second = torch.triu_indices(len(z), len(z), 1, device=z.device)
-    return (logits.logsumexp(2).sum(0) - positives[:, first, second].logsumexp(1)).mean()
+SIGMOID = (10.0, -10.0)  # scale and bias where SigLIP starts; both are learned
 
 
 def clip(image: Tensor, text: Tensor, backend: str | None = None) -> Tensor:
     return pycl.functional.clip(image, text, LOGIT_SCALE, backend=backend)
 
 
-def siglip(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, backend: str | None = None) -> Tensor:
-    return pycl.functional.siglip(image, text, scale, bias, backend=backend)
+def dense_clip(image: Tensor, text: Tensor) -> Tensor:
+    return dense.clip(image, text, LOGIT_SCALE)
 
 
 def nt_xent(*views: Tensor, backend: str | None = None) -> Tensor:
     return pycl.functional.nt_xent(views, temperature=TEMPERATURE, backend=backend)
 
 
+def dense_nt_xent(*views: Tensor) -> Tensor:
+    return dense.nt_xent(torch.stack(views), TEMPERATURE)
+
+
 def mv_dhel(*views: Tensor, backend: str | None = None) -> Tensor:
     return pycl.functional.mv_dhel(views, temperature=TEMPERATURE, backend=backend)
 
 
+def dense_mv_dhel(*views: Tensor) -> Tensor:
+    return dense.mv_dhel(torch.stack(views), TEMPERATURE)
+
+
 @dataclass(frozen=True)
-class Loss(Work):
+class LossWorkload(Workload):
     """``ours`` and ``dense`` take the embeddings of every view, as separate tensors, and then the scalars."""
 
     views: int = 2
@@ -99,10 +77,14 @@ class Loss(Work):
     def floor_flop(self, size: int, dim: int) -> int:
         return self.flop * size**2 * dim
 
+    @property
+    def floor(self) -> str:
+        return f"{self.flop} N² d"
 
-LOSSES = {
-    "clip": Loss(clip, dense_clip, unit=True),
-    "siglip": Loss(siglip, dense_siglip, unit=True, scalars=(SIGMOID_SCALE, SIGMOID_BIAS), flop=6),
-    "nt_xent": Loss(nt_xent, dense_nt_xent, stacked=True, flop=4),
-    "mv_dhel": Loss(mv_dhel, dense_mv_dhel, views=4, flop=16),
+
+LOSS_WORKLOADS = {
+    "clip": LossWorkload(clip, dense_clip, unit=True),
+    "siglip": LossWorkload(pycl.functional.siglip, dense.siglip, unit=True, scalars=SIGMOID, flop=6),
+    "nt_xent": LossWorkload(nt_xent, dense_nt_xent, stacked=True, flop=4),
+    "mv_dhel": LossWorkload(mv_dhel, dense_mv_dhel, views=4, flop=16),
 }
