@@ -134,8 +134,7 @@ def _rivals(case: Case, device: Device, chosen: str) -> dict[str, Callable[[], F
     if not device.has_rivals:
         return {}
     operator, on = case.workload.operator, device.torch_device
-    ranked = backends.PREFERENCE_OF.get(operator, backends.PREFERENCE)[on]
-    able = [name for name in ranked if backends.why_not(name, on, case.dtype, operator) is None]
+    able = [name for name in backends.preferred(on, operator) if backends.why_not(name, on, case.dtype, operator) is None]
     fast = [name for name in able if name not in (chosen, "reference")]
     return {name: partial(partial, case.workload.ours, backend=name) for name in fast}
 

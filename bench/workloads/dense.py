@@ -19,13 +19,6 @@ from .workload import Function
 Number = formulas.Number
 
 
-def clip(image: Tensor, text: Tensor, logit_scale: Number) -> Tensor:
-    """Without the bias: the formula adds it to the whole matrix, and CLIP has none."""
-    logits = logit_scale * image @ text.T
-    target = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-
-
 def siglip(image: Tensor, text: Tensor, logit_scale: Number, logit_bias: Number) -> Tensor:
     """Softplus of all less the diagonal: the formula multiplies the matrix by one of signs."""
     logits = logit_scale * image @ text.T + logit_bias
@@ -52,7 +45,7 @@ def mv_dhel(views: Tensor, temperature: Number) -> Tensor:
     return (logits.logsumexp(2).sum(0) - positives[:, first, second].logsumexp(1)).mean()
 
 
-FASTER: dict[str, Function] = {"clip": clip, "siglip": siglip, "nt_xent": nt_xent, "mv_dhel": mv_dhel}
+FASTER: dict[str, Function] = {"siglip": siglip, "nt_xent": nt_xent, "mv_dhel": mv_dhel}
 
 
 def fastest(name: str) -> Function:

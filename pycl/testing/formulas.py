@@ -70,8 +70,10 @@ def info_nce(
     return (terms + cross_entropy(s.T, diagonal(s), reduction="none")) / 2 if symmetric else terms
 
 
-def clip(image: Tensor, text: Tensor, logit_scale: Number, logit_bias: Number = 0.0) -> Tensor:
-    s = logit_scale * image @ text.T + logit_bias
+def clip(image: Tensor, text: Tensor, logit_scale: Number, logit_bias: Number | None = None) -> Tensor:
+    s = logit_scale * image @ text.T
+    if logit_bias is not None:
+        s = s + logit_bias
     return (cross_entropy(s, diagonal(s), reduction="none") + cross_entropy(s.T, diagonal(s), reduction="none")) / 2
 
 

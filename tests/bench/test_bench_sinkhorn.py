@@ -204,7 +204,7 @@ def test_gpu_cases() -> None:
 
 def test_backends_beside_the_automatic_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "why_not", lambda name, *_: "not built" if name == "absent" else None)
-    monkeypatch.setattr(backends, "PREFERENCE_OF", {backends.SINKHORN: {"cuda": ("cuda", "absent", "triton")}})
+    monkeypatch.setattr(backends, "preferred", lambda *_: ["cuda", "absent", "triton"])
     case = next(case for case in GPU_CASES if case.loss == "sinkhorn")
     makers = runner._rivals(case, Gpu(), "cuda")
     assert list(makers) == ["triton"]

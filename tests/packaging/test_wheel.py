@@ -77,7 +77,9 @@ def test_the_installed_package_is_complete() -> None:
     files = {str(file) for file in installed().files or []}
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "pycl").rglob("*.py")}
     sources |= {
-        f"pycl/{path.relative_to(ROOT)}" for part in ("bench", "triton_kernels") for path in ROOT.glob(f"{part}/*.py")
+        f"pycl/{path.relative_to(ROOT)}"
+        for part in ("bench", "triton_kernels")
+        for path in ROOT.glob(f"{part}/**/*.py")
     }
     assert sources <= files
     assert "pycl/py.typed" in files
