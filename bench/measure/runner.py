@@ -134,7 +134,8 @@ def _rivals(case: Case, device: Device, chosen: str) -> dict[str, Callable[[], F
     if not device.has_rivals:
         return {}
     operator, on = case.workload.operator, device.torch_device
-    able = [name for name in backends.preferred(on, operator) if backends.why_not(name, on, case.dtype, operator) is None]
+    ranked = backends.preferred(on, operator)
+    able = [name for name in ranked if backends.why_not(name, on, case.dtype, operator) is None]
     fast = [name for name in able if name not in (chosen, "reference")]
     return {name: partial(partial, case.workload.ours, backend=name) for name in fast}
 

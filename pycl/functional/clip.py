@@ -140,6 +140,6 @@ def _look_once(image: Tensor, text: Tensor, logit_scale: Scalar, normalize: bool
     if not normalize and (norms - 1).abs().amax() > UNIT:
         warn_once(
             "features without norm",
-            f"image and text features are taken as they are given, with norms up to {norms.amax().item():.3g}; CLIP and "
-            "SigLIP compare unit vectors: normalise them, or pass normalize=True",
+            f"image and text features are taken as they are given, with norms up to {norms.amax().item():.3g}; CLIP "
+            "and SigLIP compare unit vectors: normalise them, or pass normalize=True",
         )
