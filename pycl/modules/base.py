@@ -30,9 +30,10 @@ FOREIGN = {  # arguments of other libraries' losses, and what there is for them
 POSITIVE = ("temperature", "sigma", "epsilon")
 
 
-def arguments_of(function: Callable[..., Any]) -> Signature:
+def arguments_of(function: Callable[..., Any], per_call: frozenset[str]) -> Signature:
     """What the module of a function is built with; the tensors that the function takes by position are left out."""
-    named = [p for p in signature(function).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
+    given = signature(function).parameters.values()
+    named = [p for p in given if p.kind is Parameter.KEYWORD_ONLY and p.name not in per_call]
     if any(p.name == "temperature" for p in named):
         named.append(Parameter("learnable_temperature", Parameter.KEYWORD_ONLY, default=False, annotation="bool"))
     numbers = takewhile(lambda p: type(p.default) in (int, float), named)
@@ -55,11 +56,12 @@ class Loss(nn.Module):
     function: ClassVar[Callable[..., Tensor]]
     arguments: ClassVar[Signature]  # of the subclass that names the function
     fixed: ClassVar[frozenset[str]] = frozenset({"learnable_temperature"})  # arguments that make parameters or buffers
+    per_call: ClassVar[frozenset[str]] = frozenset()  # arguments of the function that the module itself finds
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "function" in cls.__dict__:
-            cls.arguments = arguments_of(cls.function)
+            cls.arguments = arguments_of(cls.function, cls.per_call)
         own = cls.__dict__.get("__init__")
         shown = getattr(cls, "arguments", None) if own is None else without_self(own)
         cls.__signature__ = shown  # type: ignore[attr-defined]  # what inspect and help look for first

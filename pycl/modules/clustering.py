@@ -74,6 +74,7 @@ class SwAVLoss(Loss):
 
     function = staticmethod(functional.swav)
     fixed = Loss.fixed | {"queue_size", "dim"}
+    per_call = frozenset({"queue", "queue_mask"})
     queue: Tensor | None
     queue_pointer: Tensor | None
 
