@@ -271,3 +271,29 @@ def test_a_ring_never_holds_all_columns(world: int) -> None:
         assert [rank[name, "ring"][1] for rank in work_on(world)] == [points] * world
         if world > (3 if name == "nt_xent" else 2):  # three ranks fetch one other's columns of a symmetric matrix
             assert max(rank[name, "gather"][1] for rank in work_on(world)) > points
+
+
+def saved_of(rank: int, world: int) -> list[int]:
+    """Bytes behind the residuals of each part of a forward; the temperature wants a gradient, too."""
+    from pycl.backends import cpu
+
+    found, plain = [], cpu.pair_stats
+
+    def spy(problem: Problem, both_sides: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+        results = plain(problem, both_sides, save)
+        found.append(results[2].untyped_storage().nbytes())
+        return results
+
+    cpu.pair_stats = spy  # the process ends after this
+    temperature = torch.tensor(0.3, requires_grad=True)
+    F.nt_xent(torch.randn(2, 24, 8, requires_grad=True), temperature=temperature, group=dist.group.WORLD, backend="cpu")
+    return found
+
+
+@pytest.mark.skipif("cpu" not in installed("cpu"), reason="backend='cpu' is not built")
+def test_only_what_a_backward_reads_is_saved() -> None:
+    found = on_ranks(2, saved_of)
+    for own, *of_others in found:
+        assert own > 0
+        assert not any(of_others)
+    assert sum(map(len, found)) > len(found)  # some rank computed pairs with the other's points
