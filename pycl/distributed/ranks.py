@@ -97,6 +97,11 @@ class Agreement(NamedTuple):
         return self.ranks.group
 
     @property
+    def mine(self) -> list[int]:
+        """The sizes of this rank."""
+        return self.sizes[self.ranks.rank]
+
+    @property
     def n(self) -> int:
         """The first sizes of all ranks together: as a rule, of anchors."""
         return sum(sizes[0] for sizes in self.sizes)
@@ -104,7 +109,7 @@ class Agreement(NamedTuple):
     @property
     def weight(self) -> float:
         """Of this rank's mean in the mean over the ranks; not 1 where batches are uneven."""
-        return self.sizes[self.ranks.rank][0] * self.ranks.size / max(1, self.n)
+        return self.mine[0] * self.ranks.size / max(1, self.n)
 
 
 class Named(NamedTuple):
@@ -113,7 +118,7 @@ class Named(NamedTuple):
     name: str
 
 
-Group: TypeAlias = "dist.ProcessGroup | Literal['world', 'local'] | Named | Ring | Ranks"
+Group: TypeAlias = "dist.ProcessGroup | Literal['world', 'local'] | Named | Ring | Ranks | Agreement"
 WORLD: Final = "world"
 LOCAL: Final = "local"
 
@@ -170,7 +175,7 @@ def together(function: F) -> F:
     @wraps(function)
     def call(*args: Any, **options: Any) -> Any:
         group = options.get("group")
-        if group is None or isinstance(group, Ranks):
+        if group is None or isinstance(group, (Ranks, Agreement)):
             return function(*args, **options)
         if isinstance(group, str) and (group == LOCAL or (group == WORLD and not several_ranks())):
             options["group"] = None
@@ -232,7 +237,9 @@ def of_the_batch(function: F, defaults: Mapping[str, Any] | None = None) -> F:
 
 
 def ranks_of(group: Group | None) -> Ranks | None:
-    """What ``together`` made of a ``group``."""
+    """What ``together`` made of a ``group``, whether the ranks have agreed since or not."""
+    if isinstance(group, Agreement):
+        return group.ranks
     assert group is None or isinstance(group, Ranks)
     return group
 

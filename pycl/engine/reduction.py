@@ -23,7 +23,9 @@ def reduce(terms: Tensor, reduction: str, group: Group | None = None) -> Tensor:
     On the ranks of a group, each rank returns a share: the average of the ranks' shares is the mean or the sum over all
     ranks' terms.
     """
-    return share_of(terms, reduction, agree(group, terms.device, [terms.shape[-1]], reduction=reduction))
+    if not isinstance(group, Agreement):
+        group = agree(group, terms.device, [terms.shape[-1]], reduction=reduction)
+    return share_of(terms, reduction, group)
 
 
 def share_of(terms: Tensor, reduction: str, agreement: Agreement | None) -> Tensor:

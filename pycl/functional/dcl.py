@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from pycl.core.pairs import Pairs
-from pycl.distributed.ranks import Agreement, agree, all_reduce_logsumexp
-from pycl.engine.reduction import by_view, check_reduction, share_of, zero_if_empty
+from pycl.distributed.ranks import Agreement, all_reduce_logsumexp
+from pycl.engine.agreement import agree_on
+from pycl.engine.reduction import by_view, check_reduction, reduce, zero_if_empty
 from pycl.engine.reductions import pair_cross_entropy, pair_stats
 from pycl.engine.views import stack_views
 from pycl.functional._common import Scalar, Views, check_positive, check_two_views, to_logit_scale
@@ -108,6 +109,7 @@ def dclw(
     sigma, scale = check_positive("sigma", sigma), to_logit_scale(temperature)
     points, n_views = stack_views(views)
     check_two_views("the decoupled loss", n_views)
+    everyone = options["group"] = agree_on(options["group"], points, scale, loss="dclw")
     stats = pair_stats(
         points,
         None,
@@ -117,13 +119,12 @@ def dclw(
         **options,
     )
     lse, pos = by_view(zero_if_empty(stats.lse), n_views), by_view(stats.pos_sum, n_views)
-    everyone = agree(options["group"], pos.device, [pos.shape[1]], operator="dclw", reduction=reduction)
     weight = (2 - _relative_softmax(pos.detach()[0] / scale / sigma, everyone)).detach()
-    return share_of(lse - weight * pos, reduction, everyone)
+    return reduce(lse - weight * pos, reduction, options["group"])
 
 
 def _relative_softmax(x: Tensor, everyone: Agreement | None) -> Tensor:
     """``softmax(x)`` over the batch of all ranks, in units of its mean."""
     if everyone is None:
         return x.shape[0] * x.softmax(0)
-    return (x - all_reduce_logsumexp(x.logsumexp(0), everyone.group)).exp() * everyone.n
+    return (x - all_reduce_logsumexp(x.logsumexp(0), everyone.group)).exp() * (everyone.n / 2)  # of two views

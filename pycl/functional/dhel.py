@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from pycl.core.pairs import Pairs
+from pycl.engine.agreement import agree_on
 from pycl.engine.reduction import check_reduction, reduce, zero_if_empty
 from pycl.engine.reductions import pair_stats
 from pycl.engine.views import stack_views
@@ -59,6 +60,7 @@ def dhel(
     scale = to_logit_scale(temperature)
     points, n_views = stack_views(views)
     check_two_views("dhel", n_views)
+    options["group"] = agree_on(options["group"], points, scale, loss="dhel")
     stats = pair_stats(
         points,
         None,
@@ -110,6 +112,7 @@ def mv_dhel(
     check_reduction(reduction)
     scale = to_logit_scale(temperature)
     points, n_views = stack_views(views)
+    options["group"] = agree_on(options["group"], points, scale, loss="mv_dhel")
     stats = pair_stats(
         points,
         None,

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pycl.core.pairs import Pairs
+from pycl.engine.agreement import agree_on
 from pycl.engine.reduction import check_reduction, reduce
 from pycl.engine.reductions import pair_stats
 from pycl.engine.validation import check_choice
@@ -69,6 +70,7 @@ def mv_info_nce(
     check_choice("denominator", denominator, DENOMINATORS)
     scale = to_logit_scale(temperature)
     points, n_views = stack_views(views)
+    options["group"] = agree_on(options["group"], points, scale, loss="mv_info_nce", denominator=denominator)
     stats = pair_stats(
         points,
         None,
@@ -123,6 +125,7 @@ def poly_view(
     check_choice("mean", mean, MEANS)
     scale = to_logit_scale(temperature)
     points, n_views = stack_views(views)
+    options["group"] = agree_on(options["group"], points, scale, loss="poly_view", mean=mean)
     lse = pair_stats(points, None, scale, denominator=Pairs.NEGATIVE, **options).lse
     z = unit(points.z, options["normalize"]).view(n_views, -1, points.z.shape[1])
     with no_autocast(z):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from pycl.core.pairs import Pairs
+from pycl.engine.agreement import agree_on
 from pycl.engine.reduction import by_view, check_reduction, reduce
 from pycl.engine.reductions import pair_stats
 from pycl.engine.validation import check_choice
@@ -67,6 +68,7 @@ def sup_con(
     if labels is None:
         raise TypeError("labels must be an integer tensor, got None")
     points, n_views = stack_views(views, labels)
+    options["group"] = agree_on(options["group"], points, scale, loss="sup_con", form=form)
     stats = pair_stats(
         points,
         None,
