@@ -248,6 +248,14 @@ def test_every_loss_is_in_its_page() -> None:
     assert set(BACKENDS) <= set(SPAN.findall(prose(ROOT / "docs" / "install.md")))
 
 
+def test_tools_of_lint_are_pinned() -> None:
+    (tools,) = re.findall(r"^lint = \[(.*?)\]", text_of(ROOT / "pyproject.toml"), re.MULTILINE)
+    pinned = re.findall(r"^([\w-]+)==", text_of(ROOT / "constraints.txt"), re.MULTILINE)
+    assert set(re.findall(r'"([\w-]+)"', tools)) <= set(pinned)
+    commands = [line for line in text_of(ROOT / ".ci" / "run").splitlines() if line.startswith("make ")]
+    assert commands == ["make lint", "make test", "make test-cpus"]
+
+
 # ---- how it works
 
 
