@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycl.backends import buffers as pages
+from pycl.backends import buffers
 from pycl.backends.compiled import extension
 
 # no tile loop for these: nearly all of their time is torch's product
@@ -198,7 +198,7 @@ def _scores(t: SinkhornProblem) -> tuple[Any, ...]:
 
 def sinkhorn_scores(z: Tensor, prototypes: Tensor) -> Tensor:
     dtype = accumulation_dtype(z.dtype)
-    scores = pages.empty((len(z), len(prototypes)), dtype)
+    scores = buffers.empty((len(z), len(prototypes)), dtype)
     return torch.mm(z.to(dtype), prototypes.to(dtype).T, out=scores)
 
 
@@ -218,7 +218,7 @@ def sinkhorn_samples(t: SinkhornProblem, potential: Tensor) -> Tensor:
 
 
 def sinkhorn_codes(t: SinkhornProblem, potential: Tensor) -> tuple[Tensor, Tensor]:
-    codes = pages.empty(t.scores.shape, t.dtype) if t.out is None else t.out
+    codes = buffers.empty(t.scores.shape, t.dtype) if t.out is None else t.out
     u = potential.new_empty(len(t.scores))
     if t.scores.shape[0]:
         out = DTYPES[t.dtype], codes.data_ptr(), u.data_ptr()
