@@ -15,7 +15,7 @@ from torch import Tensor
 from pycl.backends import buffers
 from pycl.backends.compiled import extension
 
-# no tile loop for these: nearly all of their time is torch's product
+# these have no tile loop: torch's product takes nearly all of their time
 from pycl.backends.reference import pair_logits as pair_logits
 from pycl.backends.reference import pair_logits_backward as pair_logits_backward
 from pycl.backends.reference import pair_top as pair_top
@@ -119,7 +119,7 @@ def _write_residuals(problem: Problem, compiled: Any, save: bool) -> Tensor:
 
 
 def _read_residuals(compiled: Any, residuals: Tensor) -> None:
-    """Let the backward have the products of its forward; a copy of the residuals lacks the storage, and has none."""
+    """Let the backward read the products of its forward. A copy of the residuals has no storage, and so no products."""
     storage = residuals.untyped_storage()
     if storage.nbytes() >= compiled.residual_bytes():
         compiled.residuals_at(storage.data_ptr())

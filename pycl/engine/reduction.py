@@ -27,7 +27,7 @@ def reduce(terms: Tensor, reduction: str, group: Group | None = None) -> Tensor:
 
 
 def share_of(terms: Tensor, reduction: str, agreement: Agreement | None) -> Tensor:
-    """``reduce`` for ranks that know of each other how many terms there are."""
+    """``reduce`` for ranks that have agreed on how many terms each of them has."""
     if reduction == "none":
         return terms
     if reduction == "sum":
