@@ -90,8 +90,8 @@ class StatsRow:
 
     The first three have gradients. The last two are the log-sum-exps in units of log 2. The backward exponentiates
     them, and ranks of a group merge them: converted from nats they would be off by a rounding, which a large logit
-    turns into a visible error of its weight. A backend whose backward reads the first two
-    rows leaves the last two at 0.
+    turns into a visible error of its weight. A backend whose backward reads the first two rows leaves the last two
+    at 0.
     """
 
     LSE = 0
