@@ -127,6 +127,7 @@ $(GPU_SITE)/installed: $(SOURCES) $(if $(WHEELS),$(wildcard $(WHEELS)/*.whl))
 	$(GPU_PIP) --no-build-isolation .
 	touch $@
 
+# with pycl installed, as a user's mypy sees it; constraints.txt pins the tools
 lint: $(VENV)/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -7,7 +7,8 @@
 
 namespace pycl {
 
-// The instruction sets compiled in and supported by this machine, best first; "amx-emulated" never chosen by itself.
+// The instruction sets that are compiled in and that this machine supports, best first. "amx-emulated" has to be asked
+// for.
 std::vector<std::string> supported_isas();
 
 // Chooses by name, or the best for an empty name; throws std::invalid_argument for a name that cannot run here.

@@ -14,7 +14,7 @@ struct Attribute {
   Int<T>* value;
   Int<T>*low, *high;  // per block
 
-  // Without a source the points have the numbers that `numbered` gives them.
+  // Where `source` is null, `numbered` gives each point its number.
   template <class Numbered>
   void fill(const ExecutionContext& host, const int64_t* source, Numbered numbered, int64_t n, int64_t base,
             int block) {
@@ -48,7 +48,7 @@ struct Labels {
   Attribute<T> ids, views;
 
   void fill(const ExecutionContext& host, const Side& side, int64_t id_base, int64_t view_base, int block) {
-    const uint32_t instances = uint32_t(side.instances);  // points are numbered in 31 bits; 64 would divide slower
+    const uint32_t instances = uint32_t(side.instances);  // 31 bits are enough, and 64 would divide slower
     ids.fill(host, side.ids, [=](int64_t i) { return uint32_t(i) % instances; }, side.z.n, id_base, block);
     views.fill(host, side.views, [=](int64_t i) { return uint32_t(i) / instances; }, side.z.n, view_base, block);
   }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Points in the layouts the products read: converted, normalised, padded with zeros; and gradients on their way back.
+// Points in the layouts that the products read: converted, normalised, padded with zeros. Gradients on their way back.
 #pragma once
 #include "product_fma.h"
 #include "schedule.h"
@@ -71,7 +71,7 @@ double dot(const T* a, const T* b, int64_t n) {
   return ((part[0] + part[4]) + (part[1] + part[5])) + ((part[2] + part[6]) + (part[3] + part[7]));
 }
 
-// The norm, by way of the largest entry where squares would leave the range of double.
+// The norm. Where squares would leave the range of double, entries are divided by the largest one first.
 template <class T>
 double norm_of(const T* line, int64_t d) {
   double sum = dot(line, line, d);
@@ -87,8 +87,8 @@ double norm_of(const T* line, int64_t d) {
   return peak * __builtin_sqrt(sum);
 }
 
-// What gradients of points are made of: sums over tiles, direct [points, width] from the row role and transposed
-// [blocks][width][block] from the column role, either may be null. d_scale, if wanted, is <x_i, direct_i>.
+// The sums over tiles that gradients of points are made of: direct [points, width] from the points as rows, transposed
+// [blocks][width][block] from the points as columns. Either may be null. d_scale, if wanted, is <x_i, direct_i>.
 template <class T>
 struct TileSums {
   const T* direct;
@@ -115,12 +115,12 @@ struct Packed {
   int block;
   int64_t blocks, width, row;  // width: padded feature size; row: distance of rows, an odd number of cache lines
   Layouts has;
-  const T* scale;  // what by_row (where the product asks for it) and by_col are multiplied by, null for 1
+  const T* scale;  // multiplies by_col, and by_row where the product asks for it; null for 1
   bool scale_per_row;
   E *by_row, *panels_t, *panels, *by_col;
   double* norm;
   double max_norm;
-  T* lines;  // a point in the making, one for each block
+  T* lines;  // for each block, room for the point that is packed
 
   void lay_out(const ExecutionContext& host, const Matrix& matrix, bool normalized, int block_size, Layouts layouts,
                const T* scales, bool per_row) {
@@ -244,7 +244,7 @@ struct Packed {
 
   void normalized_gradient(int64_t i, const T* x, T* g) const {
     const double inverse = inverse_norm(i);
-    if (norm[i] < kNormEps) {  // the norm was clamped: a constant
+    if (norm[i] < kNormEps) {  // the norm was clamped, so it is a constant
       for (int64_t k = 0; k < z.d; ++k) {
         double value = double(g[k]) * inverse;
         if (z.dtype == DType::kFloat16)  // 1 / kNormEps is beyond float16
@@ -258,8 +258,8 @@ struct Packed {
   }
 };
 
-// Calls body(side, block) for the blocks of one side or two, in one parallel region: on small problems a second one
-// costs as much as its work.
+// Calls body(side, block) for the blocks of one side or of two, in one parallel region. On small problems a second
+// region costs as much as its work.
 template <class P, class Body>
 void for_each_block(const ExecutionContext& host, const Packed<P>& a, const Packed<P>* b, Body body) {
   parallel(host, a.blocks + (b ? b->blocks : 0), a.block * a.width,

@@ -21,9 +21,9 @@ struct Matrix {
 // One role of a problem. Bias has the accumulation type, float or double; null where there is none.
 struct Side {
   Matrix z;
-  const int64_t* ids;  // with views, or both null: then the points are views-major,
+  const int64_t* ids;  // null where there are no labels, and then views is null, too
   const int64_t* views;
-  int64_t instances;  // point i is of instance i % instances and of view i / instances
+  int64_t instances;  // without labels: point i is of instance i % instances and of view i / instances
   const void* bias;
 };
 
@@ -36,30 +36,33 @@ struct Problem {
   bool has_self;
   int64_t offset;  // row i is the same point as column i + offset
   bool normalize;
-  // Where a forward saves the products of all tiles for the backward of the same problem; null where it does not.
+  // Memory for the products of all tiles: the forward writes them, the backward of the same problem reads them. Null
+  // where none are saved.
   void* residuals;
 };
 
-// In front of the products that are saved: all that shaped them. A backward that differs in any of it, another type of
-// product because a precision was set or another number of threads in between, computes them again.
+// Stands before the saved products and holds all that shaped them. A backward that finds another header computes the
+// products again. That happens if a precision or the number of threads was set in between.
 struct alignas(64) ResidualHeader {
   Problem problem;
   const void* product;
   int64_t block, workers;
 
-  bool operator==(const ResidualHeader& other) const;  // compiled once: an inline one of AVX-512 could serve everybody
+  // Not inline: the linker could take the copy compiled for AVX-512 for everybody.
+  bool operator==(const ResidualHeader& other) const;
 };
 
-// Gradients of one problem; null where not wanted. logit_scale has one entry per row and comes with rows.
-// rows and cols have the dtype of z and are contiguous, the rest has the accumulation type. In a symmetric problem only
-// the sum over logit_scale is defined: a tile's pairs are counted with the row they were visited from.
+// Gradients of one problem; null where not wanted. rows and cols are contiguous and have the dtype of z. The other
+// gradients have the accumulation type. logit_scale has one entry per row and comes with rows. In a symmetric problem
+// only the sum over logit_scale is defined: a pair is counted with the row that its tile was visited from.
 struct Gradients {
   void *rows, *cols, *logit_scale, *row_bias, *col_bias;
 };
 
 // What kernels need from outside: threads and memory. run() calls body(arg, task) for every task in [0, tasks), maybe
-// in parallel, and returns when all are done; allocate() returns 64-byte aligned memory that lives until the call ends.
-// cancelled(), asked before every tile, says that nobody will read the outputs: what is left may be left out.
+// in parallel, and returns when all are done. allocate() returns 64-byte aligned memory that lives until the call ends.
+// cancelled() is asked before every tile. True means that nobody will read the outputs, so the other tiles may be left
+// out.
 struct ExecutionContext {
   int threads;
   bool (*cancelled)(const ExecutionContext&);
@@ -68,9 +71,9 @@ struct ExecutionContext {
   void* owner;
 };
 
-// Row-major [6, n] in the accumulation type: lse, pos_lse, pos_sum, pos_count, and for the backward lse and pos_lse in
-// units of log 2, as the tiles computed them: converted back they would be off by a rounding, which a large logit
-// turns into a visible error of its weight.
+// Row-major [6, n] in the accumulation type: lse, pos_lse, pos_sum, pos_count, then lse and pos_lse in units of log 2.
+// The last two are for the backward and are what the tiles computed. Converted from nats they would be off by a
+// rounding, which a large logit turns into a visible error of its weight.
 struct Stats {
   void *rows, *cols;  // cols null: row statistics only
 };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // C (+)= A B with bfloat16 operands and float32 sums: AVX-512 dot products or AMX tiles, on the same packed layout.
-// With two planes every value is the sum of two bfloat16 numbers and the product is three products: hi hi, hi lo, lo
-// hi.
+// With two planes every value is the sum of two bfloat16 numbers, hi + lo. Then there are three products: hi hi, hi lo,
+// lo hi.
 #pragma once
 #include "product_fma.h"
 #if defined(PYCL_AMX) || defined(PYCL_AMX_EMULATED)
@@ -99,8 +99,8 @@ struct Bf16Product {
     }
   }
 
-  // Weights are written twice in bfloat16, row-major (A of dX = W Y) and with pairs of rows interleaved (B of
-  // dY^T = X^T W), two rows at a time while they are in the first-level cache: no transposition is ever needed.
+  // Weights are written twice in bfloat16: row-major (A of dX = W Y), and with pairs of rows interleaved (B of
+  // dY^T = X^T W). So nothing is transposed. Two rows are written at a time, while they are in the first-level cache.
   struct Weights {
     float* tile;
     E *w, *v;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which worker visits which tile when. Blocks are dealt out to groups round-robin, and the sweep is a sequence of
-// rounds in which every group of rows and every group of columns has one worker: each output has one writer, no worker
+// Which worker visits which tile when. Blocks are dealt out to groups round-robin. The sweep is a sequence of rounds.
+// In one round every group of rows and every group of columns has one worker. So each output has one writer, no worker
 // needs a private copy of an output, and the order of additions depends on the number of threads alone.
 #pragma once
 #include "problem.h"
@@ -59,7 +59,7 @@ void for_each_tile(const pycl::ExecutionContext& host, bool symmetric, int64_t r
   Schedule<Visit>{host, symmetric, row_blocks, col_blocks, workers, visit}.run();
 }
 
-// Below this many elements a worker is not worth waking: a parallel region costs what copying as many elements does.
+// A worker is not worth waking for fewer elements: a parallel region costs as much as copying this many.
 constexpr int64_t kElementsPerWorker = 1 << 15;
 
 // Calls body(task) for every task, split among the threads; `elements` is the work of one task.

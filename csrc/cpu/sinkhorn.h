@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sinkhorn on stored scores, one read of them a call. Logits are L = scores / epsilon; inside, in units of log 2.
+// Sinkhorn on stored scores. A call reads the scores once. Logits are L = scores / epsilon, inside in units of log 2.
 //
-// The sums over columns in sinkhorn_columns() with a potential need no maximum. The prototype step before has made
-// sum_b exp(L_bk + u_b + v_k) = B m_k with the old u, all k together B, so the sample step lowers u_b by at most
-// -log a_b: every term is at most B a_b, and in every column they add up to at least B m_k min_b a_b.
+// With a potential the sums over columns in sinkhorn_columns() need no maximum. The prototype step before has made
+// sum_b exp(L_bk + u_b + v_k) = B m_k with the old u, and the sum of these over all k is B. So the sample step lowers
+// u_b by at most -log a_b. Every term is then at most B a_b, and the terms of a column add up to at least
+// B m_k min_b a_b.
 #pragma once
 #include "stats_forward.h"
 #include "storage.h"
@@ -15,12 +16,12 @@ using pycl::SinkhornProblem;
 constexpr int kRowsAtOnce = 4;            // samples between two visits of the column sums
 constexpr int kAtOnce = 8;                // vectors of logits in registers
 constexpr int64_t kPrefetch = 3072;       // scores ahead; a step took 3.0 ms without, 1.7 with it
-constexpr int kRowsPerTotal = 64;         // samples whose weights are added up in T before they join a sum in double
+constexpr int kRowsPerTotal = 64;         // samples whose weights are summed in T, before a sum in double takes them
 constexpr int kRowsPerShift = 16;         // samples between two visits of the sums at the start
-constexpr int64_t kPastCache = 32 << 20;  // bytes of codes from which on writing them past the cache is faster
+constexpr int64_t kPastCache = 32 << 20;  // bytes of codes; more of them are written faster past the cache
 
-// Exponentials are 2^(l - shift) with a shift that need not be the maximum: it is one of the first logits' and stays
-// until a sum exceeds kCeiling. That is rare, and then what there is so far is scaled.
+// Exponentials are 2^(l - shift). The shift need not be the maximum: it is the largest of the first logits and stays
+// until a sum exceeds kCeiling. That is rare; the terms and sums so far are then scaled to a new shift.
 constexpr double kCeiling = 0x1p60;
 
 template <class T, class S>
@@ -69,7 +70,7 @@ struct SinkhornKernels {
 
   const S* row(int64_t b) const { return static_cast<const S*>(t.scores.data) + b * t.scores.row_stride; }
 
-  // Logits of sample b without the potential, a vector from column k on; finite beyond the last.
+  // A vector of a sample's logits without the potential, from column k on; finite beyond the last column.
   PYCL_INLINE Vec<T> logits(const S* from, int64_t k) const {
     if (k + kLanes<T> <= d) return Storage<T, S>::load(from + k) * scale;
     S padded[kLanes<T>] = {};
@@ -85,7 +86,8 @@ struct SinkhornKernels {
 
   PYCL_INLINE Softmax softmax(int64_t b, T* terms) const {
     const S* const from = row(b);
-    const T *const v = potential, factor = scale;  // a store to terms may change what is behind a pointer, as `this` is
+    // Copies: a store to `terms` may change what a pointer refers to, and `this` is one.
+    const T *const v = potential, factor = scale;
     const int64_t whole = d, end = width;
     T shift = 0;
     Vec<T> total{};
@@ -121,7 +123,7 @@ struct SinkhornKernels {
     total += sum;
   }
 
-  // The largest of some logits, finite where there is none.
+  // The largest of some logits; finite where all are -inf.
   template <int kVectors>
   static PYCL_INLINE T top(const Vec<T>* l) {
     Vec<T> x = splat<T>(-kLargest<T>);
@@ -129,7 +131,7 @@ struct SinkhornKernels {
     return reduce_max<T>(x);
   }
 
-  // Sums these first: what a sum loses grows with the number of its terms.
+  // Sums these terms by themselves: what a sum loses to rounding grows with the number of its terms.
   template <int kVectors>
   static PYCL_INLINE Vec<T> exponentials(const Vec<T>* l, T shift, T* terms) {
     Vec<T> sum{};
@@ -180,7 +182,7 @@ struct SinkhornKernels {
     }
   }
 
-  // log sum_b exp(L_bk + u_b), u from the sample step with the potential.
+  // log sum_b exp(L_bk + u_b), with u from the sample step with the potential.
   void columns_after_step(const T* v, T* out) {
     const int64_t terms_size = kRowsAtOnce * width;
     T* terms = allocate<T>(host, workers * terms_size);
@@ -256,7 +258,7 @@ struct StoredAs {
   using Type = S;
 };
 
-// Calls body with the type that a dtype which is computed in T has in memory.
+// Calls body with the type in memory of a dtype whose numbers are computed in T.
 template <class T, class Body>
 void with_storage(DType dtype, Body body) {
   if constexpr (sizeof(T) == 8) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Gradients of the statistics: what every logit weighs in them, from the saved log-sum-exps.
+// Gradients of the statistics: the weight of every logit, from the saved log-sum-exps.
 #pragma once
 #include "stats_forward.h"
 
@@ -8,7 +8,8 @@ namespace {
 using pycl::CrossEntropy;
 using pycl::StatsGradient;
 
-// One side's statistics and the gradients with respect to them, in units of log 2, -inf replaced by an inert pair.
+// One side's statistics and the gradients with respect to them, in units of log 2. An empty set, whose log-sum-exp is
+// -inf, has a log-sum-exp of 0 and a gradient of 0 here.
 template <class T>
 struct SideWeights {
   T *lse, *d_lse, *pos_lse, *d_pos_lse, *d_pos_sum;
@@ -48,8 +49,8 @@ struct StatsWeights {
   SideWeights<T> rows, cols;
   bool both_sides;
 
-  // The weight of a pair of the first set is 2^(l - lse_i) d_i + 2^(l - lse_j) d_j: with a shift near all lse of the
-  // tile it is 2^(l - shift) (alpha_i + beta_j), one exponential; otherwise (kTwo) the two are computed apart.
+  // The weight of a pair of the first set is 2^(l - lse_i) d_i + 2^(l - lse_j) d_j. If a shift is near all lse of the
+  // tile, the weight is 2^(l - shift) (alpha_i + beta_j), with one exponential. Otherwise (kTwo) it takes two.
   template <bool kPartial, bool kTwo, class Emit>
   void fill(const Tile<T>& tile, T* buffer, T shift, bool by_col, Emit emit) {
     const int block = tile.block;
@@ -72,7 +73,7 @@ struct StatsWeights {
       for (int j = 0; j < block; j += kLanes<T>) {
         T* at = tile.products + int64_t(i) * block + j;
         const int64_t gj = tile.j0 + j;
-        // rounded as in the forward before anything is subtracted: a pair that is all of the sum has a weight of 1
+        // The logit is rounded as in the forward before lse is subtracted. So a pair that is the whole sum weighs 1.
         const Vec<T> l = load<T>(at) * a + (bias + load<T>(sweep.col_bias + gj));
         const Vec<T> e = exp2<T>(l - row_shift);
         Vec<T> w;
@@ -101,7 +102,8 @@ struct StatsWeights {
     const bool by_col = both_sides && tile.both_sides, mixed = tile.kind == TileKind::kPartial;
     const T high = ::fmax(rows.high[tile.ib], by_col ? cols.high[tile.jb] : -kInf<T>);
     const T low = ::fmin(rows.low[tile.ib], by_col ? cols.low[tile.jb] : kInf<T>);
-    // Positives are apart too: a product of exponentials is 1 only up to rounding, which a saturated one would show.
+    // Tiles with positives take two exponentials, too: a product of exponentials is 1 only up to rounding, and where a
+    // positive is nearly the whole sum its gradient would be that rounding.
     const bool two = by_col && (mixed || !(high - low <= T(kSharedShift)));
     const T shift = high >= low ? high : T(0);  // high < low: no pairs here, the weights are zero at any shift
     if (mixed)
@@ -137,7 +139,7 @@ void pair_stats_backward(const Problem& problem, const ExecutionContext& host, c
   find_gradients(sweep, stats, d_rows, d_cols, out);
 }
 
-// One packing for both passes, and products that wait in memory of the call.
+// Both passes share the packed points, and the products, which stay in memory of the call.
 template <class P>
 void pair_cross_entropy_fused(const Problem& given, const ExecutionContext& host, const CrossEntropy& weights,
                               void* total, const Gradients& out) {

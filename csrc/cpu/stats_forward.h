@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Log-sum-exps and sums of logits over pair sets, for rows and columns in one sweep.
 //
-// Where every |logit| is provably at most 35 nats, all sums of the problem share one shift and one exponential serves
-// the row and the column of an entry. Elsewhere each row and column keeps a running maximum, and a tile shares one
-// exponential only where its maxima lie within 80 (in units of log 2) of each other.
+// If every |logit| is provably at most 35 nats, all sums of the problem share one shift, and one exponential serves the
+// row and the column of an entry. Otherwise each row and each column keeps a running maximum. The row and the column of
+// an entry then share an exponential only in tiles whose maxima lie within 80 (in units of log 2) of each other.
 #pragma once
 #include "sweep.h"
 
@@ -25,7 +25,7 @@ struct RunningLse {
     sum = allocate<T>(host, n);
     for (int64_t i = 0; i < n; ++i) max[i] = first, sum[i] = 0;
   }
-  // Merge `n` partial sums at shifts `at` (a vector each, or one for all); a shift of -inf stands for 0.
+  // Merge `n` partial sums. Their shifts are `at[0]` for all of them, or `at[k]` each. A shift of -inf stands for 0.
   PYCL_INLINE void merge(int64_t first, int n, const T* at, bool one_shift, const T* part) {
     for (int k = 0; k < n; k += kLanes<T>) {
       const Vec<T> m = load<T>(max + first + k), s = load<T>(sum + first + k), p = load<T>(part + k);
@@ -89,7 +89,7 @@ struct StatsForward {
   using T = typename P::T;
   Sweep<P>& sweep;
   bool proven;
-  T shift;  // of every sum, where proven
+  T shift;  // of every sum, if the bound is proven
   SideStats<T> rows, cols;
 
   template <int n>
@@ -162,7 +162,8 @@ struct StatsForward {
   }
   static PYCL_INLINE void add_to(T* p, Vec<T> x) { store<T>(p, load<T>(p) + x); }
 
-  // Logits in place of products, -inf outside the first set; positives apart; maxima of rows and columns.
+  // Overwrite the products with logits, -inf outside the first set. Write the logits of positives apart, and the maxima
+  // of rows and columns.
   template <bool kPartial>
   void logits(const Tile<T>& tile, StatsScratch<T>& s) {
     const int block = tile.block;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Vectors from and to memory of another type than they are computed in: half types as float, float as double.
+// Vectors from and to memory of another type: half types are computed as float, float as double.
 #pragma once
 #include "vec.h"
 
@@ -77,7 +77,7 @@ struct Storage<float, Float16> {
   }
 };
 
-// memcpy to memory that is not read soon: whole lines of the cache are written without being read before.
+// memcpy to memory that is not read soon. It writes whole lines of the cache and does not read them first.
 PYCL_INLINE void copy_past_cache(void* to, const void* from, size_t bytes) {
   size_t k = 0;
 #ifdef __AVX2__

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sums over a row's pairs: of softplus(l) over negatives and softplus(-l) over positives, with their gradients, and of
+// Sums over the pairs of a row: softplus(l) of negatives and softplus(-l) of positives, with their gradients, and
 // values weighted by e^l.
 #pragma once
 #include "sweep.h"
@@ -21,8 +21,8 @@ PYCL_INLINE Vec<T> sigmoid(Vec<T> x) {
   return (x < T(0) ? u : splat<T>(1)) / (u + T(1));
 }
 
-// Replaces the products of a tile by value(i, l, positive, counts) summed over the two roles a pair can have, 0 where
-// it has none; `counts` are the pairs that have the role. Negatives are the pairs.
+// Replaces every product of a tile by value(i, l, positive, counts), summed over the sets that the pair is in: the
+// first set (the negatives), the positives, both or none. `counts` are the pairs that are in the set.
 template <bool kPartial, class P, class Value, class RowDone>
 void map_tile(Sweep<P>& sweep, const Tile<typename P::T>& tile, Value value, RowDone row_done) {
   using T = typename P::T;
@@ -115,7 +115,7 @@ void pair_sum_fused(const Problem& problem, const ExecutionContext& host, double
   *static_cast<T*>(total) = T(weight * sum);
 }
 
-// sum_j e^l_ij v_j over the pairs; whoever set the biases keeps the logits from overflowing.
+// sum_j e^l_ij v_j over the pairs. The caller's biases keep the exponentials from overflowing.
 template <class P>
 void pair_weighted_sum(const Problem& problem, const ExecutionContext& host, const pycl::Matrix& values, void* out) {
   using T = typename P::T;

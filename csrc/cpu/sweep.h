@@ -16,7 +16,7 @@ struct Tile {
   int64_t i0, j0;   // first row and column
   int rows, block;  // rows < block at the lower edge; columns beyond the last have a bias of -inf
   TileKind kind;
-  bool both_sides;  // columns take their share too: not so on the diagonal of a symmetric problem
+  bool both_sides;  // columns take their share, too; false on the diagonal of a symmetric problem
   T* products;
 };
 
@@ -35,7 +35,8 @@ int64_t aligned_to_views(const Problem& problem, int64_t size) {
   return size;
 }
 
-// As many blocks as the schedule has groups, or a multiple, so that every worker has its share and little is padding.
+// The size that makes as many blocks as the schedule has groups, or a multiple: every worker then has its share, and
+// little is padding.
 template <class P>
 int block_size(const Problem& problem, int threads) {
   const int64_t m = problem.rows.z.n, n = problem.cols.z.n;
@@ -46,11 +47,11 @@ int block_size(const Problem& problem, int threads) {
   return int(size < P::kMinBlock ? P::kMinBlock : aligned_to_views<P>(problem, size));
 }
 
-// An address for each type of product, of each instruction set.
+// Its address names a type of product of an instruction set.
 template <class P>
 constexpr char kProduct = 0;
 
-// What the products of all tiles take, with their header.
+// Bytes of the products of all tiles, with their header.
 template <class P>
 size_t residual_bytes(const Problem& problem, int threads) {
   const int64_t block = block_size<P>(problem, threads);
@@ -75,7 +76,7 @@ struct Sweep {
   bool reuse = false;      // read, not written
   double bound;            // no logit, in units of log 2, is larger or smaller than -bound
 
-  // `wanted` null: no gradients. With `forward` false the products may be there from the forward.
+  // No gradients are laid out for where `wanted` is null. With `forward` false the residuals may hold the products.
   Sweep(const Problem& p, const ExecutionContext& h, bool forward, const Gradients* wanted) : problem(p), host(h) {
     const int64_t m = p.rows.z.n, n = p.cols.z.n;
     block = block_size<P>(p, h.threads);
@@ -185,7 +186,7 @@ void add_sums(const Tile<T>& tile, T* by_row, T* by_col) {
   }
 }
 
-// Which blocks of a sum have been written: the first product of a block overwrites what is there.
+// Which blocks of a sum have been written. The first product of a block overwrites its memory, later ones add to it.
 struct FirstWrite {
   bool* blocks;
   int64_t n;
@@ -205,7 +206,8 @@ struct FirstWrite {
   }
 };
 
-// Sums over tiles of weights W: of W Y by row, of W^T X by column, transposed, and of W; what is null is left out.
+// Sums over tiles of weights W: of W Y by row, of W^T X by column (transposed), and of W by row and by column. A sum
+// whose pointer is null is left out.
 template <class P>
 struct Products {
   using T = typename P::T;
@@ -219,8 +221,8 @@ PYCL_INLINE void flush_rows(int i, int rows, Emit emit) {
   if (i % 2 == 1 || i + 1 == rows) emit(i / 2 * 2);
 }
 
-// make_weights(tile, emit) overwrites the products of a tile with weights, zero where a pair does not count, and calls
-// emit(i) after each pair of rows i, i + 1.
+// make_weights(tile, emit) overwrites the products of a tile with weights. A pair that does not count has the weight 0.
+// It calls emit(i) after each pair of rows i, i + 1.
 template <class P, class MakeWeights>
 void add_products(Sweep<P>& sweep, const Products<P>& sums, MakeWeights make_weights) {
   using T = typename P::T;
@@ -249,7 +251,7 @@ void add_products(Sweep<P>& sweep, const Products<P>& sums, MakeWeights make_wei
   if (sums.transposed) cols.clear_others(sums.transposed, block * sums.x->width);
 }
 
-// Gradients by recomputing tiles; make_weights as in add_products() fills in dL/dl.
+// Gradients by recomputing tiles. make_weights, as in add_products(), overwrites products with dL/dl.
 template <class P, class MakeWeights>
 void apply_weights(Sweep<P>& sweep, const Gradients& out, MakeWeights make_weights) {
   using T = typename P::T;

@@ -124,7 +124,7 @@ PYCL_INLINE bool any<double>(IVec<double> condition) {
 #endif
 
 // 2^x: minimax polynomials for 2^r on [-1/2, 1/2] that are 1 at 0 (relative error 9.1e-8 and 3e-18), then the exponent.
-// Exactly 1 for 0, so that a saturated softmax has no error; exactly 0 for -inf and below the normal range.
+// 0 gives exactly 1, so a saturated softmax has no error. -inf and numbers below the normal range give exactly 0.
 template <class T>
 struct Exp2;
 template <>
@@ -184,7 +184,7 @@ PYCL_INLINE Vec<double> exp2<double>(Vec<double> x) {
 }
 #endif
 
-// 2^x, and at least 2^100 where x is more than 100; exp2() may give anything for what has no exponent.
+// 2^x, and at least 2^100 where x is more than 100. exp2() may return anything where 2^x is out of range.
 template <class T>
 PYCL_INLINE Vec<T> saturating_exp2(Vec<T> x) {
 #ifdef __AVX512F__

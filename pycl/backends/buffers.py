@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory for large results on a CPU: a result that is gone leaves its pages to the next.
+"""A caching allocator for large results on a CPU: the buffer of a freed result serves the next one of its size.
 
-malloc gives much memory back to the system, from 32 MiB on always and below that by a rule that depends on what came
-before. New pages are cleared first: 3 of 13 ms for 49 MB of codes, and ten times that where the host of a virtual
-machine has taken the free memory.
+malloc returns large blocks to the system: from 32 MiB on always, below that by a rule that depends on earlier calls.
+The system clears new pages before it hands them out. For 49 MB of codes that took 3 of 13 ms, and ten times that where
+the host of a virtual machine had taken the free memory.
 """
 
 from __future__ import annotations
@@ -16,44 +16,47 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-LEAST = 1 << 20  # malloc has what is smaller at hand, and is quicker by 3 us
-MOST = 256 << 20  # idle pages of all sizes together
+MIN_BYTES = 1 << 20  # smaller blocks malloc has at hand, and is quicker by 3 us
+MAX_CACHED_BYTES = 256 << 20  # of all idle buffers together
 
 _idle: list[mmap.mmap] = []  # oldest first
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """``torch.empty`` in pages that come back when the last tensor on them is gone."""
+    """``torch.empty`` in a buffer that is released when the last tensor on it is gone."""
     size = math.prod(shape) * dtype.itemsize
-    if size <= LEAST or not hasattr(mmap, "MAP_ANONYMOUS"):
+    if size <= MIN_BYTES or not hasattr(mmap, "MAP_ANONYMOUS"):
         return torch.empty(shape, dtype=dtype)
-    pages = _taken(size) or _new(size)
-    view = memoryview(pages)
-    weakref.finalize(view, _give_back, pages).atexit = False
+    buffer = acquire(size) or _new(size)
+    view = memoryview(buffer)
+    weakref.finalize(view, release, buffer).atexit = False
     return torch.frombuffer(view, dtype=dtype).view(shape)
 
 
 def _new(size: int) -> mmap.mmap:
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    buffer = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):  # the faults of 4 KiB pages took two thirds of the time of writing 49 MB
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return pages
+        buffer.madvise(mmap.MADV_HUGEPAGE)
+    return buffer
 
 
-# Any thread may come here, and a garbage collection in between: each step below is one operation on the list.
-def _taken(size: int) -> mmap.mmap | None:
-    for pages in tuple(_idle):
-        if len(pages) == size:
+# Any thread may call these two, and a garbage collection may call `release` between any two steps of another call. So
+# each step is one operation on the list.
+def acquire(size: int) -> mmap.mmap | None:
+    """An idle buffer of exactly this size, or None."""
+    for buffer in tuple(_idle):
+        if len(buffer) == size:
             try:
-                _idle.remove(pages)
+                _idle.remove(buffer)
             except ValueError:  # another thread was faster
                 continue
-            return pages
+            return buffer
     return None
 
 
-def _give_back(pages: mmap.mmap) -> None:
-    if len(pages) <= MOST:
-        _idle.append(pages)
-    while sum(map(len, tuple(_idle))) > MOST:
+def release(buffer: mmap.mmap) -> None:
+    """Keep a buffer for the next result; the oldest buffers go where all together are too large."""
+    if len(buffer) <= MAX_CACHED_BYTES:
+        _idle.append(buffer)
+    while sum(map(len, tuple(_idle))) > MAX_CACHED_BYTES:
         del _idle[:1]

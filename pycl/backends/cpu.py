@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycl.backends import buffers as pages
+from pycl.backends import buffers
 from pycl.backends.compiled import extension
 
-# no tile loop for these: nearly all of their time is torch's product
+# these have no tile loop: torch's product takes nearly all of their time
 from pycl.backends.reference import pair_logits as pair_logits
 from pycl.backends.reference import pair_logits_backward as pair_logits_backward
 from pycl.backends.reference import pair_top as pair_top
@@ -119,7 +119,7 @@ def _write_residuals(problem: Problem, compiled: Any, save: bool) -> Tensor:
 
 
 def _read_residuals(compiled: Any, residuals: Tensor) -> None:
-    """Let the backward have the products of its forward; a copy of the residuals lacks the storage, and has none."""
+    """Let the backward read the products of its forward. A copy of the residuals has no storage, and so no products."""
     storage = residuals.untyped_storage()
     if storage.nbytes() >= compiled.residual_bytes():
         compiled.residuals_at(storage.data_ptr())
@@ -198,7 +198,7 @@ def _scores(t: SinkhornProblem) -> tuple[Any, ...]:
 
 def sinkhorn_scores(z: Tensor, prototypes: Tensor) -> Tensor:
     dtype = accumulation_dtype(z.dtype)
-    scores = pages.empty((len(z), len(prototypes)), dtype)
+    scores = buffers.empty((len(z), len(prototypes)), dtype)
     return torch.mm(z.to(dtype), prototypes.to(dtype).T, out=scores)
 
 
@@ -218,7 +218,7 @@ def sinkhorn_samples(t: SinkhornProblem, potential: Tensor) -> Tensor:
 
 
 def sinkhorn_codes(t: SinkhornProblem, potential: Tensor) -> tuple[Tensor, Tensor]:
-    codes = pages.empty(t.scores.shape, t.dtype) if t.out is None else t.out
+    codes = buffers.empty(t.scores.shape, t.dtype) if t.out is None else t.out
     u = potential.new_empty(len(t.scores))
     if t.scores.shape[0]:
         out = DTYPES[t.dtype], codes.data_ptr(), u.data_ptr()

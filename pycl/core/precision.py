@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What PyTorch is set to make float32 products of, by its former or by its newer switches.
+"""The precision of float32 products that PyTorch is set to.
 
-``torch.get_float32_matmul_precision`` knows the former alone, and raises once one of the newer was set: so does
-``TrainingArguments(tf32=True)`` of transformers. A former switch sets the newer ones too, so these tell both.
+PyTorch has former switches and newer ones. ``torch.get_float32_matmul_precision`` knows the former alone, and raises
+once a newer one was set, for example by ``TrainingArguments(tf32=True)`` of transformers. A former switch sets the
+newer ones, too. So the newer ones are read here.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ Precision: TypeAlias = Literal["highest", "high", "medium"]
 
 
 def of_cpu() -> Precision:
-    """``"medium"`` where PyTorch's own product may take bfloat16 values: where it has AMX, it does.
+    """``"medium"`` if PyTorch's own products on a CPU may take bfloat16 values; with AMX they do.
 
-    Never ``"high"``: no CPU product of PyTorch is of tf32, so a switch that was set for a GPU changes none.
+    Never ``"high"``: PyTorch has no tf32 product on a CPU, so a switch that was set for a GPU changes nothing here.
     """
     return "medium" if _switch("mkldnn") == "bf16" else "highest"
 
 
 def of_cuda() -> Precision:
-    """``"high"`` where products may be of tf32, ``"medium"`` where those of the CPU may be of bfloat16 besides."""
+    """``"high"`` if products may take tf32 values, ``"medium"`` if products on a CPU may take bfloat16 values, too."""
     if _switch("cuda") != "tf32":
         return "highest"
     return "medium" if _switch("mkldnn") == "bf16" else "high"

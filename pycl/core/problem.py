@@ -68,7 +68,7 @@ class Problem(NamedTuple):
         )
 
     def as_rectangular(self) -> Problem:
-        """Columns of its own for a symmetric problem: what is not reduced over both roles needs both triangles."""
+        """The same problem with columns of its own: an operator that serves rows alone needs both triangles."""
         if self.cols is not None:
             return self
         return self._replace(cols=self.rows, col_ids=self.row_ids, col_views=self.row_views, col_bias=self.row_bias)
@@ -102,9 +102,9 @@ class StatsRow:
     POS_LSE_LOG2 = 5
 
 
-N_STATS = 6  # rows, of which
-N_RESULTS = 4  # are what the engine returns, and
-N_SLOPES = 3  # have gradients
+N_STATS = 6  # rows of the statistics
+N_RESULTS = 4  # the first ones, which the engine returns
+N_SLOPES = 3  # the first ones, which have gradients
 
 
 class Needs(NamedTuple):
@@ -151,7 +151,7 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def check_whole(name: str, z: Tensor) -> None:
-    """A tensor of this rank's own: operators on a sharded one would see one shard as if it were all."""
+    """Refuse a DTensor: operators would take this rank's shard for the whole tensor."""
     if type(z) is not Tensor and type(z).__name__ == "DTensor":
         raise TypeError(
             f"{name} must be a plain tensor, got a DTensor: pass {name}.to_local() with the group of its mesh, "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sinkhorn's alternation in the log domain, on whatever can reduce the logits over the samples.
+"""Sinkhorn's alternation in the log domain, for anything that can reduce the logits over the samples.
 
 With logits ``L = scores / epsilon`` [B, K] and ``u = 0`` at the start, an iteration is the prototype step and then the
 sample step::
@@ -7,10 +7,12 @@ sample step::
     v_k = log(B m_k) - log sum_b exp(L_bk + u_b)
     u_b = log(B a_b) - log sum_k exp(L_bk + v_k)
 
-for marginals ``m`` of the prototypes and ``a`` of the samples: ``exp(L_bk + u_b + v_k)`` has the mass B after both,
-or a constant would move from ``u`` to ``v`` in every iteration and take their last digits. That is the published
-algorithm at every number of iterations; a shift of each sample's scores beforehand is not, for it would be another
-``u`` to start from.
+with the marginals ``m`` of the prototypes and ``a`` of the samples. After either step ``exp(L_bk + u_b + v_k)`` has the
+mass B. With two different masses a constant would move from ``u`` to ``v`` in every iteration and take their last
+digits.
+
+After any number of iterations this equals the published algorithm. Do not shift each sample's scores first: that would
+be another ``u`` to start from, and other codes before convergence.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from pycl.core.tracing import observed
 
 
 def step(lse: Tensor, target: Tensor | None = None, penalty: float = math.inf, epsilon: float = 1.0) -> Tensor:
-    """A potential from the log-sum-exps of its side and its target, 0 for None; a penalty makes the marginal soft."""
+    """A potential from the log-sum-exps of its side. None is a target of 0; a finite penalty makes a marginal soft."""
     potential = -lse if target is None else target - lse
     return potential if penalty == math.inf else potential * (penalty / (penalty + epsilon))
 
@@ -67,11 +69,11 @@ class NotFiniteError(ValueError):
 
 
 def check_finite(t: SinkhornProblem, u: Tensor, v: Tensor, alone: bool = True) -> None:
-    """Raise NotFiniteError that says what in the scores made a potential infinite or NaN.
+    """Raise NotFiniteError if a potential is infinite or NaN; the message says which scores are the cause.
 
-    Where this rank is not alone, a prototype that is ruled out here may have samples elsewhere.
+    With ``alone=False`` a prototype that is ruled out here may have samples on other ranks.
 
-    Looks on the CPU alone: there it costs B + K comparisons, on a GPU it would wait for the device.
+    Looks at CPU tensors only: there it costs B + K comparisons, and a GPU would have to be waited for.
     """
     if u.device.type != "cpu" or observed() or (u.sum() + v.sum()).isfinite():
         return

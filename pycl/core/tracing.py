@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a call is only executed, or somebody looks on who must see every operator and no value."""
+"""Whether a call only runs, or is recorded: a recorder must see every operator, and its tensors have no values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def observed() -> bool:
-    """torch.compile or torch.export, a transform of torch.func, FakeTensorMode, make_fx or another dispatch mode."""
+    """By torch.compile or torch.export, a transform of torch.func, FakeTensorMode, make_fx, another dispatch mode."""
     return bool(
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
@@ -46,7 +46,7 @@ def eager(function: F) -> F:
 
 
 def log(number: float | Tensor, like: Tensor) -> float | Tensor:
-    """The natural logarithm of a number of points, which has no value yet where a graph is traced for any of them."""
+    """The natural logarithm of a number of points. In a graph that is traced for any number it has no value yet."""
     if isinstance(number, Tensor):
         return number.log()
     if not observed():

@@ -3,6 +3,6 @@
 
 from __future__ import annotations
 
-from pycl.distributed.ranks import Group, Ring, instances, together
+from pycl.distributed.ranks import Agreement, Group, Ring, agree, all_reduce_logsumexp, instances, together
 
-__all__ = ["Group", "Ring", "instances", "together"]
+__all__ = ["Agreement", "Group", "Ring", "agree", "all_reduce_logsumexp", "instances", "together"]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How columns reach the ranks that compute with them, and how what belongs to columns gets home.
+"""How columns reach the ranks that compute with them, and how statistics and gradients of columns reach their owners.
 
 ``AllGatherExchange`` fetches the columns of all ranks and computes with them in one go. ``RingExchange`` fetches the
-columns of one rank while it computes with another rank's. Both move bytes: a ``TensorPacker`` lays tensors with one row
-per column end to end, so that a move is one message whatever the dtypes.
+columns of one rank while it computes with another rank's. Both move bytes. A ``TensorPacker`` lays tensors with one row
+per column end to end, so a move is one message whatever the dtypes.
 """
 
 from __future__ import annotations
@@ -56,12 +56,13 @@ Deliver: TypeAlias = Callable[
 
 
 def blocks_of(rank: int, sizes: Sequence[Sequence[int]], symmetric: bool) -> list[Block]:
-    """What ``rank`` computes besides its own rows with its own columns, one block for each step round the circle.
+    """The blocks that ``rank`` computes besides its own rows with its own columns, one a step round the circle.
 
     ``sizes`` are the numbers of rows and of columns of each rank.
 
-    Of a symmetric matrix each rank takes the ranks on the half circle after it. Two that are opposite each other, where
-    the number of ranks is even, share: one takes half of the lower one's points, the other the other half.
+    Of a symmetric matrix each rank takes the ranks on the half circle after it. If the number of ranks is even, two
+    ranks that are opposite each other share a block. The lower one takes the first half of its own points, the other
+    the second half of them.
     """
     size, found = len(sizes), []
     for step in range(1, size // 2 + 1 if symmetric else size):
@@ -104,7 +105,7 @@ def _aligned(size: int) -> int:
 
 
 class ColumnExchange:
-    """What the ranks compute, and the moves that takes."""
+    """Which blocks each rank computes, and how their columns travel."""
 
     def __init__(self, ranks: Ranks, sizes: Sequence[Sequence[int]], symmetric: bool) -> None:
         self.ranks, self.sizes = ranks, [n_cols for _, n_cols in sizes]
@@ -122,17 +123,17 @@ class ColumnExchange:
         raise NotImplementedError
 
     def returns(self, like: Sequence[Tensor], deliver: Deliver) -> ColumnReturn:
-        """A way home for tensors ``like`` these, one row for each column of a remote block."""
+        """The way to the owners for tensors ``like`` these, one row a column; ``deliver`` takes what arrives here."""
         raise NotImplementedError
 
 
 class ColumnReturn:
     def send(self, remote: RemoteBlock, tensors: Sequence[Tensor]) -> None:
-        """What belongs to the columns of a remote block, for their owners."""
+        """Send what was computed for the columns of a remote block to their owners."""
         raise NotImplementedError
 
     def wait(self) -> None:
-        """Wait until all that belongs to this rank's columns was delivered."""
+        """Wait until everything for this rank's columns was delivered."""
         raise NotImplementedError
 
 

@@ -3,9 +3,9 @@
 
 ``group=`` of a loss takes a process group, whose columns are gathered, or ``Ring(group)``, whose columns come by one
 rank at a time; ``"world"`` is the group of all ranks at the time of the call, so that a loss may be built before
-torch.distributed runs, and ``"local"`` this rank alone. Every rank of a group passes its own batch and the candidates
-are those of all ranks. The losses that the ranks return have the global batch's loss as their mean, and the gradient at
-a rank's embeddings is that of the sum of all ranks' losses, so that the averaging of DistributedDataParallel gives the
+torch.distributed runs, and ``"local"`` this rank alone. Every rank of a group passes its own batch, and the candidates
+are those of all ranks. Each rank returns a share: the average of the shares is the loss of the global batch. The
+gradient at a rank's embeddings is that of the sum of all shares. So the averaging of DistributedDataParallel gives the
 gradient of one process.
 """
 
@@ -47,7 +47,7 @@ class Ring(NamedTuple):
 
 
 class Meetings:
-    """How often the ranks of a call have met. Before the first time the others wait for a rank that fails."""
+    """How often the ranks have met in this call. Until the first meeting the others wait for a rank that fails."""
 
     held = 0
 
@@ -103,17 +103,17 @@ class Agreement(NamedTuple):
 
     @property
     def n(self) -> int:
-        """The first sizes of all ranks together: as a rule, of anchors."""
+        """The sum of the ranks' first sizes: as a rule, the number of all anchors."""
         return sum(sizes[0] for sizes in self.sizes)
 
     @property
     def weight(self) -> float:
-        """Of this rank's mean in the mean over the ranks; not 1 where batches are uneven."""
+        """The weight of this rank's mean in the mean over the ranks; not 1 where batches are uneven."""
         return self.mine[0] * self.ranks.size / max(1, self.n)
 
 
 class Named(NamedTuple):
-    """A process group by the name that torch.distributed has for it: what a copy of a loss has until it is called."""
+    """A process group by the name that torch.distributed has for it. A copy of a loss holds it until it is called."""
 
     name: str
 
@@ -245,7 +245,7 @@ def ranks_of(group: Group | None) -> Ranks | None:
 
 
 def instances(n: int, device: torch.device, group: Group | None) -> Tensor:
-    """``0 .. n - 1``, or as many numbers that no other rank has."""
+    """``0 .. n - 1``; with a group, n numbers that no other rank has."""
     if (ranks := ranks_of(group)) is None:
         return torch.arange(n, device=device)
     room = INSTANCES // ranks.size
@@ -304,6 +304,6 @@ def all_reduce_logsumexp(lse: Tensor, group: dist.ProcessGroup | None) -> Tensor
 
 
 def all_reduce_logsumexp_differentiable(lse: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """``all_reduce_logsumexp`` with a gradient: that of the sum over the ranks of their uses of the one result."""
+    """``all_reduce_logsumexp`` with a gradient: all ranks use the one result, and the gradients of all uses add up."""
     joined = all_reduce_logsumexp(lse.detach(), group)
     return joined + group.size() * (lse.detach() - joined).exp() * (lse - lse.detach())

@@ -23,13 +23,14 @@ def reduce(terms: Tensor, reduction: str, group: Group | None = None) -> Tensor:
     On the ranks of a group, each rank returns a share: the average of the ranks' shares is the mean or the sum over all
     ranks' terms.
     """
+    check_reduction(reduction)
     if not isinstance(group, Agreement):
         group = agree(group, terms.device, [terms.shape[-1]], reduction=reduction)
     return share_of(terms, reduction, group)
 
 
 def share_of(terms: Tensor, reduction: str, agreement: Agreement | None) -> Tensor:
-    """``reduce`` for ranks that know of each other how many terms there are."""
+    """``reduce`` for ranks that have agreed on how many terms each of them has."""
     if reduction == "none":
         return terms
     if reduction == "sum":

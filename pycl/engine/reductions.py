@@ -2,7 +2,7 @@
 """The engine: reductions over the logits of all pairs of points, which are never stored.
 
 Losses are made of ``pair_stats`` and ``pair_sum``; ``pair_cross_entropy`` is the most common one. Their gradient rules
-are in ``autograd.py``.
+are in :mod:`pycl.ops.autograd`.
 """
 
 from __future__ import annotations
@@ -153,8 +153,8 @@ def pair_cross_entropy(
     .. math:: \mathrm{term}_i = \log \sum_{j \in \mathrm{denominator}(i)} e^{l_{ij}}
               - \frac{1}{\mathrm{n\_positives}} \sum_{p \in \mathrm{positives}(i)} l_{ip}
 
-    The log-sum-exp of an empty denominator, which only one without the positives can be, counts as 0. With
-    ``sides="both"`` the first part is the mean of that of anchor i and that of candidate i.
+    The log-sum-exp of an empty denominator counts as 0; only a denominator without the positives can be empty. With
+    ``sides="both"`` the first part is the mean of two log-sum-exps, of anchor i and of candidate i.
 
     Args:
         n_positives: how many positives every anchor has, and every candidate where both sides count; at least 1.
@@ -163,8 +163,8 @@ def pair_cross_entropy(
         rows: the other arguments, and the errors from them, are those of ``pair_stats``.
 
     Returns:
-        [m], or a scalar with a mean or a sum; float32 (float64 for float64 input). With a ``group`` a scalar is what
-        has that of all ranks' anchors as its average over the ranks.
+        [m], or a scalar with a mean or a sum; float32 (float64 for float64 input). With a ``group`` each rank returns a
+        share: the average of the ranks' scalars is the value over all ranks' anchors.
 
     Raises:
         TypeError: an n_positives that is no integer.
@@ -217,7 +217,7 @@ def pair_sum(
 
     Args:
         reduction: ``"none"``, or ``"mean"`` or ``"sum"`` over the anchors. On a CPU, in float32 and float64, the
-            gradients then come with the value: three products in place of four.
+            gradients then come with the value: three matrix products instead of four.
         rows: the other arguments, and the errors from them, are those of ``pair_stats``.
 
     Returns:
@@ -238,7 +238,7 @@ def pair_sum(
 def can_fuse(operator: str, args: Problem, backend: str) -> bool:
     """Whether value and gradients are to come from one call.
 
-    Not in half types, whose gradients may not fit before they are scaled, nor where a graph is traced.
+    Not in half types: gradients may leave their range before they are scaled. Not where a graph is traced.
     """
     if observed() or args.rows.dtype not in (torch.float32, torch.float64):
         return False

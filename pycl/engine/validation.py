@@ -99,7 +99,7 @@ def _described(pairs: object) -> str:
 
 
 def _check_numbering(sets: dict[str, Pairs], rows: Points, cols: Points, offset: int | None) -> None:
-    """Without ids points are numbered, so that row i and column i are of one instance: where nobody can mean that."""
+    """Points without ids are numbered, so row i and column i are of one instance. Raise where nobody can mean that."""
     values = {name: int(pairs) for name, pairs in sets.items()}
     positive = any(pairs & POSITIVE for pairs in values.values())
     for name, pairs in values.items():
@@ -157,7 +157,7 @@ def check_k(k: int, n: int) -> int:
 
 
 def check_values(values: Tensor, problem: Problem) -> None:
-    """What is averaged over the candidates, and weights that are constants."""
+    """Raise unless the values can be averaged over the candidates, with weights that are constants."""
     if not isinstance(values, Tensor) or not values.is_floating_point():
         given = getattr(values, "dtype", type(values).__name__)
         raise TypeError(f"values must be a floating-point tensor, got {given}")

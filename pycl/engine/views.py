@@ -12,7 +12,7 @@ from pycl.core.notices import warn_once
 from pycl.core.pairs import Points
 from pycl.core.problem import check_whole
 
-MANY_VIEWS = 16  # than which instances are few: one may have meant them
+MANY_VIEWS = 16  # where there are fewer instances than that many views, [N, V, d] may have been meant
 
 
 def stack_views(views: Tensor | Sequence[Tensor], labels: Tensor | None = None) -> tuple[Points, int]:

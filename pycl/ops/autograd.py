@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The only gradient rules of the library: one ``autograd.Function`` for each differentiable operator.
 
-All are called through ``apply``. What a backward needs beside its inputs is among the outputs of its forward, which is
-what the transforms of torch.func ask for; callers drop those outputs.
+All are called through ``apply``. The transforms of torch.func ask that all that a backward needs is an input or an
+output of its forward. So statistics and residuals are among the outputs, and callers drop those that they do not need.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SCALE = Problem._fields.index("logit_scale")
 
 
 def apply(rule: type[torch.autograd.Function], *args: Any) -> Any:
-    """``rule.apply`` without its binding of a signature, which costs 12 us and has nothing to bind."""
+    """``rule.apply`` without the binding of its signature: that costs 12 us, and there is nothing to bind."""
     if forward_ad._current_level >= 0:
         _refuse_tangents(args)
     if observed():
@@ -34,7 +34,7 @@ def apply(rule: type[torch.autograd.Function], *args: Any) -> Any:
 
 
 def _refuse_tangents(args: Sequence[Any]) -> None:
-    """Not by a ``jvp`` of the rules: torch.compile refuses one, and without it gives tangents of 0."""
+    """Raise for forward mode. The rules have no ``jvp`` for it: torch.compile would refuse them, or make tangents 0."""
     if any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in args):
         raise NotImplementedError(
             "pycl's losses have no forward-mode derivative (torch.func.jvp, jacfwd, forward_ad): take the product of "
@@ -43,8 +43,8 @@ def _refuse_tangents(args: Sequence[Any]) -> None:
 
 
 def _takes(*more: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Names for the arguments of a forward: where nothing needs a gradient torch.compile hands one the context, too,
-    unless it counts as many parameters as arguments."""
+    """Give a forward as many parameters as it has arguments. Otherwise torch.compile hands it the context, too, where
+    nothing needs a gradient."""
 
     def name(forward: Callable[..., Any]) -> Callable[..., Any]:
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -79,7 +79,7 @@ class _Rule(torch.autograd.Function):
 
 
 class OnceDifferentiable(_Rule):
-    """Hands a gradient on and ties it to what it came from, so that asking for its derivative raises."""
+    """Hands a gradient on. The result depends on what the gradient came from, so asking for a derivative raises."""
 
     @staticmethod
     def forward(gradient: Tensor, *sources: Tensor | None) -> Tensor:
@@ -114,9 +114,9 @@ def _gradients(
 
 
 class StatsFunction(_Rule):
-    """The statistics of the rows and with ``both_sides`` of the columns, and three outputs that are for the backward.
+    """The statistics of the rows, and with ``both_sides`` of the columns.
 
-    Those are the whole statistics of both sides, and the residuals.
+    Three more outputs are for the backward: all statistics of the rows, all of the columns, and the residuals.
     """
 
     @staticmethod
@@ -173,9 +173,9 @@ class SumFunction(_Rule):
 
 
 class FusedLossFunction(torch.autograd.Function):
-    """A scalar whose gradients come with it; the backward scales them where its own gradient is not 1.
+    """A scalar that comes with its gradients. The backward multiplies them by its own gradient, if that is not 1.
 
-    For eager execution alone, which needs no gradients among the outputs.
+    Only for eager execution: the gradients are not among the outputs.
     """
 
     @staticmethod
@@ -191,8 +191,8 @@ class FusedLossFunction(torch.autograd.Function):
         saved = ctx.saved_tensors
         of_total, leaves = saved[: len(_LEAVES)], saved[len(_LEAVES) :]
         found = of_total
-        # Mostly a loss is the end of its graph, and the graph is not needed again. Where it is, what is handed out now
-        # may be changed in place before the next backward.
+        # A loss is mostly the end of a graph that is used once: the gradients are handed out as they are. If the graph
+        # is kept, they might be changed in place before the next backward, so copies are handed out.
         again = torch._C._autograd._get_current_graph_task_keep_graph()
         if again or observed() or is_legacy_batchedtensor(d_total) or float(d_total) != 1:
             found = [gradient * d_total if len(gradient) else gradient for gradient in of_total]

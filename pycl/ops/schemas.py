@@ -3,7 +3,7 @@
 
 Operators are opaque to ``torch.compile`` and carry no autograd: gradients live in ``autograd.py`` alone. All of them
 on pairs share one argument list, the ``Problem``; a backend is a module with one function for each operator. Those of
-Sinkhorn are in ``transport_ops.py``.
+Sinkhorn are in ``sinkhorn.py``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PROBLEM = (
     "bool normalize, int n_views"
 )
 _NEEDS = "bool[3] needs"
-# of lse, pos_lse and pos_sum of each side: no list, through which no vmap can see
+# the gradients of lse, pos_lse and pos_sum of each side; not as a list, into which vmap cannot look
 _SLOPES = ", ".join(f"Tensor? d_{side}_{name}" for side in ("row", "col") for name in ("lse", "pos_lse", "pos_sum"))
 _GRADIENTS = "Tensor, Tensor, Tensor, Tensor, Tensor"
 _WIDTH = len(Problem._fields)
@@ -93,8 +93,8 @@ _OPERATORS = (
     ),
     _Operator("pair_sum", "bool save", "Tensor, Tensor", _sum_shape),
     _Operator("pair_sum_backward", f"Tensor residuals, Tensor d_sum, {_NEEDS}", _GRADIENTS, _backward_shapes),
-    # A backend may lack the fused operators, which return a total and its gradients at once: of lse and pos_sum, each
-    # times its weight, over the rows or both sides; of the sums times one weight.
+    # A backend may lack the fused operators. They return a total and its gradients. The first adds up lse and pos_sum,
+    # each times its weight, over the rows or over both sides. The second adds up the sums, times one weight.
     _Operator(
         "pair_cross_entropy_fused",
         f"bool both_sides, float lse, float pos_sum, {_NEEDS}",
@@ -137,10 +137,10 @@ def register(
     shapes: Callable[..., Any],
     function: str | None = None,
 ) -> None:
-    """An operator of these arguments and the backend's name; its body calls the backend's ``function``.
+    """Define an operator with these arguments and the name of a backend; its body calls the backend's ``function``.
 
-    ``arrange`` makes the arguments of the function, and of ``shapes``, which returns results without values, for
-    tracing. An operator ``..._out`` has the memory for the first result of the function as its last argument.
+    ``arrange`` makes the arguments of the function and of ``shapes``. ``shapes`` returns results without values, for
+    tracing. The last argument of an operator ``..._out`` is the memory for the first result of the function.
     """
     function, has_out = function or name, name.endswith("_out")
 
@@ -160,7 +160,7 @@ def register(
 
 
 def _rest(found: tuple[Tensor, ...], out: Tensor) -> Tensor | tuple[Tensor, ...]:
-    """The results behind the first, which is ``out``; autograd notices where a backward needed what was there."""
+    """All results but the first, which is ``out``. Autograd is told that ``out`` changed: a backward may need it."""
     if not out.is_inference():
         torch.autograd.graph.increment_version(out)
     return found[1] if len(found) == 2 else found[1:]

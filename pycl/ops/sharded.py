@@ -78,7 +78,7 @@ def wanted(leaves: Iterable[tuple[str, object]]) -> str:
 class Sharded:
     """Stands for ``torch.ops.pycl`` once the ranks have agreed on the problem.
 
-    Nothing of it is traced, not even in a backward that a compiled step calls: what torch.compile makes of the views of
+    torch.compile traces nothing of it, not even in the backward of a compiled step: what it makes of the views of
     packed tensors is wrong once a batch has another size (torch 2.13).
     """
 
@@ -89,7 +89,7 @@ class Sharded:
     def pair_stats(self, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
         problem, (both_sides, _, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
         symmetric = problem.cols is None
-        both_sides = both_sides or symmetric  # of other ranks' points
+        both_sides = both_sides or symmetric  # a remote block serves the points of both ranks
         exchange = self._exchange(symmetric)
         remote_blocks = exchange.fetch(_columns(problem))
         row_stats, col_stats, residuals = torch.ops.pycl.pair_stats(*args)
@@ -196,7 +196,7 @@ _LSES_LOG2 = slice(StatsRow.LSE_LOG2, StatsRow.POS_LSE_LOG2 + 1)
 
 
 def _merge(stats: Tensor, at: RowRange, part: Tensor) -> None:
-    """Statistics of points over two sets of partners."""
+    """Merge the statistics ``part`` of the points ``at``, over further partners, into theirs."""
     mine = stats[:, at.start : at.stop]
     for rows, join in ((_LSES, torch.logaddexp), (_SUMS, torch.add), (_LSES_LOG2, torch.logaddexp2)):
         mine[rows] = join(mine[rows], part[rows])
@@ -210,7 +210,7 @@ def _add_gradients(
     remote_blocks: Iterator[RemoteBlock],
     backward: Callable[[RemoteBlock, Needs], Gradients],
 ) -> Gradients:
-    """The gradients of a rank's own block and of remote blocks, and what other ranks computed for its columns."""
+    """A rank's gradients: the sum over its own block, remote blocks, and what others computed for its columns."""
     symmetric = problem.cols is None
     dtype = accumulation_dtype(problem.rows.dtype)
     found = Gradients(*(gradient.to(dtype) for gradient in own))

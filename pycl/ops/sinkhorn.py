@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operators of Sinkhorn, and calls of them on a ``SinkhornProblem``.
 
-Backends are reached through the dispatcher alone: with a default device, fake tensors or a tracer their addresses would
-be another device's, none, or written behind the tracer's back.
+Backends are reached through the dispatcher alone. A direct call would hand them wrong addresses: those of another
+device where a default device is set, and none of fake tensors. And a tracer would not see what they write.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pages of large results: used again once nothing refers to them, never before, and not without bound."""
+"""Buffers of large results: used again once nothing refers to them, never before, and not without bound."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import pycl.functional as F
-from pycl.backends import buffers as pages
+from pycl.backends import buffers
 from pycl.backends.registry import why_not
 
 MiB = 1 << 20
@@ -24,11 +24,11 @@ anonymous = pytest.mark.skipif(not hasattr(mmap, "MAP_ANONYMOUS"), reason="no an
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "_idle", [])
+    monkeypatch.setattr(buffers, "_idle", [])
 
 
 def of(mib: int) -> Tensor:
-    return pages.empty((mib, MiB // 4), torch.float32)
+    return buffers.empty((mib, MiB // 4), torch.float32)
 
 
 @anonymous
@@ -38,7 +38,7 @@ def test_what_is_gone_is_used_again() -> None:
     at = first.data_ptr()
     del first
     assert of(40).data_ptr() == at
-    assert pages.empty((10, MiB), torch.int32).data_ptr() == at  # the size counts, not the shape
+    assert buffers.empty((10, MiB), torch.int32).data_ptr() == at  # the size counts, not the shape
 
 
 @anonymous
@@ -59,23 +59,23 @@ def test_what_is_referred_to_is_not(alias: Callable[[Tensor], Any]) -> None:
 
 
 @anonymous
-def test_idle_pages_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "MOST", 100 * MiB)
+def test_idle_buffers_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffers, "MAX_CACHED_BYTES", 100 * MiB)
     results = [of(40), of(41), of(42)]
     newest = [r.data_ptr() for r in results[1:]]
     for _ in range(3):
         results.pop(0)
-    assert [len(p) // MiB for p in pages._idle] == [41, 42]  # the oldest went
+    assert [len(b) // MiB for b in buffers._idle] == [41, 42]  # the oldest went
     large = of(120)
     del large
-    assert [len(p) // MiB for p in pages._idle] == [41, 42]  # what is too large stays with nobody
+    assert [len(b) // MiB for b in buffers._idle] == [41, 42]  # what is too large stays with nobody
     assert [of(41).data_ptr(), of(42).data_ptr()] == newest
 
 
 def test_small_results_are_torchs() -> None:
     result = of(1)
     del result
-    assert not pages._idle
+    assert not buffers._idle
 
 
 @anonymous
@@ -95,12 +95,12 @@ def test_threads_never_share() -> None:
     for thread in threads:
         thread.join()
     assert not shared
-    assert len(pages._idle) <= 2 * 4  # a new result and the one before it
+    assert len(buffers._idle) <= 2 * 4  # a new result and the one before it
 
 
 @anonymous
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_child_writes_to_pages_of_its_own() -> None:
+def test_a_child_writes_to_memory_of_its_own() -> None:
     result = of(33)
     result.zero_()
     if (child := os.fork()) == 0:
