@@ -43,7 +43,7 @@ from sentence_transformers import (  # noqa: E402
 )
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator  # noqa: E402
 
-LOSSES = {
+CHOICES = {
     "sentence-transformers": "sentence_transformers.sentence_transformer.losses",
     "pycl": "pycl.compat.sentence_transformers",
 }
@@ -149,7 +149,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         sys.exit(f"--batch-size: {args.batch_size} is more than the {len(positives)} pairs in {args.data_root}")
 
     before = spearman(load_model(args), dev)
-    runs = {name: train(module, positives, dev, args) for name, module in LOSSES.items()}
+    runs = {name: train(module, positives, dev, args) for name, module in CHOICES.items()}
     print(f"{len(positives)} pairs of similarity >= {args.least:g}, {args.max_steps} steps of {args.batch_size}")
     print(f"Spearman on {len(dev)} pairs: before {100 * before:.2f}")
     for name, run in runs.items():

@@ -3,7 +3,7 @@
 //
 // Logits and potentials are in units of log 2 until they are written out.
 #pragma once
-#include "share.cuh"
+#include "block_partition.cuh"
 
 namespace pycl {
 namespace {
@@ -49,7 +49,7 @@ class Sinkhorn {
 
  public:
   __device__ Sinkhorn(const PyclSinkhorn& problem, const PyclSinkhornPlan& plan, void* workspace)
-      : problem_(problem), plan_(plan), share_(problem, plan), scale_(static_cast<A>(kLog2E / problem.epsilon)) {
+      : problem_(problem), plan_(plan), partition_(problem, plan), scale_(static_cast<A>(kLog2E / problem.epsilon)) {
     char* const shared = shared_memory();
     const SharedLayout at(plan, sizeof(S), sizeof(A));
     stats_ = reinterpret_cast<A*>(shared + at.stats);
@@ -60,13 +60,13 @@ class Sinkhorn {
     new_potential_ = static_cast<A*>(workspace);
     all_sums_ = new_potential_ + pitch;
     all_maxima_ = all_sums_ + plan.teams * pitch;
-    team_sums_ = all_sums_ + share_.team * pitch + share_.first_column;
-    team_maxima_ = all_maxima_ + share_.team * pitch + share_.first_column;
+    team_sums_ = all_sums_ + partition_.team * pitch + partition_.first_column;
+    team_maxima_ = all_maxima_ + partition_.team * pitch + partition_.first_column;
     if (kStaged) {
       potential_ = maxima_ = reinterpret_cast<A*>(shared + at.potential);
       sums_ = reinterpret_cast<A*>(shared + at.sums);
     } else {
-      potential_ = new_potential_ + share_.first_column;
+      potential_ = new_potential_ + partition_.first_column;
       maxima_ = team_maxima_;
       sums_ = team_sums_;
     }
@@ -75,7 +75,7 @@ class Sinkhorn {
   __device__ void run() {
     const int iterations = problem_.iterations;
     for (int read = 0; read <= iterations; ++read) {
-      share_.sweep(read, [=](const Tile<S>& tile, bool is_first) {
+      partition_.sweep(read, [=](const Tile<S>& tile, bool is_first) {
         if (read == 0) {
           first_column_step(tile, is_first);
           return;
@@ -95,7 +95,7 @@ class Sinkhorn {
  private:
   // Maxima and sums over the rows of 2^L: there is no potential yet that bounds L.
   __device__ void first_column_step(const Tile<S>& tile, bool is_first) {
-    share_.own_vectors([&](int vector, int group) {
+    partition_.own_vectors([&](int vector, int group) {
       A before[N], top[N], sum[N], x[N];
       A* const maxima = maxima_ + group * plan_.slice;
       A* const sums = sums_ + group * plan_.slice;
@@ -103,14 +103,14 @@ class Sinkhorn {
 #pragma unroll
         for (int i = 0; i < N; ++i) before[i] = minus_infinity<A>(), sum[i] = 0;
       } else {
-        share_.load(maxima, vector, before);
-        share_.load(sums, vector, sum);
+        partition_.load(maxima, vector, before);
+        partition_.load(sums, vector, sum);
       }
 #pragma unroll
       for (int i = 0; i < N; ++i) top[i] = before[i];
 #pragma unroll 2
       for (int r = group; r < tile.rows; r += plan_.groups) {
-        share_.load_scores(tile.row(r), vector, x);
+        partition_.load_scores(tile.row(r), vector, x);
 #pragma unroll
         for (int i = 0; i < N; ++i) top[i] = larger(top[i], x[i] * scale_);
       }
@@ -118,36 +118,36 @@ class Sinkhorn {
       for (int i = 0; i < N; ++i) sum[i] *= exp_2(before[i] - shift_of(top[i]));
 #pragma unroll 2
       for (int r = group; r < tile.rows; r += plan_.groups) {
-        share_.load_scores(tile.row(r), vector, x);
+        partition_.load_scores(tile.row(r), vector, x);
 #pragma unroll
         for (int i = 0; i < N; ++i) sum[i] += exp_2(multiply_add(x[i], scale_, -shift_of(top[i])));
       }
-      share_.store(maxima, vector, top);
-      share_.store(sums, vector, sum);
+      partition_.store(maxima, vector, top);
+      partition_.store(sums, vector, sum);
     });
   }
 
   // Sums over the rows of 2^(L + v + u). They need no maximum: with the u before, a column's terms add up to B m_k, and
   // u has since fallen by no more than -log a_b, so that with uniform marginals a sum is between 1 / K and B.
   __device__ void column_step(const Tile<S>& tile, bool is_first) {
-    share_.own_vectors([&](int vector, int group) {
+    partition_.own_vectors([&](int vector, int group) {
       A potential[N], sum[N], x[N];
       A* const sums = sums_ + group * plan_.slice;
-      share_.load(potential_, vector, potential);
+      partition_.load(potential_, vector, potential);
       if (is_first) {
 #pragma unroll
         for (int i = 0; i < N; ++i) sum[i] = 0;
       } else {
-        share_.load(sums, vector, sum);
+        partition_.load(sums, vector, sum);
       }
 #pragma unroll 2
       for (int r = group; r < tile.rows; r += plan_.groups) {
         const A u = row_terms_[r];
-        share_.load_scores(tile.row(r), vector, x);
+        partition_.load_scores(tile.row(r), vector, x);
 #pragma unroll
         for (int i = 0; i < N; ++i) sum[i] += exp_2(multiply_add(x[i], scale_, potential[i] + u));
       }
-      share_.store(sums, vector, sum);
+      partition_.store(sums, vector, sum);
     });
   }
 
@@ -156,14 +156,14 @@ class Sinkhorn {
     A* const maxima = stats_ + row_steps_ % 2 * 2 * plan_.row_capacity * plan_.parts;
     A* const sums = maxima + plan_.row_capacity * plan_.parts;
     ++row_steps_;
-    share_.own_parts(tile.rows, [&](int r, int part, int first, int stride) {
+    partition_.own_parts(tile.rows, [&](int r, int part, int first, int stride) {
       LogSum<A> total;
       if (r >= 0) {
         const S* const row = tile.row(r);
-        for (int vector = first; vector < share_.vectors; vector += stride) {
+        for (int vector = first; vector < partition_.vectors; vector += stride) {
           A x[N], potential[N];
-          share_.load_scores(row, vector, x);
-          share_.load(potential_, vector, potential);
+          partition_.load_scores(row, vector, x);
+          partition_.load(potential_, vector, potential);
 #pragma unroll
           for (int i = 0; i < N; ++i) x[i] = multiply_add(x[i], scale_, potential[i]);
           total.add(x);
@@ -183,10 +183,10 @@ class Sinkhorn {
     }
     for (int r = threadIdx.x; r < tile.rows; r += blockDim.x) {
       const A lse = merge_parts(maxima, sums, r * plan_.parts);
-      const int64_t row = share_.first_row + tile.first + r;
+      const int64_t row = partition_.first_row + tile.first + r;
       const A target = target_of(problem_.sample_target, row);
       row_terms_[r] = is_last ? -lse : target - lse;
-      if (is_last && share_.rank == 0) static_cast<A*>(problem_.u)[row] = (target - lse) * static_cast<A>(kLn2);
+      if (is_last && partition_.rank == 0) static_cast<A*>(problem_.u)[row] = (target - lse) * static_cast<A>(kLn2);
     }
     __syncthreads();
   }
@@ -219,8 +219,9 @@ class Sinkhorn {
     reduce_teams(is_first, is_last);
     grid_barrier();
     if (kStaged) {
-      for (int c = threadIdx.x; c < share_.vectors * N; c += blockDim.x) {
-        potential_[share_.place(c)] = c < share_.columns ? load_fresh(new_potential_ + share_.first_column + c) : A(0);
+      for (int c = threadIdx.x; c < partition_.vectors * N; c += blockDim.x) {
+        potential_[partition_.place(c)] =
+            c < partition_.columns ? load_fresh(new_potential_ + partition_.first_column + c) : A(0);
       }
       __syncthreads();
     }
@@ -228,8 +229,8 @@ class Sinkhorn {
 
   // The groups' sums, added up, to the workspace.
   __device__ void publish(bool is_first) {
-    for (int c = threadIdx.x; c < share_.columns; c += blockDim.x) {
-      const int at = share_.place(c);
+    for (int c = threadIdx.x; c < partition_.columns; c += blockDim.x) {
+      const int at = partition_.place(c);
       A top = minus_infinity<A>(), sum = 0;
       if (is_first) {
         for (int group = 0; group < plan_.groups; ++group) top = larger(top, maxima_[group * plan_.slice + at]);
@@ -305,19 +306,19 @@ class Sinkhorn {
 
   template <class C, int M>
   __device__ void write_vectors(const Tile<S>& tile) {
-    share_.own_parts(tile.rows, [&](int r, int, int first, int stride) {
+    partition_.own_parts(tile.rows, [&](int r, int, int first, int stride) {
       if (r < 0) return;
       const S* const row = tile.row(r);
       const A term = row_terms_[r];
-      const int64_t at = (share_.first_row + tile.first + r) * problem_.n_prototypes + share_.first_column;
+      const int64_t at = (partition_.first_row + tile.first + r) * problem_.n_prototypes + partition_.first_column;
       auto* const codes = reinterpret_cast<Pack<C, M>*>(static_cast<C*>(problem_.codes) + at);
-      for (int vector = first; vector < share_.columns / M; vector += stride) {
+      for (int vector = first; vector < partition_.columns / M; vector += stride) {
         A x[M], potential[M];
-        share_.load_scores(row, vector, x);
+        partition_.load_scores(row, vector, x);
         if constexpr (M == N) {
-          share_.load(potential_, vector, potential);
+          partition_.load(potential_, vector, potential);
         } else {
-          potential[0] = potential_[share_.place(vector)];
+          potential[0] = potential_[partition_.place(vector)];
         }
         Pack<C, M> pack;
 #pragma unroll
@@ -329,7 +330,7 @@ class Sinkhorn {
 
   const PyclSinkhorn& problem_;
   const PyclSinkhornPlan& plan_;
-  Share<S, N, kStaged> share_;
+  BlockPartition<S, N, kStaged> partition_;
   const A scale_;
   int row_steps_ = 0;
   A *potential_, *maxima_, *sums_;  // over this block's columns; maxima_ in the first sweep only

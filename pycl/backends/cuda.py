@@ -11,7 +11,7 @@ from torch import Tensor
 from pycl.backends import gpu as _gpu
 from pycl.backends.compiled import library
 from pycl.backends.cuda_library import DTYPES as DTYPES
-from pycl.backends.cuda_library import CudaLibrary, Device, outputs_of, problem_of
+from pycl.backends.cuda_library import CudaLibrary, PyclDevice, described, outputs_of
 from pycl.backends.registry import BackendUnavailable
 from pycl.core.problem import SinkhornProblem
 
@@ -34,7 +34,7 @@ def sinkhorn(t: SinkhornProblem) -> tuple[Tensor, Tensor, Tensor]:
     codes, u, v = outputs_of(t)
     ordinal = t.scores.device.index
     with torch.cuda.device(ordinal):  # the library makes it the driver's device, too
-        problem = problem_of(t, codes, u, v)
+        problem = described(t, codes, u, v)
         plan = LIBRARY.plan(problem, _device(ordinal))
         workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=t.scores.device)
         LIBRARY.run(ordinal, problem, plan, workspace, torch.cuda.current_stream().cuda_stream)
@@ -42,5 +42,5 @@ def sinkhorn(t: SinkhornProblem) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @functools.cache
-def _device(ordinal: int) -> Device:
+def _device(ordinal: int) -> PyclDevice:
     return LIBRARY.device(ordinal)

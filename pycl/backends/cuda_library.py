@@ -14,7 +14,7 @@ from pycl.core.problem import SinkhornProblem, accumulation_dtype
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
-class Problem(ctypes.Structure):
+class PyclSinkhorn(ctypes.Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("scores", "sample_target", "prototype_target", "codes", "u", "v")),
         *((name, c_int64) for name in ("n_samples", "n_prototypes", "row_stride")),
@@ -23,7 +23,7 @@ class Problem(ctypes.Structure):
     )
 
 
-class Device(ctypes.Structure):
+class PyclDevice(ctypes.Structure):
     _fields_ = (
         ("l2_bytes", c_int64),
         *((name, c_int32) for name in ("processors", "shared_bytes")),
@@ -32,7 +32,7 @@ class Device(ctypes.Structure):
     )
 
 
-class Plan(ctypes.Structure):
+class PyclSinkhornPlan(ctypes.Structure):
     _fields_ = (
         *((name, c_int64) for name in ("shared_bytes", "workspace_bytes")),
         *((name, c_int32) for name in ("cluster", "teams", "threads", "slice", "vector", "tile_rows", "slots")),
@@ -53,18 +53,18 @@ class CudaLibrary:
         """Raises where the driver is too old; touches no device, and asks nothing of a machine without a driver."""
         self._check(self._functions.pycl_cuda_check())
 
-    def device(self, ordinal: int) -> Device:
+    def device(self, ordinal: int) -> PyclDevice:
         """What plans depend on; it takes the driver long enough to ask once."""
-        device = Device()
+        device = PyclDevice()
         self._check(self._functions.pycl_cuda_device(ordinal, ctypes.byref(device)))
         return device
 
-    def plan(self, problem: Problem, device: Device) -> Plan:
-        plan = Plan()
+    def plan(self, problem: PyclSinkhorn, device: PyclDevice) -> PyclSinkhornPlan:
+        plan = PyclSinkhornPlan()
         self._check(self._functions.pycl_sinkhorn_plan(*map(ctypes.byref, (problem, device, plan))))
         return plan
 
-    def run(self, ordinal: int, problem: Problem, plan: Plan, workspace: Tensor, stream: int) -> None:
+    def run(self, ordinal: int, problem: PyclSinkhorn, plan: PyclSinkhornPlan, workspace: Tensor, stream: int) -> None:
         """Launches, and waits for nothing."""
         pointers = ctypes.byref(problem), ctypes.byref(plan), workspace.data_ptr(), stream
         self._check(self._functions.pycl_sinkhorn_run(ordinal, *pointers))
@@ -82,9 +82,9 @@ def outputs_of(t: SinkhornProblem) -> tuple[Tensor, Tensor, Tensor]:
     return t.new_codes(), new(n_samples, dtype=dtype), new(n_prototypes, dtype=dtype)
 
 
-def problem_of(t: SinkhornProblem, codes: Tensor, u: Tensor, v: Tensor) -> Problem:
+def described(t: SinkhornProblem, codes: Tensor, u: Tensor, v: Tensor) -> PyclSinkhorn:
     targets = None if t.sample_target is None else t.sample_target.data_ptr(), t.prototype_target.data_ptr()
-    return Problem(
+    return PyclSinkhorn(
         *(t.scores.data_ptr(), *targets, codes.data_ptr(), u.data_ptr(), v.data_ptr()),
         *(*t.scores.shape, t.scores.stride(0)),
         *(t.epsilon, t.iterations, DTYPES[t.scores.dtype], DTYPES[t.dtype]),

@@ -27,7 +27,7 @@ from pycl.functional._common import Scalar
 
 __all__ = ["ClipLoss", "SigLipLoss", "patch", "unpatch"]
 
-LOSSES = "ClipLoss", "SigLipLoss", "CoCaLoss", "DistillClipLoss"
+NAMES = "ClipLoss", "SigLipLoss", "CoCaLoss", "DistillClipLoss"
 GATHERING = "gather_features", "neighbour_exchange_with_grad", "neighbour_exchange_bidir_with_grad"
 
 _PEER = find_peer("open_clip.loss")
@@ -35,7 +35,7 @@ _ClipBase: Any = _PEER.ClipLoss if _PEER else ClipAlone
 _SigLipBase: Any = _PEER.SigLipLoss if _PEER else SigLipAlone
 _CLIP = Hooks(_ClipBase, "get_logits", "get_ground_truth")
 _SIGLIP = Hooks(_SigLipBase, "get_logits", "get_ground_truth", "_loss")
-_ORIGINALS = {name: getattr(_PEER, name) for name in LOSSES if hasattr(_PEER, name)}
+_ORIGINALS = {name: getattr(_PEER, name) for name in NAMES if hasattr(_PEER, name)}
 _FUNCTIONS = {name: getattr(_PEER, name) for name in GATHERING if hasattr(_PEER, name)}
 
 

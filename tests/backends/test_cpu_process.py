@@ -19,7 +19,7 @@ from pycl.backends.registry import why_not
 if reason := why_not("cpu", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
-LOSSES = {
+CALLS = {
     "nt_xent": lambda x, y: F.nt_xent([x, y], backend="cpu"),
     "clip": lambda x, y: F.clip(x, y, 5.0, backend="cpu"),
     "siglip": lambda x, y: F.siglip(x, y, 2.0, -1.0, reduction="none", backend="cpu").sum(),
@@ -30,13 +30,13 @@ LOSSES = {
 def gradients(loss: str, n: int) -> list[Tensor]:
     x, y = torch.randn(2, n, 24, generator=torch.Generator().manual_seed(n))
     x, y = x.requires_grad_(), y.requires_grad_()
-    value = LOSSES[loss](x, y)
+    value = CALLS[loss](x, y)
     return [value.detach(), *torch.autograd.grad(value, (x, y))]
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])
 def test_four_threads_at_once(n_threads: int) -> None:
-    work = [(loss, n) for n in (50, 333, 600) for loss in LOSSES]
+    work = [(loss, n) for n in (50, 333, 600) for loss in CALLS]
     with threads(n_threads):
         alone = [gradients(*one) for one in work]
         with ThreadPoolExecutor(4) as pool:

@@ -16,7 +16,7 @@ import torch
 
 from pycl.backends import compiled as _load
 from pycl.backends import registry as backends
-from pycl.backends.cuda_library import Device, Plan, Problem
+from pycl.backends.cuda_library import PyclDevice, PyclSinkhorn, PyclSinkhornPlan
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "csrc" / "cuda"
@@ -96,7 +96,7 @@ def test_the_library_answers_without_a_gpu(library: str) -> None:
 def test_structures_are_those_of_the_header(tmp_path: Path) -> None:
     """Sizes, offsets and names in the order of the header, by the compiler."""
     compiler = shutil.which("g++") or pytest.skip("there is no g++")
-    structures = {"PyclSinkhorn": Problem, "PyclDevice": Device, "PyclSinkhornPlan": Plan}
+    structures = {"PyclSinkhorn": PyclSinkhorn, "PyclDevice": PyclDevice, "PyclSinkhornPlan": PyclSinkhornPlan}
     checks = []
     for name, structure in structures.items():
         checks.append(f"static_assert(sizeof({name}) == {ctypes.sizeof(structure)});")

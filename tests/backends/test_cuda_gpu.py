@@ -13,7 +13,7 @@ from torch import Tensor
 
 import pycl.functional as F
 from pycl.backends import registry as backends
-from pycl.backends.cuda_library import outputs_of, problem_of
+from pycl.backends.cuda_library import described, outputs_of
 from pycl.core.problem import SinkhornProblem
 
 REQUIRED = "cuda" in os.environ.get("PYCL_TEST_REQUIRE", "")
@@ -84,11 +84,11 @@ def test_plans_of_other_devices(shared_bytes: int, cluster: int, dtype: torch.dt
         pytest.skip(f"no clusters of {cluster}")
     t = problem(700, 4003, dtype)
     found = outputs_of(t)
-    described = problem_of(t, *found)
-    plan = cuda.LIBRARY.plan(described, device)
+    structure = described(t, *found)
+    plan = cuda.LIBRARY.plan(structure, device)
     assert plan.cluster == cluster
     workspace = torch.full((plan.workspace_bytes,), 255, dtype=torch.uint8)
-    cuda.LIBRARY.run(0, described, plan, workspace, torch.cuda.current_stream().cuda_stream)
+    cuda.LIBRARY.run(0, structure, plan, workspace, torch.cuda.current_stream().cuda_stream)
     check(found, t)
 
 

@@ -12,7 +12,7 @@ from helpers.cuda_emulator import A100, H200, fields, place_of, plan_at, plan_of
 from helpers.sinkhorn_problems import check, problem
 
 from pycl.backends import reference_sinkhorn
-from pycl.backends.cuda_library import CudaLibrary, Device, problem_of
+from pycl.backends.cuda_library import CudaLibrary, PyclDevice, described
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 # how tiles reach a block and how many blocks share a row; 250 columns leave the last block of 8 a part of a vector
@@ -147,11 +147,11 @@ GIANT = (1 << 20, 3000)
     ],
 )
 def test_plans(
-    library: CudaLibrary, shape: tuple[int, int], dtype: torch.dtype, on: Device, expected: tuple[Any, ...]
+    library: CudaLibrary, shape: tuple[int, int], dtype: torch.dtype, on: PyclDevice, expected: tuple[Any, ...]
 ) -> None:
     """Where scores are, blocks in a cluster, teams, and at least how many samples in a tile."""
     t = problem(1, 1)._replace(scores=torch.empty(shape, dtype=dtype, device="meta"), dtype=dtype)
-    found = library.plan(problem_of(t, *(torch.empty(0) for _ in range(3))), on)
+    found = library.plan(described(t, *(torch.empty(0) for _ in range(3))), on)
     assert (place_of(found), found.cluster, found.teams) == expected[:3], fields(found)
     assert found.tile_rows >= expected[3], fields(found)
     assert 0 < found.shared_bytes <= on.shared_bytes

@@ -96,7 +96,7 @@ CLIP = {
 }
 LABELS = {"labels": {torch.device("cpu"): torch.arange(N).roll(1)}, "prev_num_logits": N}
 LIGHTLY, OPEN_CLIP = pycl.compat.lightly, pycl.compat.open_clip
-LOSSES = [
+OVERRIDABLE = [
     Loss(
         "lightly.loss",
         LIGHTLY,

@@ -43,7 +43,7 @@ def banked(m: Any, a: Tensor, b: Tensor) -> Tensor:
 LIBRARIES = {"lightly": (lightly, "lightly.loss"), "open_clip": (open_clip, "open_clip.loss")} | {
     "info_nce": (info_nce, "info_nce")
 }
-LOSSES: dict[str, Made] = {
+MADE: dict[str, Made] = {
     "lightly NTXentLoss": lambda m, a, b: m.NTXentLoss(0.3)(a, b),
     "lightly DCLLoss": lambda m, a, b: m.DCLLoss(0.3)(a, b),
     "lightly DCLWLoss": lambda m, a, b: m.DCLWLoss(0.3)(a, b),
@@ -80,27 +80,27 @@ def assert_as(mine: Tensor, theirs: Tensor, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("half", [None, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", MADE)
 def test_dtype_of_the_result(name: str, dtype: torch.dtype, half: torch.dtype | None) -> None:
     if half and dtype.itemsize == half.itemsize and dtype != half:
         pytest.skip("torch concatenates no two half types under autocast")
     a, b = (embeddings(N, D, seed, dtype) for seed in range(2))
     with autocast(half):
-        mine, theirs = (LOSSES[name](m, a, b) for m in both(name))
+        mine, theirs = (MADE[name](m, a, b) for m in both(name))
     assert_as(mine, theirs, dtype if half is None or dtype == torch.float64 else half)
 
 
 @pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float32, torch.float16)], ids=str)
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", MADE)
 def test_two_dtypes_under_autocast(name: str, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     """A student under autocast, a teacher outside."""
     a, b = (embeddings(N, D, seed, dtype) for seed, dtype in enumerate(dtypes))
     with autocast(torch.bfloat16):
-        mine, theirs = (LOSSES[name](m, a, b) for m in both(name))
+        mine, theirs = (MADE[name](m, a, b) for m in both(name))
     assert_as(mine, theirs, torch.bfloat16)
 
 
-MULTIPLIED = [name for name in LOSSES if name != "lightly SwaVLoss"]
+MULTIPLIED = [name for name in MADE if name != "lightly SwaVLoss"]
 
 
 @pytest.mark.parametrize("half", [None, torch.bfloat16], ids=str)
@@ -114,7 +114,7 @@ def test_two_dtypes_that_the_library_refuses(
     a, b = (embeddings(N, D, seed, dtype) for seed, dtype in enumerate(dtypes))
     for module in both(name):
         with autocast(half), pytest.raises(RuntimeError):
-            LOSSES[name](module, a, b)
+            MADE[name](module, a, b)
 
 
 def dense_simclr(z: Tensor) -> Tensor:

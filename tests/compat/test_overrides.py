@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from overridable import LOSSES, assert_equal, value, x
+from overridable import OVERRIDABLE, assert_equal, value, x
 from parity import peer
 
 import pycl.compat.lightly
 import pycl.compat.open_clip
 
-BY_NAME = {loss.name: loss for loss in LOSSES}
+BY_NAME = {loss.name: loss for loss in OVERRIDABLE}
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def test_no_attribute_is_forgotten(name: str) -> None:
 
 SETTINGS = [
     pytest.param(loss.name, attribute, k, id=f"{loss.name}.{attribute} {k}")
-    for loss in LOSSES
+    for loss in OVERRIDABLE
     for attribute, values in loss.settings.items()
     for k in range(len(values))
 ]
@@ -46,7 +46,7 @@ def test_an_attribute_that_is_set(name: str, attribute: str, k: int) -> None:
     assert_equal(value(loss.drop_in, loss, settings), value(loss.theirs, loss, settings))
 
 
-@pytest.mark.parametrize(("name", "k"), [(loss.name, k) for loss in LOSSES for k in range(len(loss.together))])
+@pytest.mark.parametrize(("name", "k"), [(loss.name, k) for loss in OVERRIDABLE for k in range(len(loss.together))])
 def test_attributes_that_count_together(name: str, k: int) -> None:
     loss = BY_NAME[name]
     assert_equal(*(value(kind, loss, loss.together[k]) for kind in (loss.drop_in, loss.theirs)))

@@ -29,7 +29,7 @@ if theirs is not None:
 
 LABELS = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 3])
 Z = embeddings(10, 4, 1)
-LOSSES = ["NTXentLoss", "SupConLoss"] if theirs else []
+CLASSES = ["NTXentLoss", "SupConLoss"] if theirs else []
 WRAPPERS = ["CrossBatchMemory", "SelfSupervisedLoss"] if theirs else []
 Prepare = Callable[[Any], None]
 
@@ -81,7 +81,7 @@ def build(module: Any, name: str, kind: Any = None) -> Any:
 
 def every_method(static: bool = True) -> list[tuple[str, str]]:
     skipped = {"check_loss_support", "supported_losses"}  # of names, called when the loss is built
-    found = [(n, m) for n in LOSSES + WRAPPERS for m in methods(getattr(theirs, n), "pytorch_metric_learning")]
+    found = [(n, m) for n in CLASSES + WRAPPERS for m in methods(getattr(theirs, n), "pytorch_metric_learning")]
     return [(n, m) for n, m in found if m not in skipped and (static or not is_static(n, m))]
 
 
@@ -119,7 +119,7 @@ def test_methods_of_one_object(name: str, method: str) -> None:
 
 
 def every_attribute() -> list[tuple[str, str]]:
-    return [(name, a) for name in LOSSES + WRAPPERS for a in attributes(build(theirs, name))]
+    return [(name, a) for name in CLASSES + WRAPPERS for a in attributes(build(theirs, name))]
 
 
 @pytest.mark.parametrize(("name", "attribute"), every_attribute())
@@ -157,7 +157,7 @@ PART_METHODS = [
 PART_ATTRIBUTES = [(part, a) for part, (_, make) in PARTS.items() if theirs for a in attributes(make())]
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize(("part", "method"), PART_METHODS)
 def test_methods_of_parts(name: str, part: str, method: str) -> None:
     assert_same_outcome(lambda m: with_part(m, name, part, lambda p: vary(p, method), after=True))
@@ -168,13 +168,13 @@ def test_methods_of_parts(name: str, part: str, method: str) -> None:
     assert_same_outcome(lambda m: with_part(m, name, part, become, after=False))
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize(("part", "attribute"), PART_ATTRIBUTES)
 def test_attributes_of_parts(name: str, part: str, attribute: str) -> None:
     assert_same_outcome(lambda m: with_part(m, name, part, lambda p: vary(p, attribute), after=True))
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("part", PARTS)
 def test_hooks_on_parts(name: str, part: str) -> None:
     its = assert_same_outcome(lambda m: with_part(m, name, part, hooked, after=True))
@@ -192,7 +192,7 @@ NUMBERS = {
 }
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("temperature", NUMBERS)
 def test_temperatures(name: str, temperature: str) -> None:
     def run(module: Any) -> list[Tensor]:
@@ -224,7 +224,7 @@ def test_a_loss_in_a_queue_that_reads_the_list_of_pairs() -> None:
     assert_same_outcome(lambda m: result(m.CrossBatchMemory(Reader(m).loss, 4, 25)))
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", CLASSES)
 def test_a_hook_before_the_loss_in_a_queue_gets_a_list(name: str) -> None:
     def seen(module: Any) -> list[int]:
         sizes: list[int] = []
@@ -239,7 +239,7 @@ def test_a_hook_before_the_loss_in_a_queue_gets_a_list(name: str) -> None:
 
 @pytest.mark.parametrize("half", [None, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", CLASSES)
 def test_result_has_the_library_s_dtype(name: str, dtype: torch.dtype, half: torch.dtype | None) -> None:
     weights = torch.ones(10)
     options: list[Callable[[], dict[str, Any]]] = [
@@ -271,7 +271,7 @@ def test_a_check_of_pairs_that_refuses() -> None:
             own()(Z, LABELS)
 
 
-@pytest.mark.parametrize("name", LOSSES + WRAPPERS)
+@pytest.mark.parametrize("name", CLASSES + WRAPPERS)
 def test_explained(name: str) -> None:
     loss = build(ours, name)
     lines = [line.split() for line in explain(loss).splitlines()]

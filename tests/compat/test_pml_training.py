@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 from pycl.compat import FallbackWarning
 from pycl.compat.pml import losses as ours
 
-LOSSES = {
+TRAINED = {
     "NTXentLoss": lambda losses: losses.NTXentLoss(temperature=0.1),
     "SupConLoss": lambda losses: losses.SupConLoss(),
     "CrossBatchMemory": lambda losses: losses.CrossBatchMemory(losses.NTXentLoss(), 16, memory_size=80),
@@ -50,13 +50,13 @@ def trained(loss: Any, steps: int = 6) -> tuple[list[float], Tensor]:
     return found, trunk(images).detach()
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_metric_loss_only(name: str) -> None:
     theirs = peer("pytorch_metric_learning.losses")
-    expected, embeddings = trained(LOSSES[name](theirs))
+    expected, embeddings = trained(TRAINED[name](theirs))
     with warnings.catch_warnings():
         warnings.simplefilter("error", FallbackWarning)
-        found, mine = trained(LOSSES[name](ours))
+        found, mine = trained(TRAINED[name](ours))
     assert len(found) == 6
     assert found[-1] < found[0] or name == "CrossBatchMemory"  # whose queue fills meanwhile
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-4, atol=0)

@@ -50,7 +50,7 @@ def images_and_texts(name: str, z0: Tensor, z1: Tensor, samples: Tensor, **optio
     return getattr(open_clip, name)(rank=rank, world_size=world, **options)(z0, z1, 3.0, -1.0)
 
 
-LOSSES: dict[str, Callable[..., Tensor]] = {
+CALLS: dict[str, Callable[..., Tensor]] = {
     "solo simclr": simclr,
     "solo simclr of labels": supervised,
     "solo nnclr": nnclr,
@@ -67,13 +67,13 @@ def measure(name: str, start: int, size: int) -> tuple[float, Tensor]:
     """The loss of some of the samples and its gradient at both views, [2, size, D]."""
     z = torch.stack([embeddings(sum(SIZES), D, seed) for seed in range(2)])[:, start : start + size]
     z.requires_grad_()
-    loss = LOSSES[name](z[0], z[1], torch.arange(start, start + size))
+    loss = CALLS[name](z[0], z[1], torch.arange(start, start + size))
     loss.backward()
     return loss.item(), z.grad
 
 
 def on_three(rank: int, world: int) -> dict[str, tuple[float, Tensor]]:
-    return {name: measure(name, STARTS[rank], SIZES[rank]) for name in LOSSES}
+    return {name: measure(name, STARTS[rank], SIZES[rank]) for name in CALLS}
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def of_ranks() -> list[dict[str, tuple[float, Tensor]]]:
     return on_ranks(len(SIZES), on_three, seconds=120)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", CALLS)
 def test_the_mean_of_the_ranks_is_one_process(name: str, of_ranks: list[dict[str, tuple[float, Tensor]]]) -> None:
     loss, gradient = measure(name, 0, sum(SIZES))
     parts = [found[name] for found in of_ranks]

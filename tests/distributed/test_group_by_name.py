@@ -107,7 +107,7 @@ def test_ranks_without_a_group_are_noticed_once() -> None:
 
 # ---- compiled around
 
-LOSSES: dict[str, Any] = {
+CALLS: dict[str, Any] = {
     "nt_xent": lambda z: F.nt_xent(z, group="world"),
     "clip": lambda z: F.clip(z[0], z[1], 5.0, group="world"),
     "siglip": lambda z: F.siglip(z[0], z[1], 5.0, -5.0, group="world"),
@@ -117,7 +117,7 @@ BATCHES = ((8, 8), (5, 5), (8, 6), (5, 8), (1, 3))
 
 
 def compiled(rank: int, world: int, name: str) -> float:
-    loss, worst = LOSSES[name], 0.0
+    loss, worst = CALLS[name], 0.0
     normalized = lambda z: loss(torch.nn.functional.normalize(z, dim=-1))  # noqa: E731
     outside = torch.compile(normalized, backend="aot_eager")
 
@@ -139,7 +139,7 @@ def compiled(rank: int, world: int, name: str) -> float:
     return worst
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", CALLS)
 def test_a_compiled_step_with_batches_of_any_size(name: str) -> None:
     assert max(on_ranks(2, compiled, name, seconds=240)) < 1e-6
 

@@ -18,7 +18,7 @@ import pycl
 
 EXACT = {"rtol": 1e-12, "atol": 1e-13}
 N = 11
-LOSSES: dict[str, Callable[..., Tensor]] = {
+CALLS: dict[str, Callable[..., Tensor]] = {
     "nt_xent": pycl.NTXentLoss(0.5),
     "clip": lambda z1, z2: pycl.functional.clip(z1, z2, 3.0, normalize=True),
     "anybody's": cosine,
@@ -32,7 +32,7 @@ def compare(model: nn.Module, case: Callable[[Any], Any], chunk_size: Any = 3) -
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 6, 11, 99, [4, 3]], ids=str)
-@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize("loss", CALLS.values(), ids=CALLS)
 def test_it_is_the_step_on_the_whole_batch(loss: Callable[..., Tensor], chunk_size: Any) -> None:
     model, (x, y) = Encoder(), batch(2, N)
 

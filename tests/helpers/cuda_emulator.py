@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pycl.backends.cuda_library import CudaLibrary, Device, Plan, outputs_of, problem_of
+from pycl.backends.cuda_library import CudaLibrary, PyclDevice, PyclSinkhornPlan, described, outputs_of
 from pycl.core.problem import SinkhornProblem
 
 SOURCE = Path(__file__).parent.parent / "cuda_on_cpu" / "sinkhorn.cpp"
@@ -41,24 +41,26 @@ def build(folder: Path) -> CudaLibrary:
 
 def device(
     processors: int = 4, shared_bytes: int = 232448, clusters: tuple[int, int, int] = (0, 0, 0), threads: int = 64
-) -> Device:
+) -> PyclDevice:
     """A small one. Without processors it has clusters alone, so that a plan has no other choice."""
-    return Device(2048, processors, shared_bytes, clusters, threads)
+    return PyclDevice(2048, processors, shared_bytes, clusters, threads)
 
 
-H200 = Device(50 << 20, 132, 232448, (66, 32, 16), 512)
-A100 = Device(40 << 20, 108, 166912, (0, 0, 0), 512)
+H200 = PyclDevice(50 << 20, 132, 232448, (66, 32, 16), 512)
+A100 = PyclDevice(40 << 20, 108, 166912, (0, 0, 0), 512)
 
 
-def place_of(plan: Plan) -> str:
+def place_of(plan: PyclSinkhornPlan) -> str:
     return "resident" if plan.resident else "streamed" if plan.slots else "global"
 
 
-def plan_of(library: CudaLibrary, t: SinkhornProblem, where: Device) -> Plan:
-    return library.plan(problem_of(t, *outputs_of(t)), where)
+def plan_of(library: CudaLibrary, t: SinkhornProblem, where: PyclDevice) -> PyclSinkhornPlan:
+    return library.plan(described(t, *outputs_of(t)), where)
 
 
-def plan_at(library: CudaLibrary, t: SinkhornProblem, place: str, cluster: int = 1, threads: int = 64) -> Plan:
+def plan_at(
+    library: CudaLibrary, t: SinkhornProblem, place: str, cluster: int = 1, threads: int = 64
+) -> PyclSinkhornPlan:
     """A plan on a device with so little shared memory that it keeps its tiles at the place."""
     teams = 3
     clusters = tuple(teams * (size == cluster) for size in (2, 4, 8))
@@ -71,19 +73,21 @@ def plan_at(library: CudaLibrary, t: SinkhornProblem, place: str, cluster: int =
     raise AssertionError(f"no shared memory leads to {place}")
 
 
-def solve(library: CudaLibrary, t: SinkhornProblem, plan: Plan, order: int = FORWARD) -> tuple[Tensor, Tensor, Tensor]:
+def solve(
+    library: CudaLibrary, t: SinkhornProblem, plan: PyclSinkhornPlan, order: int = FORWARD
+) -> tuple[Tensor, Tensor, Tensor]:
     """Codes, u and v, written between guards, from a workspace that holds NaN."""
     guarded = [torch.full((out.numel() + 2 * GUARD,), -7.0, dtype=out.dtype) for out in outputs_of(t)]
     codes, u, v = (buffer[GUARD:-GUARD].fill_(torch.nan) for buffer in guarded)
     workspace = torch.full((plan.workspace_bytes + 2 * GUARD,), 255, dtype=torch.uint8)
     workspace[:GUARD] = workspace[-GUARD:] = 7
     codes = codes.view(t.scores.shape)
-    library.run(0, problem_of(t, codes, u, v), plan, workspace[GUARD:-GUARD], order)
+    library.run(0, described(t, codes, u, v), plan, workspace[GUARD:-GUARD], order)
     for buffer in guarded:
         assert (torch.cat([buffer[:GUARD], buffer[-GUARD:]]) == -7).all(), "written beyond an output"
     assert (torch.cat([workspace[:GUARD], workspace[-GUARD:]]) == 7).all(), "written beyond the workspace"
     return codes, u, v
 
 
-def fields(plan: Plan) -> dict[str, Any]:
-    return {name: getattr(plan, name) for name, _ in Plan._fields_}
+def fields(plan: PyclSinkhornPlan) -> dict[str, Any]:
+    return {name: getattr(plan, name) for name, _ in PyclSinkhornPlan._fields_}

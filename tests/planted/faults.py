@@ -171,7 +171,7 @@ FAULTS = [
     ),
     Fault(
         "Sinkhorn in CUDA: a tile's slot is filled again while others read it",
-        "csrc/cuda/share.cuh",
+        "csrc/cuda/block_partition.cuh",
         "__syncthreads();  // before the slot is filled again",
         "",
         "test_cuda_on_cpu",

@@ -17,7 +17,7 @@ from pycl.engine.reductions import PairStats, pair_stats, pair_sum
 from pycl.functional._common import Scalar, widen
 
 from ._alone import LossAlone, need_library
-from ._pairs import LISTED, AllPairs, Problem, lse_by_anchor, problem_of, written
+from ._pairs import LISTED, AllPairs, Compared, compared, lse_by_anchor, written
 from ._parts import is_theirs, kind_of, why_no_cosine
 
 _LOSSES: Any = find_peer("pytorch_metric_learning.losses")
@@ -51,7 +51,7 @@ class FusedLoss(_PairBase):
         if embeddings.dim() != 2 or ref_emb.dim() != 2:
             shapes = tuple(embeddings.shape), tuple(ref_emb.shape)
             raise ValueError(f"embeddings and ref_emb must have shape [n, d], got {shapes[0]} and {shapes[1]}")
-        problem = problem_of(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        problem = compared(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         if why := self._why_not(problem):
             if _LOSSES is None:
                 need_library(f"{type(self).__name__} with {why}")
@@ -60,7 +60,7 @@ class FusedLoss(_PairBase):
             if isinstance(indices_tuple, AllPairs):
                 indices_tuple = written(indices_tuple, labels, ref_labels)
             return cast("dict[str, Any]", super().compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels))
-        assert isinstance(problem, Problem)
+        assert isinstance(problem, Compared)
         if problem.n_pairs == 0 or embeddings.numel() == 0:
             return self._nothing()
         if not (isinstance(indices_tuple, AllPairs) or problem.cols is None or ref_emb.requires_grad):
@@ -84,7 +84,7 @@ class FusedLoss(_PairBase):
         """Why this loss runs the library's code whatever it is given, or nothing."""
         return self._why_never() or self._why_no_sums()
 
-    def _why_not(self, problem: Problem | str) -> str:
+    def _why_not(self, problem: Compared | str) -> str:
         """Why this loss runs the library's code, the pairs last of all."""
         return self._why_never() or (problem if isinstance(problem, str) else self._why_no_sums(problem))
 
@@ -102,11 +102,11 @@ class FusedLoss(_PairBase):
             return "a check of its own"
         return why_no_cosine(self.distance)
 
-    def _why_no_sums(self, problem: Problem | None = None) -> str:
+    def _why_no_sums(self, problem: Compared | None = None) -> str:
         """Why its reducer must see the term of every pair."""
         return ""
 
-    def _sweep(self, problem: Problem) -> dict[str, Any]:
+    def _sweep(self, problem: Compared) -> dict[str, Any]:
         """The engine's arguments."""
         rows, cols, offset = problem
         temperature, distance = self.temperature, self.distance
@@ -169,7 +169,7 @@ class NTXentLoss(FusedLoss, _NTXentBase):
         losses = rounded_as_there(terms).to(mat.dtype)
         return {"loss": {"losses": losses, "indices": (a1, p), "reduction_type": "pos_pair"}}
 
-    def _why_no_sums(self, problem: Problem | None = None) -> str:
+    def _why_no_sums(self, problem: Compared | None = None) -> str:
         if _LOSSES is None:
             return ""
         reducer = self._reducer()

@@ -21,7 +21,7 @@ class AllPairs(NamedTuple):
 LISTED = (NO_LABELS := "pairs without labels", MINED := "indices_tuple, as from a miner")
 
 
-class Problem(NamedTuple):
+class Compared(NamedTuple):
     """Anchors, their references (None: the anchors themselves) and the offset of ``AllPairs``."""
 
     rows: Points
@@ -34,9 +34,9 @@ class Problem(NamedTuple):
         return m * n - (0 if self.offset is None else min(m, n))
 
 
-def problem_of(
+def compared(
     embeddings: Tensor, labels: Tensor | None, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor | None
-) -> Problem | str:
+) -> Compared | str:
     """The pairs a loss has to run over, or why they have no short description."""
     if labels is None:
         return NO_LABELS
@@ -53,8 +53,8 @@ def problem_of(
     if pairs is None:
         return MINED
     if ref_emb is embeddings and shared and pairs.offset == 0:
-        return Problem(Points(embeddings, ids), None, 0)
-    return Problem(Points(embeddings, ids), Points(ref_emb, ref_ids), pairs.offset)
+        return Compared(Points(embeddings, ids), None, 0)
+    return Compared(Points(embeddings, ids), Points(ref_emb, ref_ids), pairs.offset)
 
 
 def _integers(labels: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor]:

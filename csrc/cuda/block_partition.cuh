@@ -38,7 +38,7 @@ struct Tile {
 
 // N columns are one vector, the unit of a thread. Scores are staged in shared memory or read where they are.
 template <class S, int N, bool kStaged>
-struct Share {
+struct BlockPartition {
   using A = AccumulatorOf<S>;
   static constexpr int kChunk = kStaged ? 16 / sizeof(A) : N;  // columns that lie together in an array over columns
 
@@ -52,7 +52,7 @@ struct Share {
   S* slots;
   int64_t fetched = 0;  // turns
 
-  __device__ Share(const PyclSinkhorn& problem, const PyclSinkhornPlan& plan) : problem(problem), plan(plan) {
+  __device__ BlockPartition(const PyclSinkhorn& problem, const PyclSinkhornPlan& plan) : problem(problem), plan(plan) {
     const int64_t n = problem.n_samples, k = problem.n_prototypes;
     team = blockIdx.x / plan.cluster;
     rank = blockIdx.x % plan.cluster;
