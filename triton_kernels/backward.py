@@ -1,223 +1,196 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums over weighted points, on the host's side: gradients, by one of two sweeps, and weighted sums of values."""
+"""The backward sweep: weights recomputed tile by tile, and multiplied with the other side's embeddings.
+
+``own_gradient`` keeps the gradient of its block of rows in registers while the columns stream by; called once more
+with the sides exchanged it gives the columns theirs. ``store_tiles`` writes a strip of weights, or the logits
+themselves, for a library's matrix product to use: the way for embeddings whose gradient does not fit in registers.
+Neither shares an output between programs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+import triton
+import triton.language as tl
 
-import torch
-from torch import Tensor
-
-from pycl.core.problem import Gradients, Needs, Problem, empty_gradients
-from pycl.triton_kernels import gradient, operands, tiles
-from pycl.triton_kernels.launch import INTERPRETED, launch, recorded_architecture
-from pycl.triton_kernels.schedule import Plan, planned, plans, portions, proof, split
-from pycl.triton_kernels.sides import NOTHING, Side, Sides, cdiv, device_of, next_power_of_2, prepared, tile_for
-from pycl.triton_kernels.tile import STATISTICS
-from pycl.triton_kernels.tiles import Tile
-from pycl.triton_kernels.weights import SMALLEST, TOP, Slopes
-
-PARTIAL_GRADIENTS = 64 << 20  # bytes of float32 gradients that wait for their cast,
-STRIP = 24 << 20  # of weights that wait for their product; where there is more memory, one part in STRIPS of it:
-STRIPS = 512  # a strip costs two launches, and one more reading and writing of the other side's sums
-MOST_RUNS = 16  # programs that share the columns of one block of rows
+from pycl.triton_kernels.block_mask import nth_piece, runs_of
+from pycl.triton_kernels.logit_gradient import load_slopes, weights
+from pycl.triton_kernels.logits import LOGISTIC, LOGITS, load_kept, load_unit, of_points, product, to_logits
+from pycl.triton_kernels.numerics import LOG2E, MINUS_INFINITY, cast, dot
+from pycl.triton_kernels.pair_classes import classes, is_plain, kind_of_tile, ranges_of_block
 
 
-class _Sweep(NamedTuple):
-    """What one direction of the backward knows: rows get gradients, columns stream."""
-
-    sides: Sides
-    row_slopes: Slopes
-    col_slopes: Slopes
-    rule: Any
-    sets: tuple[int, int]
-    shrink: Tensor | None
-    normalize: bool
-
-    def exchanged(self) -> _Sweep:
-        return self._replace(sides=self.sides.exchanged(), row_slopes=self.col_slopes, col_slopes=self.row_slopes)
-
-
-def gradients(problem: Problem, row_slopes: Slopes, col_slopes: Slopes, rule: Any, needs: Needs) -> Gradients:
-    """All gradients that are needed; in a symmetric problem both slopes are the same."""
-    sides, row_slopes, col_slopes, shrink = prepared(problem, row_slopes, col_slopes)
-    symmetric, operand = problem.cols is None, sides.x.operand
-    out = empty_gradients(problem, needs)
-    sets = problem.denominator, problem.positives
-    sweep = _Sweep(sides, row_slopes, col_slopes, rule, sets, shrink, problem.normalize)
-    tile = tiles.pick("own", device_of(operand.device).architecture, operand.itemsize, operand.shape[1])
-    if tile is None or sides.x.values is not operand:
-        _by_strips(sweep, symmetric, needs, out)
-    else:
-        of_cols = () if symmetric else (out.cols, out.col_bias)
-        both = any(t.numel() for t in of_cols) and (out.rows.numel() > 0 or out.row_bias.numel() > 0)
-        row_plan, col_plan = plans(sides, tile, sets) if both else (None, None)
-        _of_rows(sweep, tile, row_plan, out.rows, out.logit_scale, out.row_bias)
-        if not symmetric:
-            _of_rows(sweep.exchanged(), tile, col_plan, out.cols, out.cols.new_empty(0), out.col_bias)
-    if symmetric:
-        out.logit_scale.mul_(0.5)  # both roles of a pair were counted, in both of its places
-    return out
+@triton.jit
+def _sweep(
+    state, x, y, kept, rows, cols, unit, row_slopes, col_slopes, row, shrink, at, begin, end, r0, d_scale, d_bias,
+    m, n, d, offset, negatives, positives,
+    RULE: tl.constexpr, PROVEN: tl.constexpr, MIXED: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
+    PIECES: tl.constexpr,
+):  # fmt: skip
+    """(gradient, sum of w_ij <x_i, y_j>, sum of w_ij) of a block of rows with the visits [begin, end)."""
+    gradient, of_scale, of_bias = state
+    i = r0 + tl.arange(0, BM)
+    piece = nth_piece(at, begin * PIECES, end, PIECES, MIXED)
+    for t in tl.range(begin * PIECES, end * PIECES, num_stages=STAGES - 1 if MIXED else STAGES):
+        upcoming = nth_piece(at, t + 1, end, PIECES, MIXED)
+        c0 = piece * BN
+        j = c0 + tl.arange(0, BN)
+        col = load_slopes(col_slopes, j, n)
+        products, y_block = product(x, y, kept, r0, c0, d, BM, BN, BK, True, False)
+        l = to_logits(products, unit, rows, cols, i, j, m, n, LOG2E, not MIXED)
+        w = weights(
+            l, row_slopes, col_slopes, row, col, rows, cols, i, j, m, n, offset, negatives, positives,
+            RULE, PROVEN, MIXED,
+        )  # fmt: skip
+        if d_scale is not None:
+            of_scale += tl.sum(w * products, 1)
+        if d_bias is not None:
+            of_bias += tl.sum(w, 1)
+        if cols.factor is not None:
+            w *= of_points(cols.factor, j, n, not MIXED)[None, :]
+        gradient = dot(cast(w * shrink, y_block.dtype), y_block, gradient)
+        piece = upcoming
+    return gradient, of_scale, of_bias
 
 
-def _of_rows(sweep: _Sweep, tile: Tile, known: Plan | None, d_z: Tensor, *d_vectors: Tensor) -> None:
-    """Gradients of the rows, their scales and their biases; those that are empty were not asked for."""
-    if not any(t.numel() for t in (d_z, *d_vectors)):
-        return
-    d = sweep.sides.x.z.shape[1]
-    for plan, start, rows in planned(sweep.sides, tile, sweep.sets, known=known):
-        for after, here in portions(rows, PARTIAL_GRADIENTS, 4 * d * tile.rows, tile.rows):
-            _own_gradient(sweep, tile, plan, start + after, here, d_z, *d_vectors)
+@triton.jit(
+    do_not_specialize=["m", "n", "d", "planned", "first_row", "rows_here", "run", "offset", "negatives", "positives"]
+)  # fmt: skip
+def own_gradient(
+    x, y, y_piece, rows, cols, logit_scale, row_slopes, col_slopes, visits, counts, proven, shrink,
+    out, d_scale, d_bias, m, n, d, planned, first_row, rows_here, run, offset, negatives, positives,
+    RULE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """Row blocks from ``first_row`` on (axis 0) against runs of ``run`` of the column blocks they visit (axis 1).
 
-
-def _own_gradient(
-    sweep: _Sweep, tile: Tile, plan: Plan, first: int, here: int, d_z: Tensor, *d_vectors: Tensor
-) -> None:
-    x, y, logit_scale, offset = sweep.sides
-    d, n_blocks, blocks = x.z.shape[1], cdiv(y.n, tile.cols), cdiv(here, tile.rows)
-    slots = tile.resident * device_of(x.z.device).multiprocessors
-    run = cdiv(n_blocks, min(split(blocks, slots, MOST_RUNS), n_blocks))
-    runs = cdiv(n_blocks, run)
-    parts = x.reach.new_empty(runs, here, d)
-    vector_parts = [x.reach.new_empty(runs, here) if v.numel() else None for v in d_vectors]
-    launch(
-        gradient.own_gradient,
-        (blocks, runs),
-        *sweep.sides.descriptors(tile),
-        *(x.points, y.points, logit_scale, sweep.row_slopes, sweep.col_slopes),
-        *(*plan[:3], sweep.shrink, parts, *vector_parts),
-        *(x.n, y.n, d, plan.first, first, here, run, offset, *sweep.sets),
-        RULE=sweep.rule.value,
-        STAGES=tile.stages,
-        **tile.options(),
-    )
-    if d_z.numel():
-        _finish(parts, x, logit_scale, x.points.factor, sweep, d_z, first)
-    for vector, of_vector in zip(d_vectors, vector_parts, strict=True):
-        if of_vector is not None:
-            torch.sum(of_vector, 0, out=vector[first : first + here])
-
-
-def _finish(
-    parts: Tensor, side: Side, logit_scale: Tensor | None, factor: Tensor | None, sweep: _Sweep, out: Tensor, first: int
-) -> None:
-    """Sums of weighted embeddings [parts, rows, d] into the gradient of ``side.z`` from row ``first`` on."""
-    n_parts, here, d = parts.shape
-    z = (side.z, *side.z.stride()) if sweep.normalize else (None, 0, 0)
-    launch(
-        operands.finish,
-        (cdiv(here, 16),),
-        *(parts, parts.stride(0), n_parts, *z, logit_scale, factor, sweep.shrink),
-        *(out, first, here, side.n, d),
-        NORMALIZE=sweep.normalize,
-        ROWS=16,
-        BLOCK=min(next_power_of_2(d), 256),
-        num_warps=8,
-    )
-
-
-class _Strip(NamedTuple):
-    """The weights of some rows; the next strip takes their place in memory."""
-
-    here: slice
-    weights: Tensor  # [rows, n] in the dtype of the values
-    d_scale: Tensor | None  # [column blocks, rows]: sums of w_ij <x_i, y_j>,
-    d_row_bias: Tensor | None  # of w_ij,
-    d_col_bias: Tensor | None  # [row blocks, n]: and of these over rows
-
-
-def _strips(sweep: _Sweep, of_scale: bool = False, of_rows: bool = False, of_cols: bool = False) -> Iterator[_Strip]:
-    """All weights, a strip at a time, and what sums of them are asked for."""
-    x, y, logit_scale, offset = sweep.sides
-    tile = tile_for("store", sweep.sides)
-    proven = proof(sweep.sides, tile, sweep.sets)
-    dtype, width = x.values.dtype, cdiv(y.n, 8) * 8
-    budget = max(STRIP, device_of(x.z.device).memory // STRIPS)
-    strips = portions(x.n, budget, width * dtype.itemsize * tile.rows, tile.rows)
-    weights = torch.empty(strips[0][1], width, dtype=dtype, device=x.z.device)[:, : y.n]
-    new, n_blocks = x.reach.new_empty, cdiv(y.n, tile.cols)
-    for first, here in strips:
-        blocks = cdiv(here, tile.rows)
-        d_scale = new(n_blocks, here) if of_scale else None
-        d_row_bias = new(n_blocks, here) if of_rows else None
-        d_col_bias = new(blocks, y.n) if of_cols else None
-        launch(
-            gradient.store_tiles,
-            (blocks * n_blocks,),
-            *sweep.sides.descriptors(tile),
-            *(x.points, y.points, logit_scale, sweep.row_slopes, sweep.col_slopes, proven, sweep.shrink),
-            *(weights, weights.stride(0), d_scale, d_row_bias, d_col_bias),
-            *(x.n, y.n, x.operand.shape[1], first, here, offset, *sweep.sets),
-            RULE=sweep.rule.value,
-            RESIDENT=tile.holds(x.operand.shape[1]),
-            TALL=8,
-            **tile.options(),
-        )
-        yield _Strip(slice(first, first + here), weights[:here], d_scale, d_row_bias, d_col_bias)
-
-
-def _by_strips(sweep: _Sweep, symmetric: bool, needs: Needs, out: Gradients) -> None:
-    """All gradients, a strip of weights at a time; the products with it are the library's."""
-    x, y, logit_scale, _ = sweep.sides
-    of_cols = x.reach.new_empty(1, y.n, x.z.shape[1]) if needs.cols and not symmetric else None
-    out.col_bias.zero_()
-    for here, w, d_scale, d_row_bias, d_col_bias in _strips(
-        sweep, needs.rows, needs.bias, needs.bias and not symmetric
-    ):
-        if needs.rows:
-            _finish(_product(w, y.values)[None], x, logit_scale, None, sweep, out.rows, here.start)
-        if of_cols is not None:
-            _product(w.T, x.values[here], into=of_cols[0], add=here.start > 0)
-        for vector, parts in ((out.logit_scale, d_scale), (out.row_bias, d_row_bias)):
-            if parts is not None:
-                torch.sum(parts, 0, out=vector[here])
-        if d_col_bias is not None:
-            out.col_bias.add_(d_col_bias.sum(0))
-    if of_cols is not None:
-        _finish(of_cols, y, logit_scale, None, sweep, out.cols, 0)
-
-
-def pair_weighted_sum(problem: Problem, values: Tensor) -> Tensor:
-    """``sum_j exp(l_ij) v_j`` [m, dv] over the denominator set, of logits <= 0 up to rounding, one scale for all rows.
-
-    Weights are the derivatives of sums of exponentials, rounded as a gradient's are; values keep their digits.
+    ``out`` [runs, rows_here, d] float32: the sum over the run of w_ij factor_j y_j, without the scales of the row.
+    ``d_scale`` and ``d_bias`` [runs, rows_here], or None: the sums of w_ij <x_i, y_j> and of w_ij.
     """
-    ones = torch.ones(len(problem.rows), device=problem.rows.device)
-    sides, row_slopes, col_slopes, shrink = prepared(problem, Slopes(None, ones, None, None), NOTHING)
-    out = sides.x.reach.new_empty(len(ones), values.shape[1])
-    sweep = _Sweep(sides, row_slopes, col_slopes, STATISTICS, (problem.denominator, 0), shrink, False)
-    parts, unit = _parts_of(values, sides.x.values.dtype)
-    for here, w, *_ in _strips(sweep):
-        torch.sum(_product(w, parts).unflatten(1, (-1, values.shape[1])), 1, out=out[here])
-    for factor in (shrink, unit):
-        if factor is not None:
-            out /= factor
-    return out
+    r0 = first_row + tl.program_id(0) * BM
+    plain, mixed, begin, middle, end = runs_of(visits, counts, planned, r0 // BM, n, run, False, BM, BN)
+    unit = load_unit(logit_scale, LOG2E)
+    kept = load_kept(x, r0, True)
+    row = load_slopes(row_slopes, r0 + tl.arange(0, BM), m)
+    factor = 1.0 if shrink is None else tl.load(shrink)
+    zero = tl.zeros((BM,), tl.float32)
+    state = tl.zeros((BM, BK), tl.float32), zero, zero
+    is_proven = True if RULE == LOGISTIC else False if proven is None else tl.load(proven) != 0
+    if plain.dtype.is_ptr():  # there is a plan
+        if is_proven:
+            state = _sweep(
+                state, x, y, kept, rows, cols, unit, row_slopes, col_slopes, row, factor, plain, begin, middle, r0,
+                d_scale, d_bias, m, n, d, offset, negatives, positives, RULE, True, False, BM, BN, BK, STAGES, 1,
+            )  # fmt: skip
+        else:
+            state = _sweep(
+                state, x, y, kept, rows, cols, unit, row_slopes, col_slopes, row, factor, plain, begin, middle, r0,
+                d_scale, d_bias, m, n, d, offset, negatives, positives, RULE, False, False, BM, BN, BK, STAGES, 1,
+            )  # fmt: skip
+    # one loop for both: two of them cost registers beside the gradient, a second exponential little beside the labels
+    state = _sweep(
+        state, x, y_piece, kept, rows, cols, unit, row_slopes, col_slopes, row, factor, mixed, middle, end, r0,
+        d_scale, d_bias, m, n, d, offset, negatives, positives, RULE, False, True, BM, BP, BK, STAGES, BN // BP,
+    )  # fmt: skip
+
+    local = tl.program_id(0) * BM + tl.arange(0, BM)
+    inside = local < rows_here
+    at = tl.program_id(1).to(tl.int64) * rows_here + local
+    k = tl.arange(0, BK)
+    tl.store(out + at[:, None] * d + k[None, :], state[0], mask=inside[:, None] & (k < d)[None, :])
+    if d_scale is not None:
+        tl.store(d_scale + at, state[1], mask=inside)
+    if d_bias is not None:
+        tl.store(d_bias + at, state[2], mask=inside)
 
 
-def _parts_of(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Parts in the weights' dtype, [n, dv] or [n, 2 dv] with a sum of the values times a unit, and the unit."""
-    if dtype in (values.dtype, torch.float32):
-        return values.to(dtype), None
-    wide, unit = values.float(), None
-    if dtype == torch.float16:  # to the top of its range, as the weights are; NaN and infinity stay what they are
-        peak = wide.abs().amax()
-        unit = torch.exp2(TOP.value - torch.log2(peak.clamp_min(SMALLEST.value)).ceil())
-        unit = torch.where(peak.isfinite(), unit, 1.0)
-        wide = wide * unit
-    high = wide.to(dtype)
-    if values.dtype == torch.bfloat16:  # has no more digits
-        return high, unit
-    return torch.cat([high, (wide - high.float()).to(dtype)], 1), unit
+@triton.jit
+def _store_piece(
+    x, y, rows, cols, logit_scale, row_slopes, col_slopes, shrink, out, out_stride, d_col_bias, sums,
+    m, n, d, r0, c0, first_row, rows_here, offset, negatives, positives,
+    RULE: tl.constexpr, PROVEN: tl.constexpr, MIXED: tl.constexpr, EMPTY: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RESIDENT: tl.constexpr,
+):  # fmt: skip
+    """The tile of ``out`` whose first pair is (r0, c0); returns ``sums`` with those of its rows."""
+    of_scale, of_bias = sums
+    i, j = r0 + tl.arange(0, BM), c0 + tl.arange(0, BN)
+    local = i - first_row
+    if EMPTY:
+        w = tl.full((BM, BN), MINUS_INFINITY if RULE == LOGITS else 0.0, tl.float32)
+    else:
+        products, _ = product(x, y, load_kept(x, r0, RESIDENT), r0, c0, d, BM, BN, BK, RESIDENT, False)
+        if RULE == LOGITS:
+            w = to_logits(products, load_unit(logit_scale, 1.0), rows, cols, i, j, m, n, 1.0, not MIXED)
+            if MIXED:
+                w = tl.where((classes(rows, cols, i, j, m, n, offset) & negatives) != 0, w, MINUS_INFINITY)
+        else:
+            l = to_logits(products, load_unit(logit_scale, LOG2E), rows, cols, i, j, m, n, LOG2E, not MIXED)
+            w = weights(
+                l, row_slopes, col_slopes, load_slopes(row_slopes, i, m), load_slopes(col_slopes, j, n),
+                rows, cols, i, j, m, n, offset, negatives, positives, RULE, PROVEN, MIXED,
+            )  # fmt: skip
+            of_scale += tl.sum(w * products, 1)
+            of_bias += tl.sum(w, 1)
+    if d_col_bias is not None:
+        tl.store(d_col_bias + ((r0 - first_row) // BM).to(tl.int64) * n + j, tl.sum(w, 0), mask=j < n)
+    if RULE != LOGITS:
+        if rows.factor is not None:
+            w *= of_points(rows.factor, i, m, not (MIXED or EMPTY))[:, None]
+        if shrink is not None:
+            w *= tl.load(shrink)
+    at = out + local.to(tl.int64)[:, None] * out_stride + j[None, :]
+    tl.store(at, cast(w, out.dtype.element_ty), mask=(local < rows_here)[:, None] & (j < n)[None, :])
+    return of_scale, of_bias
 
 
-def _product(a: Tensor, b: Tensor, into: Tensor | None = None, add: bool = False) -> Tensor:
-    """a b in float32, or added to what ``into`` holds."""
-    into = torch.empty(a.shape[0], b.shape[1], device=a.device) if into is None else into
-    if recorded_architecture() is not None:  # tensors without data; out_dtype is unknown to those of torch 2.11
-        return into
-    with torch.autocast("cpu" if INTERPRETED else "cuda", enabled=False):  # dtypes were chosen where inputs were made
-        if a.dtype == torch.float32 or INTERPRETED:  # no product of halves with a float32 result on the CPU
-            return torch.addmm(into, a.float(), b.float(), beta=int(add), out=into)
-        return torch.addmm(into, a, b, out_dtype=torch.float32, beta=int(add), out=into)
+@triton.jit(do_not_specialize=["m", "n", "d", "first_row", "rows_here", "offset", "negatives", "positives"])
+def store_tiles(
+    x, y, y_piece, rows, cols, logit_scale, row_slopes, col_slopes, proven, shrink, out, out_stride,
+    d_scale, d_row_bias, d_col_bias, m, n, d, first_row, rows_here, offset, negatives, positives,
+    RULE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
+    RESIDENT: tl.constexpr, TALL: tl.constexpr,
+):  # fmt: skip
+    """One tile a program: ``out`` [rows_here, n] gets the weights times the row's factor, or with LOGITS the logits.
+
+    ``d_scale`` and ``d_row_bias`` [column blocks, rows_here] and ``d_col_bias`` [row blocks, n], or None: the sums of
+    w_ij <x_i, y_j> and of w_ij over the tile. TALL row blocks share their column blocks while these are in cache.
+    """
+    n_rows, n_cols = tl.cdiv(rows_here, BM), tl.cdiv(n, BN)
+    group = tl.program_id(0) // (TALL * n_cols)
+    tall = tl.minimum(n_rows - group * TALL, TALL)
+    within = tl.program_id(0) % (TALL * n_cols)
+    r0, block = first_row + (group * TALL + within % tall) * BM, within // tall
+    c0 = block * BN
+    row_range, col_range = ranges_of_block(rows, r0 // BM, m, BM), ranges_of_block(cols, block, n, BN)
+    kind = kind_of_tile(row_range, col_range, r0, c0, offset, BM, BN)
+    sums = tl.zeros((BM,), tl.float32), tl.zeros((BM,), tl.float32)
+    if (kind & (negatives | positives)) == 0:
+        sums = _store_piece(
+            x, y, rows, cols, logit_scale, row_slopes, col_slopes, shrink, out, out_stride, d_col_bias, sums,
+            m, n, d, r0, c0, first_row, rows_here, offset, negatives, positives,
+            RULE, True, False, True, BM, BN, BK, RESIDENT,
+        )  # fmt: skip
+    elif not is_plain(kind, r0, c0, m, n, negatives, positives, BM, BN):
+        for piece in range(0, BN // BP):
+            sums = _store_piece(
+                x, y_piece, rows, cols, logit_scale, row_slopes, col_slopes, shrink, out, out_stride, d_col_bias, sums,
+                m, n, d, r0, c0 + piece * BP, first_row, rows_here, offset, negatives, positives,
+                RULE, False, True, False, BM, BP, BK, RESIDENT,
+            )  # fmt: skip
+    elif True if RULE == LOGITS else False if proven is None else tl.load(proven) != 0:
+        sums = _store_piece(
+            x, y, rows, cols, logit_scale, row_slopes, col_slopes, shrink, out, out_stride, d_col_bias, sums,
+            m, n, d, r0, c0, first_row, rows_here, offset, negatives, positives,
+            RULE, True, False, False, BM, BN, BK, RESIDENT,
+        )  # fmt: skip
+    else:
+        sums = _store_piece(
+            x, y, rows, cols, logit_scale, row_slopes, col_slopes, shrink, out, out_stride, d_col_bias, sums,
+            m, n, d, r0, c0, first_row, rows_here, offset, negatives, positives,
+            RULE, False, False, False, BM, BN, BK, RESIDENT,
+        )  # fmt: skip
+    local = r0 - first_row + tl.arange(0, BM)
+    if d_scale is not None:
+        tl.store(d_scale + block.to(tl.int64) * rows_here + local, sums[0], mask=local < rows_here)
+    if d_row_bias is not None:
+        tl.store(d_row_bias + block.to(tl.int64) * rows_here + local, sums[1], mask=local < rows_here)

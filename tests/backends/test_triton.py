@@ -39,8 +39,9 @@ if reason := why_not("triton", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
 from pycl.backends.triton import backend as backend
-from pycl.triton_kernels import backward, schedule, tiles
-from pycl.triton_kernels.tiles import Tile
+from pycl.backends.triton import gradients, schedule
+from pycl.triton_kernels import tile_table
+from pycl.triton_kernels.tile_table import Tile
 
 HALF_AND_SINGLE = [torch.bfloat16, torch.float32]
 
@@ -56,12 +57,12 @@ def table(rows: int, cols: int, piece: int, depth: int = 32, own: int = 64) -> d
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many tiles, several to a program, several portions of rows for every sweep."""
-    monkeypatch.setitem(tiles.TABLES, 0, table(64, 32, 32))
+    monkeypatch.setitem(tile_table.TABLES, 0, table(64, 32, 32))
     monkeypatch.setattr(backend, "COLUMN_PARTS", 0)  # eight blocks of rows
     monkeypatch.setattr(schedule, "VISITS", 0)  # one
     monkeypatch.setattr(schedule, "SMALL", 0)  # with a plan
-    monkeypatch.setattr(backward, "PARTIAL_GRADIENTS", 0)
-    monkeypatch.setattr(backward, "STRIP", 0)
+    monkeypatch.setattr(gradients, "PARTIAL_GRADIENTS", 0)
+    monkeypatch.setattr(gradients, "STRIP", 0)
 
 
 def sorted_labels(case: Case) -> Case:
@@ -95,7 +96,7 @@ def test_many_tiles(small: None, case: str, dtype: torch.dtype) -> None:
 
 def test_many_rows_for_both_sides(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than the eight blocks of rows whose sums over columns are merged at once."""
-    monkeypatch.setitem(tiles.TABLES, 0, table(32, 32, 32))
+    monkeypatch.setitem(tile_table.TABLES, 0, table(32, 32, 32))
     check(make(300, None, 8, bias=(), normalize=True), "triton", torch.float32)
     check(make(300, 40, 8), "triton", torch.bfloat16)
 
@@ -110,7 +111,7 @@ def test_edges_of_plain_tiles(small: None, n: int, offset: int) -> None:
 
 def test_columns_are_planned_with_their_own_offset(monkeypatch: pytest.MonkeyPatch) -> None:
     """One launch plans for both sides; a point with itself would outweigh all others where its tile counts as plain."""
-    monkeypatch.setitem(tiles.TABLES, 0, table(64, 32, 32))
+    monkeypatch.setitem(tile_table.TABLES, 0, table(64, 32, 32))
     monkeypatch.setattr(schedule, "SMALL", 0)
     case = make(200, 190, 8, bias=(), offset=-70, scale=3.0, denominator=ALL & ~SELF, positives=0)
     y = case.leaves["y"].index_copy(0, torch.arange(130), 2 * case.leaves["x"][70:])
@@ -122,7 +123,7 @@ def test_tile_size_does_not_matter(case: str, monkeypatch: pytest.MonkeyPatch) -
     problem = CASES[case]()
     wanted = outputs(problem)
     for shape in ((32, 32, 32), (128, 64, 32), (64, 64, 64)):
-        monkeypatch.setitem(tiles.TABLES, 0, table(*shape))
+        monkeypatch.setitem(tile_table.TABLES, 0, table(*shape))
         assert_near(outputs(problem), wanted, 3e-6)
 
 

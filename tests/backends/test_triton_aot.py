@@ -19,13 +19,16 @@ from typing import Any
 
 import pytest
 
-from pycl.triton_kernels.support import why_not
+from pycl.backends.triton.support import why_not
 
 if "triton" not in os.environ.get("PYCL_TEST_REQUIRE", "").split(","):
     pytest.importorskip("triton", reason=why_not() or "Triton cannot be imported")
 
 import pycl
-from pycl.triton_kernels import aot, report, tables, tiles
+from pycl.tools import ahead_of_time as aot
+from pycl.tools import triton_report as report
+from pycl.tools import triton_tables as tables
+from pycl.triton_kernels import tile_table
 
 ARCHITECTURES = (80, 90, 100)
 MATRIX = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
@@ -42,7 +45,7 @@ def record(file: Path, version: str, *arguments: str) -> dict[str, Any]:
         folders.insert(0, str(FETCHED / f"triton-{version}"))
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": os.pathsep.join(folders), "PYCL_TILES": str(file.with_name("none.json"))}
-    command = [sys.executable, "-m", "pycl.triton_kernels.report", *arguments, "--json", str(file)]
+    command = [sys.executable, "-m", "pycl.tools.triton_report", *arguments, "--json", str(file)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stderr[-4000:]
     found: dict[str, Any] = json.loads(file.read_text())
@@ -76,7 +79,7 @@ def missing(rows: list[Row]) -> Iterator[str]:
         found = {row["kernel"] for row in here}
         wanted = {"prepare", "plan", "merge", "finish", "top_of_tiles", *aot.SWEEPS, *aot.SINKHORN}
         yield from (f"{kernel} for sm_{arch}" for kernel in wanted - found)
-        for key, tile in tiles.TABLES[arch].items():
+        for key, tile in tile_table.TABLES[arch].items():
             those = [row for row in here if tile.options().items() <= row["options"].items()]
             if not any(row["kernel"] == kernels[key[0]] for row in those):
                 yield f"tile {key} of sm_{arch}"

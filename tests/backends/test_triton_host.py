@@ -23,9 +23,14 @@ if reason := why_not("triton", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
 from pycl.backends.triton import backend as backend
+from pycl.backends.triton import gradients, launch, schedule, support, tiles
 from pycl.core.problem import Needs
 from pycl.engine.validation import problem_of
-from pycl.triton_kernels import aot, backward, launch, sass, schedule, support, tiles, timing, tune
+from pycl.tools import ahead_of_time as aot
+from pycl.tools import sass
+from pycl.tools import triton_tile_time as timing
+from pycl.tools import triton_tune as tune
+from pycl.triton_kernels.tile_table import Tile
 
 
 def recorded(n: int, d: int, dtype: torch.dtype = torch.bfloat16, symmetric: bool = False) -> list[launch.Launch]:
@@ -57,7 +62,7 @@ def test_memory_grows_with_the_points_and_not_with_the_pairs(d: int, symmetric: 
 
     Above 256 features a strip of weights is part of it, one part in 512 of a memory of 80 GiB.
     """
-    most = 100e6 if d <= 256 else 100e6 + (80 << 30) / backward.STRIPS
+    most = 100e6 if d <= 256 else 100e6 + (80 << 30) / gradients.STRIPS
     peaks = []
     for n in (32768, 131072):
         inputs_and_gradients = 2 * n * d * 2
@@ -157,10 +162,10 @@ def own_tiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_tuning_takes_the_fastest_and_passes_over_what_fails(capsys: pytest.CaptureFixture[str]) -> None:
-    choices = [tiles.Tile(rows, 32, 16, 4, 1) for rows in (128, 32, 64)]
+    choices = [Tile(rows, 32, 16, 4, 1) for rows in (128, 32, 64)]
     kept = [tile._replace(resident=2) for tile in choices]
 
-    def time(tile: tiles.Tile) -> tuple[tiles.Tile, float]:
+    def time(tile: Tile) -> tuple[Tile, float]:
         if tile == choices[0]:
             raise RuntimeError("out of shared memory")
         return tile._replace(resident=2), tile.rows
@@ -174,10 +179,10 @@ def test_tuning_takes_the_fastest_and_passes_over_what_fails(capsys: pytest.Capt
 @pytest.mark.parametrize("kernel", ["reduce", "own", "store"])
 def test_tuning_times_the_tile_it_is_given(kernel: str, own_tiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dtype = torch.float32 if kernel == "store" else torch.bfloat16
-    tile, seen = tiles.Tile(64, 32, 16, 4, 1), []
+    tile, seen = Tile(64, 32, 16, 4, 1), []
     pick = tiles.pick
 
-    def spy(asked: str, *key: int) -> tiles.Tile | None:
+    def spy(asked: str, *key: int) -> Tile | None:
         seen.append((asked, pick(asked, *key)))
         return seen[-1][1]
 
@@ -211,7 +216,7 @@ def test_tuning_from_the_command_line(
     own_tiles: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A tile that no kernel takes costs its process, and nothing else."""
-    good, bad = tiles.Tile(32, 32, 16, 4, 1), tiles.Tile(33, 32, 16, 4, 1)
+    good, bad = Tile(32, 32, 16, 4, 1), Tile(33, 32, 16, 4, 1)
     monkeypatch.setattr(tune, "candidates", lambda kernel, *question: [bad, good] if kernel == "reduce" else [good])
     assert tune.main(["--features", "16", "--points", "40"]) == 0
     assert tiles.load() == {(kernel, 0, 2, 16): good for kernel in ("reduce", "own")}
@@ -233,7 +238,7 @@ def test_tuning_outlives_what_it_times(
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(timing, "__name__", "dying")
     with pytest.raises(RuntimeError, match=said):
-        tune.time_of("reduce", 40, 16, "bfloat16", tiles.Tile(32, 32, 16, 4, 1), 2)
+        tune.time_of("reduce", 40, 16, "bfloat16", Tile(32, 32, 16, 4, 1), 2)
 
 
 def test_a_broken_file_of_tiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -263,5 +268,5 @@ def test_tuning_tries_few_tiles_that_keep_the_rules(
 
 
 def test_tuning_tries_two_programs_a_multiprocessor(own_tiles: Path) -> None:
-    assert tiles.Tile(64, 128, 128, 4, 2, piece=64) in tune.candidates("own", 90, 2, 128)
+    assert Tile(64, 128, 128, 4, 2, piece=64) in tune.candidates("own", 90, 2, 128)
     assert tune.candidates("own", 90, 2, 300) == []

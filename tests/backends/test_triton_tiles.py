@@ -9,17 +9,22 @@ from typing import Any
 import pytest
 import torch
 
-from pycl.triton_kernels.support import why_not
+from pycl.backends.triton.support import why_not
 
 if "triton" not in os.environ.get("PYCL_TEST_REQUIRE", "").split(","):
     pytest.importorskip("triton", reason=why_not() or "Triton cannot be imported")
 
-from pycl.triton_kernels import aot, launch, sass, schedule, sides, tiles
-from pycl.triton_kernels.launch import Launch
+from pycl.backends.triton import launch, schedule, tiles
+from pycl.backends.triton.device import device_of
+from pycl.backends.triton.launch import Launch
+from pycl.backends.triton.operands import GROUP
+from pycl.tools import ahead_of_time as aot
+from pycl.tools import sass
+from pycl.triton_kernels.pair_classes import Points
 from pycl.triton_kernels.prepare import prepare
+from pycl.triton_kernels.tile_table import TABLES, Tile
 
-TILES = [(arch, *key, tile) for arch, table in tiles.TABLES.items() for key, tile in table.items()]
-GROUP = sides.GROUP
+TILES = [(arch, *key, tile) for arch, table in TABLES.items() for key, tile in table.items()]
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +33,7 @@ def _untuned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("arch", "kernel", "size", "most", "tile"), TILES)
-def test_tiles_are_what_kernels_assume(arch: int, kernel: str, size: int, most: int, tile: tiles.Tile) -> None:
+def test_tiles_are_what_kernels_assume(arch: int, kernel: str, size: int, most: int, tile: Tile) -> None:
     assert tile.rows % GROUP == tile.cols % GROUP == tile.piece % GROUP == tile.cols % tile.piece == 0
     assert tile.depth >= 16
     assert tile.depth & (tile.depth - 1) == 0
@@ -47,9 +52,9 @@ def test_every_problem_has_a_tile(arch: int, itemsize: int) -> None:
 
 
 def test_the_tile_is_that_of_the_next_older_architecture() -> None:
-    assert tiles.pick("reduce", 89, 2, 64) == tiles.TABLES[80]["reduce", 2, 64]
-    assert tiles.pick("reduce", 103, 2, 129) == tiles.TABLES[100]["reduce", 2, 1 << 30]
-    assert tiles.pick("own", 90, 2, 129) == tiles.TABLES[90]["own", 2, 256]
+    assert tiles.pick("reduce", 89, 2, 64) == TABLES[80]["reduce", 2, 64]
+    assert tiles.pick("reduce", 103, 2, 129) == TABLES[100]["reduce", 2, 1 << 30]
+    assert tiles.pick("own", 90, 2, 129) == TABLES[90]["own", 2, 256]
 
 
 @pytest.mark.parametrize("blocks", [1, 3, 64, 131, 132, 133, 256, 1000])
@@ -83,7 +88,7 @@ def signature(*arguments: Any) -> aot.Signature:
 
 
 def test_signature_says_what_a_launch_would_assume() -> None:
-    points = sides.Points(torch.empty(4, dtype=torch.int64), torch.empty(4, dtype=torch.int64), None, None, None)
+    points = Points(torch.empty(4, dtype=torch.int64), torch.empty(4, dtype=torch.int64), None, None, None)
     found = signature(torch.empty(4, dtype=torch.bfloat16), 32, 1, 16, None, points)
     assert found.types["x"] == "*bf16"
     assert (found.types["step"], found.types["one"], found.types["count"]) == ("i32", "constexpr", "i32")
@@ -107,7 +112,7 @@ def test_signature_of_numbers() -> None:
 def test_recording_takes_launches_of_tensors_without_memory() -> None:
     z = torch.empty(64, 32, device="meta")
     with launch.recording(90) as launches:
-        assert sides.device_of(z.device).architecture == 90
+        assert device_of(z.device).architecture == 90
         launch.launch(prepare, (1,), z, *z.stride(), num_warps=4)
     assert [found.kernel for found in launches] == [prepare]
     assert launch.recorded_architecture() is None

@@ -203,7 +203,7 @@ def test_a_case_tells_right_from_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_other_builds_change_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    from pycl.triton_kernels import tiles
+    from pycl.backends.triton import tiles
 
     before = tiles.pick("own", 90, 2, 128)
     assert before is not None

@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 # from the ground up; rooms of one floor do not know each other
 FLOORS = (
-    ("core",),
-    ("distributed", "triton_kernels"),
+    ("core", "triton_kernels"),
+    ("distributed",),
     ("backends",),
     ("ops",),
     ("engine",),
@@ -21,6 +21,7 @@ FLOORS = (
     ("modules", "grad_cache", "compat", "metrics", "testing"),
     ("clustering",),
     ("",),  # the package itself: what `import pycl` offers
+    ("tools",),  # programs that nobody needs to run a loss
     ("doctor",),
     ("bench",),
 )

@@ -15,22 +15,29 @@ from torch import Tensor
 # the two products of a dense gradient are a library's, and so is what is left around them
 from pycl.backends.reference import pair_logits_backward
 from pycl.backends.registry import BackendUnavailable
+from pycl.backends.triton.support import why_not
 from pycl.core.problem import STATE, STATS, Gradients, Needs, Problem, nothing_kept
 from pycl.core.sinkhorn import solve
-from pycl.triton_kernels.support import why_not
 
 if reason := why_not():
     raise BackendUnavailable(f"backend='triton' is not available: {reason}")
 
-from pycl.triton_kernels import backward, gradient, keys, merge, reduce, top
-from pycl.triton_kernels.backward import pair_weighted_sum
-from pycl.triton_kernels.launch import INTERPRETED, launch
-from pycl.triton_kernels.schedule import Plan, planned, portions, split
-from pycl.triton_kernels.sides import NOTHING, Sides, cdiv, device_of, next_power_of_2, sides_of, tile_for
-from pycl.triton_kernels.sinkhorn import sinkhorn_codes, sinkhorn_columns
-from pycl.triton_kernels.tile import LOGISTIC, LOGITS, STATISTICS
-from pycl.triton_kernels.tiles import Tile
-from pycl.triton_kernels.weights import Slopes
+from pycl.backends.triton import cache_keys, gradients
+from pycl.backends.triton.device import device_of
+from pycl.backends.triton.gradients import pair_weighted_sum
+from pycl.backends.triton.launch import cdiv, launch, next_power_of_2
+from pycl.backends.triton.operands import NOTHING, Sides, sides_of, tile_for
+from pycl.backends.triton.pair_top import tile_from, unpack
+from pycl.backends.triton.schedule import Plan, planned, portions, split
+from pycl.backends.triton.sinkhorn_steps import sinkhorn_codes, sinkhorn_columns
+from pycl.triton_kernels.backward import store_tiles
+from pycl.triton_kernels.combine import merge
+from pycl.triton_kernels.forward import reduce_tiles
+from pycl.triton_kernels.interpreter import INTERPRETED
+from pycl.triton_kernels.logit_gradient import Slopes
+from pycl.triton_kernels.logits import LOGISTIC, LOGITS, STATISTICS
+from pycl.triton_kernels.tile_table import Tile
+from pycl.triton_kernels.topk import top_of_tiles
 
 __all__ = [
     "DEVICES",
@@ -51,7 +58,7 @@ __all__ = [
 sinkhorn = partial(solve, sinkhorn_columns, sinkhorn_codes)
 
 if not INTERPRETED:
-    keys.settle()
+    cache_keys.settle()
 
 DEVICES = ("cpu",) if INTERPRETED else ("cuda",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -77,7 +84,7 @@ def pair_stats(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor, Tens
             parts = _reduce_tiles(sides, tile, sets, plan, first, here, STATISTICS, symmetric, columns_too)
             n_points = x.n - first if symmetric else here
             launch(
-                merge.merge,
+                merge,
                 (cdiv(n_points, tile.cols) + (cdiv(y.n, tile.cols) if of_cols else 0),),
                 *(row_stats, col_stats if of_cols else None, *points, *parts),
                 *(x.n, y.n, first, here, len(parts[0]), offset, *sets),
@@ -105,7 +112,7 @@ def pair_stats_backward(
         col_slopes = row_slopes  # every pair counts once in each of its roles
     else:
         col_slopes = Slopes(col_stats, *d_col_stats) if col_stats.shape[1] else NOTHING
-    return backward.gradients(problem, row_slopes, col_slopes, STATISTICS, needs)
+    return gradients.gradients(problem, row_slopes, col_slopes, STATISTICS, needs)
 
 
 def pair_sum(problem: Problem) -> tuple[Tensor, Tensor]:
@@ -120,7 +127,7 @@ def pair_sum(problem: Problem) -> tuple[Tensor, Tensor]:
 
 def pair_sum_backward(problem: Problem, kept: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
     slopes = Slopes(None, d_sum, None, None)
-    return backward.gradients(problem, slopes, NOTHING, LOGISTIC, needs)
+    return gradients.gradients(problem, slopes, NOTHING, LOGISTIC, needs)
 
 
 def pair_logits(problem: Problem) -> Tensor:
@@ -130,7 +137,7 @@ def pair_logits(problem: Problem) -> Tensor:
     sets = problem.denominator, problem.positives
     out = torch.empty(x.n, y.n, dtype=x.z.dtype, device=x.z.device)
     launch(
-        gradient.store_tiles,
+        store_tiles,
         (cdiv(x.n, tile.rows) * cdiv(y.n, tile.cols),),
         *(*sides.descriptors(tile), x.points, y.points, logit_scale, NOTHING, NOTHING),
         *(None, None, out, out.stride(0), None, None, None),
@@ -147,7 +154,7 @@ def pair_top(problem: Problem, k: int) -> tuple[Tensor, Tensor]:
     sides = sides_of(problem)
     x, y, logit_scale, offset = sides
     features = x.operand.shape[1]
-    tile = top.tile_from(tile_for("reduce", sides), features)
+    tile = tile_from(tile_for("reduce", sides), features)
     keys = torch.empty(x.n, k, dtype=torch.int64, device=x.z.device)
     at_once = cdiv(k, cdiv(k, TOP_AT_ONCE))
     pairs, n_blocks = problem.denominator, cdiv(y.n, tile.cols)
@@ -160,7 +167,7 @@ def pair_top(problem: Problem, k: int) -> tuple[Tensor, Tensor]:
             wanted = min(at_once, k - start)
             parts = keys.new_empty(here, runs * wanted)
             launch(
-                top.top_of_tiles,
+                top_of_tiles,
                 (blocks, runs),
                 *(*sides.descriptors(tile), x.points, y.points, logit_scale, *plan[:2], below, parts),
                 *(x.n, y.n, features, plan.first, first, here, cdiv(n_blocks, runs), wanted, offset, pairs),
@@ -171,7 +178,7 @@ def pair_top(problem: Problem, k: int) -> tuple[Tensor, Tensor]:
             best = parts.topk(wanted).values
             keys[first : first + here, start : start + wanted] = best
             below = best[:, -1].contiguous()
-    return top.unpack(keys)
+    return unpack(keys)
 
 
 def _reduce_tiles(
@@ -194,7 +201,7 @@ def _reduce_tiles(
     row_parts = new(runs, here) if rule is LOGISTIC else new(runs, FIELDS, here)
     den_parts, pos_parts = (new(blocks, k, y.n) if columns_too else None for k in (2, 4))
     launch(
-        reduce.reduce_tiles,
+        reduce_tiles,
         (blocks, runs),
         *(*sides.descriptors(tile), x.points, y.points, logit_scale),
         *(*plan[:3], row_parts, den_parts, pos_parts),

@@ -6,9 +6,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pycl.triton_kernels.operands import GROUP
-from pycl.triton_kernels.pairs import is_plain, kind_of_tile, ranges_of, ranges_of_block
-from pycl.triton_kernels.tile import LN2, MINUS_INFINITY
+from pycl.triton_kernels.numerics import LN2, MINUS_INFINITY
+from pycl.triton_kernels.pair_classes import GROUP, is_plain, kind_of_tile, ranges_of, ranges_of_block
 
 # A log-sum-exp on its way is (shift, sum of 2^(l - shift)). A point's state: that of the denominator set, that of the
 # positive set, the sum of its positive logits, their number.

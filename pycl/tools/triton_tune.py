@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the fastest tiles on this GPU: ``python -m pycl.triton_kernels.tune --features 128,256 [--points 32768]``.
+"""Find the fastest tiles on this GPU: ``python -m pycl.tools.triton_tune --features 128,256 [--points 32768]``.
 
 At most thirty tiles like that of the table run the sweep they are for, on random unit vectors; each in a process of its
 own, so that a fault or a hang costs one tile. The fastest goes to ``tiles.cache_file()``, where every later process
@@ -20,10 +20,12 @@ from math import log2
 
 import torch
 
-from pycl.triton_kernels import aot, tiles, timing
-from pycl.triton_kernels.launch import INTERPRETED
-from pycl.triton_kernels.sides import device_of
-from pycl.triton_kernels.tiles import Tile
+from pycl.backends.triton import tiles
+from pycl.backends.triton.device import device_of
+from pycl.tools import ahead_of_time as aot
+from pycl.tools import triton_tile_time as timing
+from pycl.triton_kernels.interpreter import INTERPRETED
+from pycl.triton_kernels.tile_table import Tile
 
 DTYPES = ("bfloat16", "float16", "float32")
 MOST = 30  # tiles of a kernel
@@ -94,7 +96,7 @@ def fastest(choices: Iterable[Tile], time: Callable[[Tile], tuple[Tile, float]])
 
 def main(argv: Sequence[str] | None = None) -> int:
     summary = (__doc__ or "").split(":")[0]
-    parser = argparse.ArgumentParser(prog="python -m pycl.triton_kernels.tune", description=summary)
+    parser = argparse.ArgumentParser(prog="python -m pycl.tools.triton_tune", description=summary)
     parser.add_argument("--features", type=lambda text: [int(d) for d in text.split(",")], default=[128, 256, 512])
     parser.add_argument("--points", type=int, default=32768)
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pycl.triton_kernels import pairs
-from pycl.triton_kernels.launch import launch
-from pycl.triton_kernels.sides import Sides, cdiv, device_of
-from pycl.triton_kernels.tiles import Tile
+from pycl.backends.triton.device import device_of
+from pycl.backends.triton.launch import cdiv, launch
+from pycl.backends.triton.operands import Sides
+from pycl.triton_kernels.block_mask import plan
+from pycl.triton_kernels.tile_table import Tile
 
 SMALL = 8192  # pairs, a tile, for each multiprocessor
 VISITS = 16 << 20  # bytes of lists of visits
@@ -78,7 +79,7 @@ def _plans(
     of_rows = Plan(new(row_blocks, cdiv(y.n, tile.cols)), new(row_blocks, 2), proven, first // tile.rows)
     of_cols = Plan(new(col_blocks, cdiv(x.n, tile.cols)), new(col_blocks, 2), proven) if exchanged else EVERY
     launch(
-        pairs.plan,
+        plan,
         (row_blocks + col_blocks,),
         *(x.points, y.points, x.reach, y.reach, sides.logit_scale, *of_rows[:2], *of_cols[:2], proven),
         *(x.n, y.n, first, rows, sides.offset, *sets),

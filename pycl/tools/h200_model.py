@@ -26,8 +26,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from pycl.triton_kernels.aot import Compiled
-from pycl.triton_kernels.launch import Launch
+from pycl.backends.triton.launch import Launch
+from pycl.tools.ahead_of_time import Compiled
 
 ARCHITECTURE, PROCESSORS, CLOCK = 90, 132, 1.7e9
 FLOPS, EXPONENTIALS, SHUFFLES, ISSUES, CACHE = 3520, 16, 32, 128, 32  # a clock and multiprocessor; CACHE in bytes

@@ -1,89 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tiles hold pairs that count: pair classes of single pairs, of whole tiles, and the tiles to visit.
-
-The five classes are the bits of ``pycl.Pairs``: SELF 1, POS_SAME_VIEW 2, POS_OTHER_VIEW 4, NEG_SAME_VIEW 8,
-NEG_OTHER_VIEW 16. Point i of the rows is point i + offset of the columns.
-"""
+"""Which column blocks a block of rows visits: found on the device from the ranges of labels, read by the sweeps."""
 
 from __future__ import annotations
-
-from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
-from pycl.triton_kernels.operands import GROUP, HIGHEST, LOWEST, load_ids, load_views
+from pycl.triton_kernels.pair_classes import (
+    GROUP,
+    exchanged,
+    is_plain,
+    kind_of_tile,
+    ranges_of,
+    ranges_of_block,
+)
 
 PROVEN = tl.constexpr(35.0)  # nats: sums of exp(l) with |l| below it neither overflow nor lose digits in float32
-NOWHERE = tl.constexpr(2**31 - 1)  # an index beyond all; as an offset: no point meets itself
-
-
-class Points(NamedTuple):
-    """One side as the tiles see it: pointers, or None for a factor of 1 and a bias of 0."""
-
-    ids: Any  # int64 [n]; None: numbered
-    views: Any  # int64 [n]; None: all of one view
-    ranges: Any  # int64 [4, groups]
-    factor: Any  # float32 [n], a scale of each point's own
-    bias: Any  # float32 [n], nats
-
-
-@triton.jit
-def ranges_of(points, group, groups):
-    """Smallest and largest id, smallest and largest view over the last axis of a tensor of groups."""
-    at, here = points.ranges + group, group < groups
-    return (
-        tl.min(tl.load(at, mask=here, other=HIGHEST), -1),
-        tl.max(tl.load(at + groups, mask=here, other=LOWEST), -1),
-        tl.min(tl.load(at + 2 * groups, mask=here, other=HIGHEST), -1),
-        tl.max(tl.load(at + 3 * groups, mask=here, other=LOWEST), -1),
-    )
-
-
-@triton.jit
-def ranges_of_block(points, block, n, B: tl.constexpr):
-    return ranges_of(points, block * (B // GROUP) + tl.arange(0, B // GROUP), tl.cdiv(n, GROUP))
-
-
-@triton.jit
-def possible_classes(row, col, meets_itself):
-    """The classes that pairs between two blocks may have, as bits; pairs have no others."""
-    same_id = (row[0] <= col[1]) & (col[0] <= row[1])
-    one_id = (row[0] == row[1]) & (col[0] == col[1]) & (row[0] == col[0])
-    same_view = (row[2] <= col[3]) & (col[2] <= row[3])
-    one_view = (row[2] == row[3]) & (col[2] == col[3]) & (row[2] == col[2])
-    found = tl.where(meets_itself, 1, 0) | tl.where(same_id & same_view, 2, 0)
-    found |= tl.where(same_id & (one_view == 0), 4, 0) | tl.where((one_id == 0) & same_view, 8, 0)
-    return found | tl.where((one_id == 0) & (one_view == 0), 16, 0)
-
-
-@triton.jit
-def meets_itself(r0, c0, offset, BM: tl.constexpr, BN: tl.constexpr):
-    """Whether the tile whose first pair is (r0, c0) holds a pair of a point with itself."""
-    diagonal = r0 + offset - c0  # 64 bits, as r0 is
-    return (diagonal > -BM) & (diagonal < BN)
-
-
-@triton.jit
-def classes(rows, cols, i, j, m, n, offset):
-    """The class bit of every pair of a tile; 0 where there is no point."""
-    same_id = load_ids(rows.ids, i, m)[:, None] == load_ids(cols.ids, j, n)[None, :]
-    same_view = load_views(rows.views, i, m)[:, None] == load_views(cols.views, j, n)[None, :]
-    found = tl.where(same_id, tl.where(same_view, 2, 4), tl.where(same_view, 8, 16))
-    found = tl.where((i.to(tl.int64) + offset)[:, None] == j[None, :], 1, found)
-    return tl.where((i < m)[:, None] & (j < n)[None, :], found, 0)
-
-
-@triton.jit
-def kind_of_tile(row_range, col_range, r0, c0, offset, BM: tl.constexpr, BN: tl.constexpr):
-    return possible_classes(row_range, col_range, meets_itself(r0.to(tl.int64), c0.to(tl.int64), offset, BM, BN))
-
-
-@triton.jit
-def is_plain(kind, r0, c0, m, n, negatives, positives, BM: tl.constexpr, BN: tl.constexpr):
-    """Whether every pair of the tile is in the one set and none in the other, so that none has to be looked at."""
-    end = tl.where(r0 + BM <= m, n, 0)  # tiles that stick out are not plain
-    return (c0 + BN <= end) & ((kind & (31 ^ negatives)) == 0) & ((kind & positives) == 0)
 
 
 @triton.jit(do_not_specialize=["m", "n", "first_row", "rows_here", "offset", "negatives", "positives"])
@@ -122,12 +54,6 @@ def plan(
             bound *= tl.abs(tl.load(logit_scale))
         bound += _largest(row_reach + tl.cdiv(m, GROUP), m, CHUNK) + _largest(col_reach + tl.cdiv(n, GROUP), n, CHUNK)
         tl.store(proven, tl.where(bound <= PROVEN, 1, 0))  # NaN is not
-
-
-@triton.jit
-def exchanged(offset):
-    """The offset of the transposed matrix."""
-    return tl.where(offset == NOWHERE, offset, -offset)
 
 
 @triton.jit

@@ -10,14 +10,13 @@ every tile would cost the same each time.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from pycl.triton_kernels.pairs import classes, nth_piece, runs_of
-from pycl.triton_kernels.tile import MINUS_INFINITY, load_kept, load_unit, product, to_logits
-from pycl.triton_kernels.tiles import Tile
+from pycl.triton_kernels.block_mask import nth_piece, runs_of
+from pycl.triton_kernels.logits import load_kept, load_unit, product, to_logits
+from pycl.triton_kernels.numerics import MINUS_INFINITY
+from pycl.triton_kernels.pair_classes import classes
 
 LAST = tl.constexpr(2**31 - 1)  # the last possible column; of what floats are ordered as the last too: NaN
 NONE = tl.constexpr(-0x7F800001)  # what minus infinity is ordered as
@@ -118,23 +117,3 @@ def top_of_tiles(
     place = tl.arange(0, K)
     at = (local.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * k
     tl.store(out + at[:, None] + place[None, :], best, mask=(local < rows_here)[:, None] & (place < k)[None, :])
-
-
-def tile_from(tile: Tile, d: int) -> Tile:
-    """The tile of a search for features d from that of a reduction.
-
-    Narrow: 64 keys of a row and 128 columns do not fit in the registers of sm_80 and sm_100, and the more pairs a tile
-    has, the more often one row holds up the others. Short where all features are at hand: nothing loads ahead of the
-    search's loop, so other programs have to fill the wait for the next block.
-    """
-    rows, warps = (64, 4) if tile.holds(d) else (128, 8)
-    return tile._replace(
-        rows=min(tile.rows, rows), cols=min(tile.cols, 64), piece=min(tile.piece, 64), warps=warps, resident=2
-    )
-
-
-def unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """The logits in float32 and the columns in int64 of int64 keys [m, k]; -inf and -1 where there is no candidate."""
-    low, high = keys.view(torch.int32).unflatten(1, (-1, 2)).unbind(2)  # as a little-endian machine has them
-    values = (high ^ ((high >> 31) & LAST.value)).view(torch.float32)
-    return values, (low ^ LAST.value).clamp_(min=-1).to(torch.int64)

@@ -3,27 +3,28 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from pycl.backends.triton import tiles
+from pycl.backends.triton.device import device_of
+from pycl.backends.triton.launch import cdiv, launch, next_power_of_2
 from pycl.core import precision
 from pycl.core.problem import Problem
-from pycl.triton_kernels import operands, pairs, tiles, weights
-from pycl.triton_kernels.launch import INTERPRETED, launch, recorded_architecture
-from pycl.triton_kernels.pairs import Points
-from pycl.triton_kernels.prepare import prepare
-from pycl.triton_kernels.tiles import Tile
-from pycl.triton_kernels.weights import Slopes, Tables
+from pycl.triton_kernels import logit_gradient, pair_classes
+from pycl.triton_kernels.logit_gradient import Slopes, Tables
+from pycl.triton_kernels.pair_classes import Points
+from pycl.triton_kernels.prepare import Given, prepare
+from pycl.triton_kernels.tile_table import Tile
 
-GROUP: int = operands.GROUP.value
-WHOLE: int = weights.WHOLE.value
-TERMS: int = weights.TERMS.value
+GROUP: int = pair_classes.GROUP.value
+WHOLE: int = logit_gradient.WHOLE.value
+TERMS: int = logit_gradient.TERMS.value
 NOTHING = Slopes(None, None, None, None)
-NO_SELF: int = pairs.NOWHERE.value
+NO_SELF: int = pair_classes.NOWHERE.value
 
 
 class Side(NamedTuple):
@@ -137,7 +138,7 @@ def _new_side(
 
 
 def _prepare(x: Side, y: Side | None, form: Form, row_slopes: Slopes, col_slopes: Slopes, tables: Tables) -> None:
-    given = [_given(x), operands.Given(*[None] * 11) if y is None else _given(y)]
+    given = [_given(x), Given(*[None] * 11) if y is None else _given(y)]
     strides = [next((t.stride(0) for t in made if t is not None), 0) for made in zip(*map(_made, (x, y)), strict=True)]
     groups = cdiv(x.n, GROUP) + (0 if y is None else cdiv(y.n, GROUP))
     blocks = max((t.shape[1] // WHOLE for t in tables[:2] if t is not None), default=0)
@@ -160,9 +161,9 @@ def _made(side: Side | None) -> tuple[Tensor | None, Tensor | None]:
     return None if operand is side.z else operand, None if values is side.z or values is operand else values
 
 
-def _given(side: Side) -> operands.Given:
+def _given(side: Side) -> Given:
     ids, views, ranges, factor, bias = side.points
-    return operands.Given(side.z, *side.z.stride(), ids, views, factor, bias, *_made(side), ranges, side.reach)
+    return Given(side.z, *side.z.stride(), ids, views, factor, bias, *_made(side), ranges, side.reach)
 
 
 def _aligned(n: int, d: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -176,36 +177,6 @@ def _describable(z: Tensor) -> bool:
     step, unit = z.stride()
     aligned = (step * z.itemsize) % 16 == 0 and z.data_ptr() % 16 == 0
     return unit == 1 and step >= z.shape[1] and aligned
-
-
-def cdiv(a: int, b: int) -> int:
-    """Triton's own takes two microseconds on the host."""
-    return -(-a // b)
-
-
-def next_power_of_2(n: int) -> int:
-    return 1 << (n - 1).bit_length()
-
-
-class Device(NamedTuple):
-    """What of a GPU decides about tiles, launches and memory."""
-
-    architecture: int  # 90 for compute capability 9.0; 0 in the interpreter
-    multiprocessors: int
-    memory: int  # bytes
-
-
-def device_of(device: torch.device) -> Device:
-    if (recorded := recorded_architecture()) is not None:
-        return Device(recorded, 132, 80 << 30)
-    return Device(0, 1, 0) if INTERPRETED else _gpu(device)
-
-
-@functools.cache
-def _gpu(device: torch.device) -> Device:
-    found = torch.cuda.get_device_properties(device)
-    major, minor = torch.cuda.get_device_capability(device)
-    return Device(10 * major + minor, found.multi_processor_count, found.total_memory)
 
 
 def tile_for(kernel: str, sides: Sides) -> Tile:

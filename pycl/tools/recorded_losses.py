@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from pycl.backends.triton import backend as backend
+from pycl.backends.triton.launch import Launch, recording
 from pycl.core.pairs import Pairs, Points
 from pycl.core.problem import Needs, Problem, Transport
 from pycl.engine.validation import problem_of
-from pycl.triton_kernels.aot import signature_of
-from pycl.triton_kernels.launch import Launch, recording
+from pycl.tools.ahead_of_time import signature_of
 
 N = 32768
 WIDTHS = (64, 128, 256, 512, 1024)

@@ -14,20 +14,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pycl.triton_kernels.merge import STATE, add_parts, finite
-from pycl.triton_kernels.pairs import classes, nth_piece, runs_of
-from pycl.triton_kernels.tile import (
-    LOG2E,
-    LOGISTIC,
-    MINUS_INFINITY,
-    add_losses,
-    joined,
-    load_kept,
-    load_unit,
-    losses,
-    product,
-    to_logits,
-)
+from pycl.triton_kernels.block_mask import nth_piece, runs_of
+from pycl.triton_kernels.combine import STATE, add_parts, finite
+from pycl.triton_kernels.logistic import add_losses, losses
+from pycl.triton_kernels.logits import LOGISTIC, load_kept, load_unit, product, to_logits
+from pycl.triton_kernels.numerics import LOG2E, MINUS_INFINITY, joined
+from pycl.triton_kernels.pair_classes import classes
 
 
 @triton.jit

@@ -14,13 +14,15 @@ from collections.abc import Callable
 import torch
 
 from pycl.backends.triton import backend as backend
+from pycl.backends.triton import tiles
+from pycl.backends.triton.device import device_of
+from pycl.backends.triton.launch import recording
 from pycl.core.pairs import Pairs, Points
 from pycl.core.problem import Needs, Problem
 from pycl.engine.validation import problem_of
-from pycl.triton_kernels import aot, tiles
-from pycl.triton_kernels.launch import INTERPRETED, recording
-from pycl.triton_kernels.sides import device_of
-from pycl.triton_kernels.tiles import Tile
+from pycl.tools import ahead_of_time as aot
+from pycl.triton_kernels.interpreter import INTERPRETED
+from pycl.triton_kernels.tile_table import Tile
 
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 

@@ -19,8 +19,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from pycl.triton_kernels.launch import Launch
-from pycl.triton_kernels.sass import Loop, loop_of
+from pycl.backends.triton.launch import Launch
+from pycl.tools.sass import Loop, loop_of
 
 POINTERS = {
     torch.float32: "fp32",

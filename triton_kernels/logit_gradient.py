@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from pycl.triton_kernels.pairs import classes
-from pycl.triton_kernels.tile import LOGISTIC, MINUS_INFINITY, exp2_of_minus, reciprocal
+from pycl.triton_kernels.logits import LOGISTIC
+from pycl.triton_kernels.numerics import MINUS_INFINITY, exp2_of_minus, reciprocal
+from pycl.triton_kernels.pair_classes import classes
 
 TOP, SMALLEST = tl.constexpr(14.0), tl.constexpr(1e-30)
 TERMS = tl.constexpr(6)
