@@ -1,196 +1,225 @@
 # SPDX-License-Identifier: Apache-2.0
 """The backward sweep: weights recomputed tile by tile, and multiplied with the other side's embeddings.
 
-``own_gradient`` keeps the gradient of its block of rows in registers while the columns stream by; called once more
-with the sides exchanged it gives the columns theirs. ``store_tiles`` writes a strip of weights, or the logits
-themselves, for a library's matrix product to use: the way for embeddings whose gradient does not fit in registers.
-Neither shares an output between programs.
+``backward_dx_kernel`` keeps the gradient of its block of rows in registers while the columns stream by; called once
+more on the transposed matrix it gives the columns theirs. ``write_weights_kernel`` writes a strip of weights, or the
+logits themselves, for a library's matrix product to use: the way for embeddings whose gradient does not fit in
+registers. Neither shares an output between programs.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
-from pycl.triton_kernels.block_mask import nth_piece, runs_of
-from pycl.triton_kernels.logit_gradient import load_slopes, weights
-from pycl.triton_kernels.logits import LOGISTIC, LOGITS, load_kept, load_unit, of_points, product, to_logits
+from pycl.triton_kernels.block_mask import are_bounded, nth_block, visits_of
+from pycl.triton_kernels.logit_gradient import BothGradStats, load_terms, weights_of
+from pycl.triton_kernels.logits import (
+    LOGISTIC,
+    LOGITS,
+    Operands,
+    TileShape,
+    load_attribute,
+    load_scale,
+    load_x_block,
+    product,
+    to_logits,
+)
 from pycl.triton_kernels.numerics import LOG2E, MINUS_INFINITY, cast, dot
-from pycl.triton_kernels.pair_classes import classes, is_plain, kind_of_tile, ranges_of_block
+from pycl.triton_kernels.pair_classes import (
+    PairMatrix,
+    classes_of_pairs,
+    classes_of_tile,
+    is_full,
+    load_block_ranges,
+)
+
+
+class RowGradients(NamedTuple):
+    """Where partial gradients of the rows go: pointers, or None for those nobody asked for."""
+
+    z: Any  # float32 [splits, rows_here, d]: sums of w_ij factor_j y_j, without the scales of the row
+    scale: Any  # [splits, rows_here]: sums of w_ij <x_i, y_j>
+    bias: Any  # [splits, rows_here]: sums of w_ij
+
+
+class Strip(NamedTuple):
+    """Where the tiles of some rows go; the sums are over one tile each, or None."""
+
+    weights: Any  # [rows_here, n]: the weights times the row's factor; with LOGITS the logits
+    scale: Any  # float32 [column blocks, rows_here]: sums of w_ij <x_i, y_j>
+    row_bias: Any  # [column blocks, rows_here]: sums of w_ij over columns
+    col_bias: Any  # [row blocks, n]: and over rows
 
 
 @triton.jit
 def _sweep(
-    state, x, y, kept, rows, cols, unit, row_slopes, col_slopes, row, shrink, at, begin, end, r0, d_scale, d_bias,
-    m, n, d, offset, negatives, positives,
-    RULE: tl.constexpr, PROVEN: tl.constexpr, MIXED: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
-    PIECES: tl.constexpr,
+    state, operands, matrix, grad_stats, row, loss_scale, out, at, begin, end, r0, TILE,
+    RULE: tl.constexpr, BOUNDED: tl.constexpr, PARTIAL: tl.constexpr, STAGES: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
     """(gradient, sum of w_ij <x_i, y_j>, sum of w_ij) of a block of rows with the visits [begin, end)."""
     gradient, of_scale, of_bias = state
-    i = r0 + tl.arange(0, BM)
-    piece = nth_piece(at, begin * PIECES, end, PIECES, MIXED)
-    for t in tl.range(begin * PIECES, end * PIECES, num_stages=STAGES - 1 if MIXED else STAGES):
-        upcoming = nth_piece(at, t + 1, end, PIECES, MIXED)
-        c0 = piece * BN
-        j = c0 + tl.arange(0, BN)
-        col = load_slopes(col_slopes, j, n)
-        products, y_block = product(x, y, kept, r0, c0, d, BM, BN, BK, True, False)
-        l = to_logits(products, unit, rows, cols, i, j, m, n, LOG2E, not MIXED)
-        w = weights(
-            l, row_slopes, col_slopes, row, col, rows, cols, i, j, m, n, offset, negatives, positives,
-            RULE, PROVEN, MIXED,
-        )  # fmt: skip
-        if d_scale is not None:
+    i = r0 + tl.arange(0, TILE.BM)
+    block = nth_block(at, begin * PIECES, end, PIECES, PARTIAL)
+    for t in tl.range(begin * PIECES, end * PIECES, num_stages=STAGES - 1 if PARTIAL else STAGES):
+        upcoming = nth_block(at, t + 1, end, PIECES, PARTIAL)
+        c0 = block * TILE.BN
+        j = c0 + tl.arange(0, TILE.BN)
+        col = load_terms(grad_stats.cols, j, matrix.n)
+        products, y_block = product(operands, r0, c0, TILE, False)
+        l = to_logits(products, operands.scale, matrix, i, j, LOG2E, not PARTIAL)
+        w = weights_of(l, grad_stats, row, col, matrix, i, j, RULE, BOUNDED, PARTIAL)
+        if out.scale is not None:
             of_scale += tl.sum(w * products, 1)
-        if d_bias is not None:
+        if out.bias is not None:
             of_bias += tl.sum(w, 1)
-        if cols.factor is not None:
-            w *= of_points(cols.factor, j, n, not MIXED)[None, :]
-        gradient = dot(cast(w * shrink, y_block.dtype), y_block, gradient)
-        piece = upcoming
+        if matrix.cols.factor is not None:
+            w *= load_attribute(matrix.cols.factor, j, matrix.n, not PARTIAL)[None, :]
+        gradient = dot(cast(w * loss_scale, y_block.dtype), y_block, gradient)
+        block = upcoming
     return gradient, of_scale, of_bias
 
 
 @triton.jit(
-    do_not_specialize=["m", "n", "d", "planned", "first_row", "rows_here", "run", "offset", "negatives", "positives"]
-)  # fmt: skip
-def own_gradient(
-    x, y, y_piece, rows, cols, logit_scale, row_slopes, col_slopes, visits, counts, proven, shrink,
-    out, d_scale, d_bias, m, n, d, planned, first_row, rows_here, run, offset, negatives, positives,
+    do_not_specialize=[
+        *("m", "n", "d", "mask_start", "first_row", "rows_here", "blocks_per_split", "offset", "pairs", "positives")
+    ]
+)
+def backward_dx_kernel(
+    x, y, y_piece, rows, cols, logit_scale, mask, row_grad_stats, col_grad_stats, loss_scale, out,
+    m, n, d, mask_start, first_row, rows_here, blocks_per_split, offset, pairs, positives,
     RULE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Row blocks from ``first_row`` on (axis 0) against runs of ``run`` of the column blocks they visit (axis 1).
+    """Row blocks from ``first_row`` on (axis 0) against splits of the column blocks they visit (axis 1).
 
-    ``out`` [runs, rows_here, d] float32: the sum over the run of w_ij factor_j y_j, without the scales of the row.
-    ``d_scale`` and ``d_bias`` [runs, rows_here], or None: the sums of w_ij <x_i, y_j> and of w_ij.
+    ``out`` are ``RowGradients``. Blocks hold all features.
     """
     r0 = first_row + tl.program_id(0) * BM
-    plain, mixed, begin, middle, end = runs_of(visits, counts, planned, r0 // BM, n, run, False, BM, BN)
-    unit = load_unit(logit_scale, LOG2E)
-    kept = load_kept(x, r0, True)
-    row = load_slopes(row_slopes, r0 + tl.arange(0, BM), m)
-    factor = 1.0 if shrink is None else tl.load(shrink)
+    matrix = PairMatrix(rows, cols, m, n, offset, pairs, positives)
+    grad_stats = BothGradStats(row_grad_stats, col_grad_stats)
+    full, partial, begin, middle, end = visits_of(mask, mask_start, r0 // BM, n, blocks_per_split, False, BM, BN)
+    scale, x_block = load_scale(logit_scale, LOG2E), load_x_block(x, r0, True)
+    row = load_terms(row_grad_stats, r0 + tl.arange(0, BM), m)
+    factor = 1.0 if loss_scale is None else tl.load(loss_scale)
     zero = tl.zeros((BM,), tl.float32)
     state = tl.zeros((BM, BK), tl.float32), zero, zero
-    is_proven = True if RULE == LOGISTIC else False if proven is None else tl.load(proven) != 0
-    if plain.dtype.is_ptr():  # there is a plan
-        if is_proven:
+    bounded = True if RULE == LOGISTIC else are_bounded(mask)
+    if full.dtype.is_ptr():  # there is a block mask
+        blocks = Operands(x, y, scale, x_block, d)
+        if bounded:
             state = _sweep(
-                state, x, y, kept, rows, cols, unit, row_slopes, col_slopes, row, factor, plain, begin, middle, r0,
-                d_scale, d_bias, m, n, d, offset, negatives, positives, RULE, True, False, BM, BN, BK, STAGES, 1,
+                state, blocks, matrix, grad_stats, row, factor, out, full, begin, middle, r0,
+                TileShape(BM, BN, BK, True), RULE, True, False, STAGES, 1,
             )  # fmt: skip
         else:
             state = _sweep(
-                state, x, y, kept, rows, cols, unit, row_slopes, col_slopes, row, factor, plain, begin, middle, r0,
-                d_scale, d_bias, m, n, d, offset, negatives, positives, RULE, False, False, BM, BN, BK, STAGES, 1,
+                state, blocks, matrix, grad_stats, row, factor, out, full, begin, middle, r0,
+                TileShape(BM, BN, BK, True), RULE, False, False, STAGES, 1,
             )  # fmt: skip
     # one loop for both: two of them cost registers beside the gradient, a second exponential little beside the labels
     state = _sweep(
-        state, x, y_piece, kept, rows, cols, unit, row_slopes, col_slopes, row, factor, mixed, middle, end, r0,
-        d_scale, d_bias, m, n, d, offset, negatives, positives, RULE, False, True, BM, BP, BK, STAGES, BN // BP,
+        state, Operands(x, y_piece, scale, x_block, d), matrix, grad_stats, row, factor, out, partial, middle, end, r0,
+        TileShape(BM, BP, BK, True), RULE, False, True, STAGES, BN // BP,
     )  # fmt: skip
 
     local = tl.program_id(0) * BM + tl.arange(0, BM)
     inside = local < rows_here
     at = tl.program_id(1).to(tl.int64) * rows_here + local
     k = tl.arange(0, BK)
-    tl.store(out + at[:, None] * d + k[None, :], state[0], mask=inside[:, None] & (k < d)[None, :])
-    if d_scale is not None:
-        tl.store(d_scale + at, state[1], mask=inside)
-    if d_bias is not None:
-        tl.store(d_bias + at, state[2], mask=inside)
+    tl.store(out.z + at[:, None] * d + k[None, :], state[0], mask=inside[:, None] & (k < d)[None, :])
+    if out.scale is not None:
+        tl.store(out.scale + at, state[1], mask=inside)
+    if out.bias is not None:
+        tl.store(out.bias + at, state[2], mask=inside)
 
 
 @triton.jit
-def _store_piece(
-    x, y, rows, cols, logit_scale, row_slopes, col_slopes, shrink, out, out_stride, d_col_bias, sums,
-    m, n, d, r0, c0, first_row, rows_here, offset, negatives, positives,
-    RULE: tl.constexpr, PROVEN: tl.constexpr, MIXED: tl.constexpr, EMPTY: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RESIDENT: tl.constexpr,
+def _write_piece(
+    x, y, d, logit_scale, matrix, grad_stats, loss_scale, out, stride, sums, r0, c0, first_row, rows_here, TILE,
+    RULE: tl.constexpr, BOUNDED: tl.constexpr, PARTIAL: tl.constexpr, EMPTY: tl.constexpr,
 ):  # fmt: skip
-    """The tile of ``out`` whose first pair is (r0, c0); returns ``sums`` with those of its rows."""
+    """The tile whose first pair is (r0, c0), to ``out``; returns ``sums`` with those of its rows."""
     of_scale, of_bias = sums
-    i, j = r0 + tl.arange(0, BM), c0 + tl.arange(0, BN)
+    BM: tl.constexpr = TILE.BM
+    m, n = matrix.m, matrix.n
+    i, j = r0 + tl.arange(0, BM), c0 + tl.arange(0, TILE.BN)
     local = i - first_row
     if EMPTY:
-        w = tl.full((BM, BN), MINUS_INFINITY if RULE == LOGITS else 0.0, tl.float32)
+        w = tl.full((BM, TILE.BN), MINUS_INFINITY if RULE == LOGITS else 0.0, tl.float32)
     else:
-        products, _ = product(x, y, load_kept(x, r0, RESIDENT), r0, c0, d, BM, BN, BK, RESIDENT, False)
+        PER_NAT: tl.constexpr = 1.0 if RULE == LOGITS else LOG2E
+        operands = Operands(x, y, None, load_x_block(x, r0, TILE.ALL_FEATURES), d)
+        products, _ = product(operands, r0, c0, TILE, False)
+        w = to_logits(products, load_scale(logit_scale, PER_NAT), matrix, i, j, PER_NAT, not PARTIAL)
         if RULE == LOGITS:
-            w = to_logits(products, load_unit(logit_scale, 1.0), rows, cols, i, j, m, n, 1.0, not MIXED)
-            if MIXED:
-                w = tl.where((classes(rows, cols, i, j, m, n, offset) & negatives) != 0, w, MINUS_INFINITY)
+            if PARTIAL:
+                w = tl.where((classes_of_pairs(matrix, i, j) & matrix.pairs) != 0, w, MINUS_INFINITY)
         else:
-            l = to_logits(products, load_unit(logit_scale, LOG2E), rows, cols, i, j, m, n, LOG2E, not MIXED)
-            w = weights(
-                l, row_slopes, col_slopes, load_slopes(row_slopes, i, m), load_slopes(col_slopes, j, n),
-                rows, cols, i, j, m, n, offset, negatives, positives, RULE, PROVEN, MIXED,
-            )  # fmt: skip
+            row, col = load_terms(grad_stats.rows, i, m), load_terms(grad_stats.cols, j, n)
+            w = weights_of(w, grad_stats, row, col, matrix, i, j, RULE, BOUNDED, PARTIAL)
             of_scale += tl.sum(w * products, 1)
             of_bias += tl.sum(w, 1)
-    if d_col_bias is not None:
-        tl.store(d_col_bias + ((r0 - first_row) // BM).to(tl.int64) * n + j, tl.sum(w, 0), mask=j < n)
+    if out.col_bias is not None:
+        tl.store(out.col_bias + ((r0 - first_row) // BM).to(tl.int64) * n + j, tl.sum(w, 0), mask=j < n)
     if RULE != LOGITS:
-        if rows.factor is not None:
-            w *= of_points(rows.factor, i, m, not (MIXED or EMPTY))[:, None]
-        if shrink is not None:
-            w *= tl.load(shrink)
-    at = out + local.to(tl.int64)[:, None] * out_stride + j[None, :]
-    tl.store(at, cast(w, out.dtype.element_ty), mask=(local < rows_here)[:, None] & (j < n)[None, :])
+        if matrix.rows.factor is not None:
+            w *= load_attribute(matrix.rows.factor, i, m, not (PARTIAL or EMPTY))[:, None]
+        if loss_scale is not None:
+            w *= tl.load(loss_scale)
+    at = out.weights + local.to(tl.int64)[:, None] * stride + j[None, :]
+    tl.store(at, cast(w, out.weights.dtype.element_ty), mask=(local < rows_here)[:, None] & (j < n)[None, :])
     return of_scale, of_bias
 
 
-@triton.jit(do_not_specialize=["m", "n", "d", "first_row", "rows_here", "offset", "negatives", "positives"])
-def store_tiles(
-    x, y, y_piece, rows, cols, logit_scale, row_slopes, col_slopes, proven, shrink, out, out_stride,
-    d_scale, d_row_bias, d_col_bias, m, n, d, first_row, rows_here, offset, negatives, positives,
+@triton.jit(do_not_specialize=["m", "n", "d", "first_row", "rows_here", "offset", "pairs", "positives"])
+def write_weights_kernel(
+    x, y, y_piece, rows, cols, logit_scale, mask, row_grad_stats, col_grad_stats, loss_scale, out, stride,
+    m, n, d, first_row, rows_here, offset, pairs, positives,
     RULE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
-    RESIDENT: tl.constexpr, TALL: tl.constexpr,
+    ALL_FEATURES: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """One tile a program: ``out`` [rows_here, n] gets the weights times the row's factor, or with LOGITS the logits.
+    """One tile a program: see ``Strip``, whose weights have the ``stride``.
 
-    ``d_scale`` and ``d_row_bias`` [column blocks, rows_here] and ``d_col_bias`` [row blocks, n], or None: the sums of
-    w_ij <x_i, y_j> and of w_ij over the tile. TALL row blocks share their column blocks while these are in cache.
+    GROUP_M row blocks share their column blocks while these are in cache. Of ``mask`` only the bound of the logits is
+    read: a program finds for itself of what kind its tile is.
     """
     n_rows, n_cols = tl.cdiv(rows_here, BM), tl.cdiv(n, BN)
-    group = tl.program_id(0) // (TALL * n_cols)
-    tall = tl.minimum(n_rows - group * TALL, TALL)
-    within = tl.program_id(0) % (TALL * n_cols)
-    r0, block = first_row + (group * TALL + within % tall) * BM, within // tall
+    group = tl.program_id(0) // (GROUP_M * n_cols)
+    height = tl.minimum(n_rows - group * GROUP_M, GROUP_M)
+    within = tl.program_id(0) % (GROUP_M * n_cols)
+    r0, block = first_row + (group * GROUP_M + within % height) * BM, within // height
     c0 = block * BN
-    row_range, col_range = ranges_of_block(rows, r0 // BM, m, BM), ranges_of_block(cols, block, n, BN)
-    kind = kind_of_tile(row_range, col_range, r0, c0, offset, BM, BN)
+    matrix = PairMatrix(rows, cols, m, n, offset, pairs, positives)
+    grad_stats = BothGradStats(row_grad_stats, col_grad_stats)
+    row_range, col_range = load_block_ranges(rows, r0 // BM, m, BM), load_block_ranges(cols, block, n, BN)
+    classes = classes_of_tile(matrix, row_range, col_range, r0, c0, BM, BN)
     sums = tl.zeros((BM,), tl.float32), tl.zeros((BM,), tl.float32)
-    if (kind & (negatives | positives)) == 0:
-        sums = _store_piece(
-            x, y, rows, cols, logit_scale, row_slopes, col_slopes, shrink, out, out_stride, d_col_bias, sums,
-            m, n, d, r0, c0, first_row, rows_here, offset, negatives, positives,
-            RULE, True, False, True, BM, BN, BK, RESIDENT,
+    if (classes & (pairs | positives)) == 0:
+        sums = _write_piece(
+            x, y, d, logit_scale, matrix, grad_stats, loss_scale, out, stride, sums, r0, c0, first_row, rows_here,
+            TileShape(BM, BN, BK, ALL_FEATURES), RULE, True, False, True,
         )  # fmt: skip
-    elif not is_plain(kind, r0, c0, m, n, negatives, positives, BM, BN):
+    elif not is_full(matrix, classes, r0, c0, BM, BN):
         for piece in range(0, BN // BP):
-            sums = _store_piece(
-                x, y_piece, rows, cols, logit_scale, row_slopes, col_slopes, shrink, out, out_stride, d_col_bias, sums,
-                m, n, d, r0, c0 + piece * BP, first_row, rows_here, offset, negatives, positives,
-                RULE, False, True, False, BM, BP, BK, RESIDENT,
+            sums = _write_piece(
+                x, y_piece, d, logit_scale, matrix, grad_stats, loss_scale, out, stride, sums, r0, c0 + piece * BP,
+                first_row, rows_here, TileShape(BM, BP, BK, ALL_FEATURES), RULE, False, True, False,
             )  # fmt: skip
-    elif True if RULE == LOGITS else False if proven is None else tl.load(proven) != 0:
-        sums = _store_piece(
-            x, y, rows, cols, logit_scale, row_slopes, col_slopes, shrink, out, out_stride, d_col_bias, sums,
-            m, n, d, r0, c0, first_row, rows_here, offset, negatives, positives,
-            RULE, True, False, False, BM, BN, BK, RESIDENT,
+    elif True if RULE == LOGITS else are_bounded(mask):
+        sums = _write_piece(
+            x, y, d, logit_scale, matrix, grad_stats, loss_scale, out, stride, sums, r0, c0, first_row, rows_here,
+            TileShape(BM, BN, BK, ALL_FEATURES), RULE, True, False, False,
         )  # fmt: skip
     else:
-        sums = _store_piece(
-            x, y, rows, cols, logit_scale, row_slopes, col_slopes, shrink, out, out_stride, d_col_bias, sums,
-            m, n, d, r0, c0, first_row, rows_here, offset, negatives, positives,
-            RULE, False, False, False, BM, BN, BK, RESIDENT,
+        sums = _write_piece(
+            x, y, d, logit_scale, matrix, grad_stats, loss_scale, out, stride, sums, r0, c0, first_row, rows_here,
+            TileShape(BM, BN, BK, ALL_FEATURES), RULE, False, False, False,
         )  # fmt: skip
     local = r0 - first_row + tl.arange(0, BM)
-    if d_scale is not None:
-        tl.store(d_scale + block.to(tl.int64) * rows_here + local, sums[0], mask=local < rows_here)
-    if d_row_bias is not None:
-        tl.store(d_row_bias + block.to(tl.int64) * rows_here + local, sums[1], mask=local < rows_here)
+    if out.scale is not None:
+        tl.store(out.scale + block.to(tl.int64) * rows_here + local, sums[0], mask=local < rows_here)
+    if out.row_bias is not None:
+        tl.store(out.row_bias + block.to(tl.int64) * rows_here + local, sums[1], mask=local < rows_here)

@@ -8,6 +8,8 @@ ordinary loads elsewhere, zero beyond their ends.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -18,68 +20,87 @@ LOGISTIC = tl.constexpr("logistic")  # sums of binary logistic losses,
 LOGITS = tl.constexpr("logits")  # or themselves
 
 
-@triton.jit
-def product(
-    x, y, kept, r0, c0, d, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RESIDENT: tl.constexpr,
-    TURNED: tl.constexpr,
-):  # fmt: skip
-    """[BM, BN] inner products, and the block of columns where a block holds all features (RESIDENT).
+class Operands(NamedTuple):
+    """What a tile's logits are made of; a kernel makes it of its arguments."""
 
-    ``kept`` is then the block of rows, which the caller loaded once. TURNED: the columns are the first operand. That
-    decides which pairs a thread holds: those of a few points of the first operand with many of the second. Sums over
-    the second's points stay inside a thread but for two shuffles, sums over the first's need three for each number.
+    x: Any  # descriptor of the rows
+    y: Any  # of the columns, in blocks or in pieces of blocks
+    scale: Any  # of all inner products, in the units of the logits
+    x_block: Any  # the block of rows, which ``load_x_block`` gave
+    d: Any
+
+
+class TileShape(NamedTuple):
+    """Numbers that the compiler knows. Written where it is passed on: a variable would make tensors of them."""
+
+    BM: Any
+    BN: Any
+    BK: Any  # features a product takes at once
+    ALL_FEATURES: Any  # whether those are all
+
+
+@triton.jit
+def product(operands, r0, c0, TILE, TRANSPOSED: tl.constexpr):
+    """[BM, BN] inner products, and the block of columns where a block holds ALL_FEATURES.
+
+    TRANSPOSED: the columns are the first operand. That decides which pairs a thread holds: those of a few points of the
+    first operand with many of the second. Sums over the second's points stay inside a thread but for two shuffles, sums
+    over the first's need three for each number.
     """
-    if RESIDENT:
+    x, y = operands.x, operands.y
+    if TILE.ALL_FEATURES:
         block = y.load([c0, 0])
-        if TURNED:
-            return dot(block, kept.T, tl.zeros((BN, BM), tl.float32)).T, block
+        if TRANSPOSED:
+            return dot(block, operands.x_block.T, tl.zeros((TILE.BN, TILE.BM), tl.float32)).T, block
         else:
-            return dot(kept, block.T, tl.zeros((BM, BN), tl.float32)), block
+            return dot(operands.x_block, block.T, tl.zeros((TILE.BM, TILE.BN), tl.float32)), block
     else:
-        found = tl.zeros((BN, BM) if TURNED else (BM, BN), tl.float32)
-        for k in range(0, d, BK):
-            if TURNED:
+        found = tl.zeros((TILE.BN, TILE.BM) if TRANSPOSED else (TILE.BM, TILE.BN), tl.float32)
+        for k in range(0, operands.d, TILE.BK):
+            if TRANSPOSED:
                 found = dot(y.load([c0, k]), x.load([r0, k]).T, found)
             else:
                 found = dot(x.load([r0, k]), y.load([c0, k]).T, found)
-        if TURNED:
+        if TRANSPOSED:
             found = found.T
-        return found, kept
+        return found, operands.x_block
 
 
 @triton.jit
-def load_kept(x, r0, RESIDENT: tl.constexpr):
-    """The block of rows where it holds all features; else something that is not used."""
-    if RESIDENT:
+def load_x_block(x, r0, ALL_FEATURES: tl.constexpr):
+    """The block of rows where it holds all features, so that it stays on chip; else something that is not used."""
+    if ALL_FEATURES:
         return x.load([r0, 0])
     else:
         return r0
 
 
 @triton.jit
-def load_unit(logit_scale, PER_NAT: tl.constexpr):
-    """What an inner product is multiplied by: the one scale of all pairs, in the units of the logits."""
+def load_scale(logit_scale, PER_NAT: tl.constexpr):
+    """The one scale of all inner products; PER_NAT: units of the logits in a nat."""
     return PER_NAT if logit_scale is None else tl.load(logit_scale) * PER_NAT
 
 
 @triton.jit
-def to_logits(products, unit, rows, cols, i, j, m, n, PER_NAT: tl.constexpr, WHOLE: tl.constexpr):
-    found = products * unit
+def to_logits(products, scale, matrix, i, j, PER_NAT: tl.constexpr, IN_BOUNDS: tl.constexpr):
+    """``products`` times the scales, plus the biases; every point of a tile IN_BOUNDS exists."""
+    rows, cols, m, n = matrix.rows, matrix.cols, matrix.m, matrix.n
+    found = products * scale
     if rows.factor is not None:
-        found *= of_points(rows.factor, i, m, WHOLE)[:, None]
+        found *= load_attribute(rows.factor, i, m, IN_BOUNDS)[:, None]
     if cols.factor is not None:
-        found *= of_points(cols.factor, j, n, WHOLE)[None, :]
+        found *= load_attribute(cols.factor, j, n, IN_BOUNDS)[None, :]
     if rows.bias is not None:
-        found += (of_points(rows.bias, i, m, WHOLE) * PER_NAT)[:, None]
+        found += (load_attribute(rows.bias, i, m, IN_BOUNDS) * PER_NAT)[:, None]
     if cols.bias is not None:
-        found += (of_points(cols.bias, j, n, WHOLE) * PER_NAT)[None, :]
+        found += (load_attribute(cols.bias, j, n, IN_BOUNDS) * PER_NAT)[None, :]
     return found
 
 
 @triton.jit
-def of_points(values, i, n, WHOLE: tl.constexpr):
-    """A number of each point; a WHOLE block has no index to compare and is loaded several numbers at once."""
-    if WHOLE:
+def load_attribute(values, i, n, IN_BOUNDS: tl.constexpr):
+    """A number of each point; a block IN_BOUNDS has no index to compare and is loaded several numbers at once."""
+    if IN_BOUNDS:
         return tl.load(values + i)
     else:
         return tl.load(values + i, mask=i < n, other=0.0)

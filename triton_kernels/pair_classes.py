@@ -12,19 +12,35 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-GROUP = tl.constexpr(32)  # points whose labels share one range; every tile is a multiple of it
+LABEL_GROUP = tl.constexpr(32)  # points whose labels share one range; every tile is a multiple of it
 LOWEST, HIGHEST = tl.constexpr(-(2**63)), tl.constexpr(2**63 - 1)
-NOWHERE = tl.constexpr(2**31 - 1)  # an index beyond all; as an offset: no point meets itself
+NO_SELF = tl.constexpr(2**31 - 1)  # the offset where no point meets itself: an index beyond all
 
 
-class Points(NamedTuple):
-    """One side as the tiles see it: pointers, or None for a factor of 1 and a bias of 0."""
+class PointAttributes(NamedTuple):
+    """What the points of one side have beside their embeddings: pointers, or None for a factor of 1 and a bias of 0."""
 
     ids: Any  # int64 [n]; None: numbered
     views: Any  # int64 [n]; None: all of one view
     ranges: Any  # int64 [4, groups]
     factor: Any  # float32 [n], a scale of each point's own
     bias: Any  # float32 [n], nats
+
+
+class PairMatrix(NamedTuple):
+    """All pairs of rows and columns, and which of them count.
+
+    A kernel makes it of its arguments. A launch does not hand it over: Triton specialises every integer in a tuple,
+    whatever ``do_not_specialize`` says, and would compile again for other sizes.
+    """
+
+    rows: Any  # PointAttributes
+    cols: Any
+    m: Any
+    n: Any
+    offset: Any
+    pairs: Any  # the classes of the first pair set: those in the log-sum-exp, or whose logits should be small
+    positives: Any
 
 
 @triton.jit
@@ -46,7 +62,7 @@ def load_views(views, i, n):
 
 
 @triton.jit
-def ranges_of(points, group, groups):
+def load_ranges(points, group, groups):
     """Smallest and largest id, smallest and largest view over the last axis of a tensor of groups."""
     at, here = points.ranges + group, group < groups
     return (
@@ -58,12 +74,13 @@ def ranges_of(points, group, groups):
 
 
 @triton.jit
-def ranges_of_block(points, block, n, B: tl.constexpr):
-    return ranges_of(points, block * (B // GROUP) + tl.arange(0, B // GROUP), tl.cdiv(n, GROUP))
+def load_block_ranges(points, block, n, B: tl.constexpr):
+    group = block * (B // LABEL_GROUP) + tl.arange(0, B // LABEL_GROUP)
+    return load_ranges(points, group, tl.cdiv(n, LABEL_GROUP))
 
 
 @triton.jit
-def possible_classes(row, col, meets_itself):
+def _possible_classes(row, col, meets_itself):
     """The classes that pairs between two blocks may have, as bits; pairs have no others."""
     same_id = (row[0] <= col[1]) & (col[0] <= row[1])
     one_id = (row[0] == row[1]) & (col[0] == col[1]) & (row[0] == col[0])
@@ -75,35 +92,38 @@ def possible_classes(row, col, meets_itself):
 
 
 @triton.jit
-def meets_itself(r0, c0, offset, BM: tl.constexpr, BN: tl.constexpr):
+def _meets_itself(r0, c0, offset, BM: tl.constexpr, BN: tl.constexpr):
     """Whether the tile whose first pair is (r0, c0) holds a pair of a point with itself."""
     diagonal = r0 + offset - c0  # 64 bits, as r0 is
     return (diagonal > -BM) & (diagonal < BN)
 
 
 @triton.jit
-def classes(rows, cols, i, j, m, n, offset):
+def classes_of_pairs(matrix, i, j):
     """The class bit of every pair of a tile; 0 where there is no point."""
+    rows, cols, m, n = matrix.rows, matrix.cols, matrix.m, matrix.n
     same_id = load_ids(rows.ids, i, m)[:, None] == load_ids(cols.ids, j, n)[None, :]
     same_view = load_views(rows.views, i, m)[:, None] == load_views(cols.views, j, n)[None, :]
     found = tl.where(same_id, tl.where(same_view, 2, 4), tl.where(same_view, 8, 16))
-    found = tl.where((i.to(tl.int64) + offset)[:, None] == j[None, :], 1, found)
+    found = tl.where((i.to(tl.int64) + matrix.offset)[:, None] == j[None, :], 1, found)
     return tl.where((i < m)[:, None] & (j < n)[None, :], found, 0)
 
 
 @triton.jit
-def kind_of_tile(row_range, col_range, r0, c0, offset, BM: tl.constexpr, BN: tl.constexpr):
-    return possible_classes(row_range, col_range, meets_itself(r0.to(tl.int64), c0.to(tl.int64), offset, BM, BN))
+def classes_of_tile(matrix, row_range, col_range, r0, c0, BM: tl.constexpr, BN: tl.constexpr):
+    """The classes that pairs of the tile whose first pair is (r0, c0) may have, as bits."""
+    meets_itself = _meets_itself(r0.to(tl.int64), c0.to(tl.int64), matrix.offset, BM, BN)
+    return _possible_classes(row_range, col_range, meets_itself)
 
 
 @triton.jit
-def is_plain(kind, r0, c0, m, n, negatives, positives, BM: tl.constexpr, BN: tl.constexpr):
-    """Whether every pair of the tile is in the one set and none in the other, so that none has to be looked at."""
-    end = tl.where(r0 + BM <= m, n, 0)  # tiles that stick out are not plain
-    return (c0 + BN <= end) & ((kind & (31 ^ negatives)) == 0) & ((kind & positives) == 0)
+def is_full(matrix, classes, r0, c0, BM: tl.constexpr, BN: tl.constexpr):
+    """Whether every pair of the tile is in the first pair set and none is a positive, so that no label is looked at."""
+    end = tl.where(r0 + BM <= matrix.m, matrix.n, 0)  # tiles that stick out are partial
+    return (c0 + BN <= end) & ((classes & (31 ^ matrix.pairs)) == 0) & ((classes & matrix.positives) == 0)
 
 
 @triton.jit
-def exchanged(offset):
-    """The offset of the transposed matrix."""
-    return tl.where(offset == NOWHERE, offset, -offset)
+def transposed(offset):
+    """The offset of the matrix with rows and columns exchanged."""
+    return tl.where(offset == NO_SELF, offset, -offset)

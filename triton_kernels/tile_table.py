@@ -17,13 +17,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Tile(NamedTuple):
+class TileConfig(NamedTuple):
     rows: int
     cols: int
     depth: int  # features a product takes at once; a block that holds all of them stays on chip
     warps: int
     stages: int
-    resident: int = 1  # programs that fit on a multiprocessor together
+    occupancy: int = 1  # programs that fit on a multiprocessor together
     piece: int = 32  # columns at once where single pairs are looked at: the labels of more do not fit in registers
     fold: int = 2  # columns 8 apart that a thread holds where they are a product's first operand: 1 from tensor memory
 
@@ -38,52 +38,52 @@ class Tile(NamedTuple):
 
 
 # (kernel, bytes an element, most features) -> tile, by the oldest architecture the column is for. The first row that
-# is large enough counts. reduce: forward. own: backward with the gradient in registers; where there is none the
-# backward goes by strips. store: a strip of weights, a matrix of logits.
+# is large enough counts. Kernels are named without their ``_kernel``. Where backward_dx has no tile, the backward goes
+# by strips.
 _UNBOUNDED = 1 << 30
 _HOPPER = {
-    ("reduce", 2, 64): Tile(128, 64, 64, 4, 3, 2),
-    ("reduce", 2, 128): Tile(128, 64, 128, 4, 3, 2),
-    ("reduce", 2, 256): Tile(128, 128, 256, 8, 2),
-    ("reduce", 2, _UNBOUNDED): Tile(128, 128, 64, 8, 3),
-    ("reduce", 4, _UNBOUNDED): Tile(64, 64, 16, 8, 3),
-    ("own", 2, 64): Tile(64, 128, 64, 4, 3, 2, piece=64),
-    ("own", 2, 128): Tile(64, 128, 128, 4, 2, 2, piece=64),
-    ("own", 2, 256): Tile(64, 64, 256, 4, 2, 2),
-    ("store", 2, _UNBOUNDED): Tile(128, 128, 64, 8, 3),
-    ("store", 4, _UNBOUNDED): Tile(64, 64, 16, 8, 3),
+    ("forward", 2, 64): TileConfig(128, 64, 64, 4, 3, 2),
+    ("forward", 2, 128): TileConfig(128, 64, 128, 4, 3, 2),
+    ("forward", 2, 256): TileConfig(128, 128, 256, 8, 2),
+    ("forward", 2, _UNBOUNDED): TileConfig(128, 128, 64, 8, 3),
+    ("forward", 4, _UNBOUNDED): TileConfig(64, 64, 16, 8, 3),
+    ("backward_dx", 2, 64): TileConfig(64, 128, 64, 4, 3, 2, piece=64),
+    ("backward_dx", 2, 128): TileConfig(64, 128, 128, 4, 2, 2, piece=64),
+    ("backward_dx", 2, 256): TileConfig(64, 64, 256, 4, 2, 2),
+    ("write_weights", 2, _UNBOUNDED): TileConfig(128, 128, 64, 8, 3),
+    ("write_weights", 4, _UNBOUNDED): TileConfig(64, 64, 16, 8, 3),
 }
 # Products of a deep block hold many descriptors: beside them wide tiles do not fit in registers. A thread reads one row
 # of a product from tensor memory, of 64 rows at least: blocks of columns are the first operand, so they have as many.
 _BLACKWELL = {
-    ("reduce", 2, 64): Tile(128, 64, 64, 8, 3, fold=1),
-    ("reduce", 2, 128): Tile(128, 64, 128, 8, 3, fold=1),
-    ("reduce", 2, _UNBOUNDED): Tile(64, 64, 64, 8, 3, fold=1),
-    ("reduce", 4, _UNBOUNDED): Tile(64, 64, 16, 8, 3),
-    ("own", 2, 64): Tile(64, 64, 64, 4, 3, 2),
-    ("own", 2, 128): Tile(128, 128, 128, 8, 2),
-    ("store", 2, _UNBOUNDED): Tile(128, 64, 64, 8, 3),
-    ("store", 4, _UNBOUNDED): Tile(64, 64, 16, 4, 3, 2),
+    ("forward", 2, 64): TileConfig(128, 64, 64, 8, 3, fold=1),
+    ("forward", 2, 128): TileConfig(128, 64, 128, 8, 3, fold=1),
+    ("forward", 2, _UNBOUNDED): TileConfig(64, 64, 64, 8, 3, fold=1),
+    ("forward", 4, _UNBOUNDED): TileConfig(64, 64, 16, 8, 3),
+    ("backward_dx", 2, 64): TileConfig(64, 64, 64, 4, 3, 2),
+    ("backward_dx", 2, 128): TileConfig(128, 128, 128, 8, 2),
+    ("write_weights", 2, _UNBOUNDED): TileConfig(128, 64, 64, 8, 3),
+    ("write_weights", 4, _UNBOUNDED): TileConfig(64, 64, 16, 4, 3, 2),
 }
 _AMPERE = {
-    ("reduce", 2, 64): Tile(64, 64, 64, 4, 3, 2),
-    ("reduce", 2, 128): Tile(128, 64, 128, 8, 2),
-    ("reduce", 2, _UNBOUNDED): Tile(128, 64, 32, 8, 3),
-    ("reduce", 4, _UNBOUNDED): Tile(64, 32, 16, 8, 3),
-    ("own", 2, 64): Tile(64, 64, 64, 4, 3, 2),
-    ("own", 2, 128): Tile(128, 32, 128, 8, 3),
-    ("store", 2, _UNBOUNDED): Tile(128, 128, 32, 8, 3),
-    ("store", 4, _UNBOUNDED): Tile(32, 32, 16, 4, 3, 3),
+    ("forward", 2, 64): TileConfig(64, 64, 64, 4, 3, 2),
+    ("forward", 2, 128): TileConfig(128, 64, 128, 8, 2),
+    ("forward", 2, _UNBOUNDED): TileConfig(128, 64, 32, 8, 3),
+    ("forward", 4, _UNBOUNDED): TileConfig(64, 32, 16, 8, 3),
+    ("backward_dx", 2, 64): TileConfig(64, 64, 64, 4, 3, 2),
+    ("backward_dx", 2, 128): TileConfig(128, 32, 128, 8, 3),
+    ("write_weights", 2, _UNBOUNDED): TileConfig(128, 128, 32, 8, 3),
+    ("write_weights", 4, _UNBOUNDED): TileConfig(32, 32, 16, 4, 3, 3),
 }
 # 99 KB, which Ampere's tiles fit in, but for one
-_CONSUMER_BLACKWELL = _AMPERE | {("reduce", 2, 128): Tile(128, 64, 32, 8, 3)}
+_CONSUMER_BLACKWELL = _AMPERE | {("forward", 2, 128): TileConfig(128, 64, 32, 8, 3)}
 _INTERPRETER = {  # large: its time is that of the number of operations, not of their size
-    ("reduce", 2, 32): Tile(128, 128, 32, 4, 1, piece=128),
-    ("reduce", 2, _UNBOUNDED): Tile(128, 128, 64, 4, 1, piece=128),
-    ("reduce", 4, 16): Tile(128, 128, 16, 4, 1, piece=128),
-    ("reduce", 4, _UNBOUNDED): Tile(128, 128, 64, 4, 1, piece=128),
-    ("own", 2, 64): Tile(128, 128, 64, 4, 1, piece=128),
-    ("store", 2, _UNBOUNDED): Tile(128, 128, 64, 4, 1, piece=128),
-    ("store", 4, _UNBOUNDED): Tile(128, 128, 64, 4, 1, piece=128),
+    ("forward", 2, 32): TileConfig(128, 128, 32, 4, 1, piece=128),
+    ("forward", 2, _UNBOUNDED): TileConfig(128, 128, 64, 4, 1, piece=128),
+    ("forward", 4, 16): TileConfig(128, 128, 16, 4, 1, piece=128),
+    ("forward", 4, _UNBOUNDED): TileConfig(128, 128, 64, 4, 1, piece=128),
+    ("backward_dx", 2, 64): TileConfig(128, 128, 64, 4, 1, piece=128),
+    ("write_weights", 2, _UNBOUNDED): TileConfig(128, 128, 64, 4, 1, piece=128),
+    ("write_weights", 4, _UNBOUNDED): TileConfig(128, 128, 64, 4, 1, piece=128),
 }
 TABLES = {0: _INTERPRETER, 80: _AMPERE, 90: _HOPPER, 100: _BLACKWELL, 120: _CONSUMER_BLACKWELL}

@@ -37,11 +37,11 @@ def apply() -> None:
     if build.piece is None and build.stages is None:
         return
     from pycl.backends.triton import tiles
-    from pycl.triton_kernels.tile_table import Tile
+    from pycl.triton_kernels.tile_table import TileConfig
 
     pick = tiles.pick
 
-    def changed(kernel: str, arch: int, itemsize: int, d: int) -> Tile | None:
+    def changed(kernel: str, arch: int, itemsize: int, d: int) -> TileConfig | None:
         tile = pick(kernel, arch, itemsize, d)
         if tile is None:
             return None

@@ -58,8 +58,8 @@ def _stats(problem: Problem, *used: bool, needs: Needs = BOTH) -> None:
     """Both passes of statistics of which ``used`` have a gradient: lse, pos_lse, pos_sum."""
     two_sides = problem.cols is not None
     stats = backend.pair_stats(problem, two_sides)
-    slopes = [_empty(N) if use else None for use in used]
-    backend.pair_stats_backward(problem, *stats, slopes, slopes if two_sides else [None] * 3, needs)
+    d_stats = [_empty(N) if use else None for use in used]
+    backend.pair_stats_backward(problem, *stats, d_stats, d_stats if two_sides else [None] * 3, needs)
 
 
 def _clip(call: Call) -> None:

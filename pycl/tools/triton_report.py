@@ -81,7 +81,7 @@ def _predicted(compiled: Mapping[tuple[int, str], Compiled]) -> list[tuple[str, 
             found = [(key_of(launch), launch) for launch in Call(loss, d=d).record(h200_model.ARCHITECTURE)]
             pairs = [(launch, compiled[h200_model.ARCHITECTURE, key]) for key, launch in found if _has_tiles(launch)]
             sweeps = h200_model.sweeps_of(pairs)
-            strips = sum(launch.kernel.__name__ == "store_tiles" for _, launch in found)
+            strips = sum(launch.kernel.__name__ == "write_weights_kernel" for _, launch in found)
             if strips:
                 sweeps.append(h200_model.products(strips, N, d, sides))
             total = max(sum(sweep.milliseconds for sweep in sweeps), h200_model.of_host(len(found) + sides * strips))

@@ -22,7 +22,7 @@ from pycl.core.problem import Needs, Problem
 from pycl.engine.validation import problem_of
 from pycl.tools import ahead_of_time as aot
 from pycl.triton_kernels.interpreter import INTERPRETED
-from pycl.triton_kernels.tile_table import Tile
+from pycl.triton_kernels.tile_table import TileConfig
 
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 
@@ -37,15 +37,15 @@ def problem_for(n: int, d: int, dtype: torch.dtype, device: torch.device) -> Pro
 
 def sweep_of(kernel: str, problem: Problem) -> Callable[[], object]:
     """The call whose time a tile decides."""
-    if kernel == "reduce":
+    if kernel == "forward":
         return lambda: backend.pair_stats(problem, True)
     stats = backend.pair_stats(problem, True)
-    slope = torch.full_like(stats[0][0], 1 / problem.rows.shape[0])
-    slopes = [slope, None, -slope]
-    return lambda: backend.pair_stats_backward(problem, *stats, slopes, slopes, Needs(True, True, False))
+    d_lse = torch.full_like(stats[0][0], 1 / problem.rows.shape[0])
+    d_stats = [d_lse, None, -d_lse]
+    return lambda: backend.pair_stats_backward(problem, *stats, d_stats, d_stats, Needs(True, True, False))
 
 
-def resident(kernel: str, n: int, d: int, dtype: torch.dtype, arch: int) -> int:
+def occupancy_of(kernel: str, n: int, d: int, dtype: torch.dtype, arch: int) -> int:
     """How many programs of the tile in use fit on a multiprocessor: what they are compiled to decides."""
     with recording(arch) as launches:
         sweep_of(kernel, problem_for(n, d, dtype, torch.device("meta")))()
@@ -56,13 +56,13 @@ def resident(kernel: str, n: int, d: int, dtype: torch.dtype, arch: int) -> int:
     return programs
 
 
-def measure(kernel: str, n: int, d: int, dtype: torch.dtype, tile: Tile) -> tuple[Tile, float]:
-    """The tile as it should be kept, and milliseconds."""
+def measure(kernel: str, n: int, d: int, dtype: torch.dtype, tile: TileConfig) -> tuple[TileConfig, float]:
+    """The tile with the occupancy that it has, and milliseconds."""
     arch = device_of(DEVICE).architecture
     key = tiles.key_of(kernel, arch, dtype.itemsize, d)
     tiles.TUNED[key] = tile
     if not INTERPRETED:
-        tiles.TUNED[key] = tile = tile._replace(resident=resident(kernel, n, d, dtype, arch))
+        tiles.TUNED[key] = tile = tile._replace(occupancy=occupancy_of(kernel, n, d, dtype, arch))
     return tile, _milliseconds(sweep_of(kernel, problem_for(n, d, dtype, DEVICE)))
 
 
@@ -78,7 +78,7 @@ def _milliseconds(run: Callable[[], object]) -> float:
 
 def main(asked: str) -> None:
     kernel, n, d, dtype, tile = json.loads(asked)
-    print(json.dumps(measure(kernel, n, d, getattr(torch, dtype), Tile(*tile))))
+    print(json.dumps(measure(kernel, n, d, getattr(torch, dtype), TileConfig(*tile))))
 
 
 if __name__ == "__main__":

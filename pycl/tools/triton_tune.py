@@ -25,14 +25,14 @@ from pycl.backends.triton.device import device_of
 from pycl.tools import ahead_of_time as aot
 from pycl.tools import triton_tile_time as timing
 from pycl.triton_kernels.interpreter import INTERPRETED
-from pycl.triton_kernels.tile_table import Tile
+from pycl.triton_kernels.tile_table import TileConfig
 
 DTYPES = ("bfloat16", "float16", "float32")
 MOST = 30  # tiles of a kernel
 MOST_SUMS = 192  # of a thread's 255 registers
 
 
-def candidates(kernel: str, arch: int, itemsize: int, d: int) -> list[Tile]:
+def candidates(kernel: str, arch: int, itemsize: int, d: int) -> list[TileConfig]:
     """Tiles that differ from the one in use by a step or two and keep the tables' rules, the nearest first."""
     base = tiles.pick(kernel, arch, itemsize, d)
     if base is None:
@@ -40,7 +40,7 @@ def candidates(kernel: str, arch: int, itemsize: int, d: int) -> list[Tile]:
     around = ([size // 2, size, 2 * size] for size in (base.rows, base.cols, base.depth))
     found = {}
     for rows, cols, depth, warps, more in product(*around, (4, 8), (-1, 0, 1)):
-        tile = Tile(rows, cols, depth, warps, base.stages + more, piece=min(base.piece, cols), fold=base.fold)
+        tile = TileConfig(rows, cols, depth, warps, base.stages + more, piece=min(base.piece, cols), fold=base.fold)
         ratios = rows / base.rows, cols / base.cols, depth / base.depth
         steps = sum(abs(log2(ratio)) for ratio in ratios) + abs(more) + (warps != base.warps)
         if steps <= 2 and _keeps_the_rules(kernel, arch, itemsize, d, tile):
@@ -48,20 +48,20 @@ def candidates(kernel: str, arch: int, itemsize: int, d: int) -> list[Tile]:
     return sorted(found, key=lambda tile: found[tile])[:MOST]
 
 
-def _keeps_the_rules(kernel: str, arch: int, itemsize: int, d: int, tile: Tile) -> bool:
+def _keeps_the_rules(kernel: str, arch: int, itemsize: int, d: int, tile: TileConfig) -> bool:
     """Those of the tables, and what can be seen not to fit without a look at the compiler."""
     limit = aot.SHARED[max(known for known in aot.SHARED if known <= max(arch, min(aot.SHARED)))]
     whole = max(16, 1 << (d - 1).bit_length())
     if min(tile.rows, tile.cols) < 32 or not 16 <= tile.depth <= (32 if itemsize == 4 else whole) or tile.stages < 1:
         return False
-    sums = tile.rows * (tile.cols + tile.depth * (kernel == "own")) / (32 * tile.warps)
+    sums = tile.rows * (tile.cols + tile.depth * (kernel == "backward_dx")) / (32 * tile.warps)
     if (tile.rows + tile.stages * tile.cols) * tile.depth * itemsize > limit or sums > MOST_SUMS:
         return False
     # symmetric problems need rows in multiples of columns
-    return tile.holds(d) if kernel == "own" else kernel != "reduce" or tile.rows % tile.cols == 0
+    return tile.holds(d) if kernel == "backward_dx" else kernel != "forward" or tile.rows % tile.cols == 0
 
 
-def time_of(kernel: str, n: int, d: int, dtype: str, tile: Tile, limit: float) -> tuple[Tile, float]:
+def time_of(kernel: str, n: int, d: int, dtype: str, tile: TileConfig, limit: float) -> tuple[TileConfig, float]:
     """Of ``timing``, in a process that is killed after ``limit`` seconds; raises RuntimeError where there is none."""
     asked = json.dumps([kernel, n, d, dtype, tile])
     command = [sys.executable, "-m", timing.__name__, asked]
@@ -74,12 +74,14 @@ def time_of(kernel: str, n: int, d: int, dtype: str, tile: Tile, limit: float) -
         said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
         raise RuntimeError(said[-1])
     tile, milliseconds = json.loads(done.stdout.splitlines()[-1])
-    return Tile(*tile), milliseconds
+    return TileConfig(*tile), milliseconds
 
 
-def fastest(choices: Iterable[Tile], time: Callable[[Tile], tuple[Tile, float]]) -> tuple[Tile, float]:
+def fastest(
+    choices: Iterable[TileConfig], time: Callable[[TileConfig], tuple[TileConfig, float]]
+) -> tuple[TileConfig, float]:
     """The tile that takes least, and what it takes; raises RuntimeError where none runs."""
-    found: list[tuple[float, Tile]] = []
+    found: list[tuple[float, TileConfig]] = []
     for choice in choices:
         try:
             tile, took = time(choice)
@@ -106,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("tuning needs a GPU")
     itemsize, arch = getattr(torch, options.dtype).itemsize, device_of(timing.DEVICE).architecture
     for d in options.features:
-        for kernel in ("reduce", "own" if tiles.pick("own", arch, itemsize, d) else "store"):
+        for kernel in ("forward", "backward_dx" if tiles.pick("backward_dx", arch, itemsize, d) else "write_weights"):
             choices = candidates(kernel, arch, itemsize, d)
             time = partial(time_of, kernel, options.points, d, options.dtype, limit=options.limit)
             tile, took = fastest(choices, time)

@@ -35,6 +35,7 @@ MATRIX = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 INSTALLED = metadata.version("triton")
 VERSIONS = ("3.6.0", "3.7.1", "3.9.0")  # of torch 2.10 and 2.11, of 2.13, and the newest
 FETCHED = Path(os.environ.get("PYCL_TRITON_VERSIONS") or Path(__file__).parent.parent.parent / "build")
+OTHERS = {"prepare_kernel", "block_mask_kernel", "combine_partials_kernel", "finish_gradient_kernel"}
 Row = dict[str, Any]
 
 
@@ -67,7 +68,7 @@ def complaints(rows: list[Row]) -> Iterator[str]:
             yield f"{name}: a product of halves is not on the tensor cores: {row['matrix']}"
         if row["architecture"] >= 90 and not row["bulk_copies"]:
             yield f"{name}: operands are not copied in bulk"
-        if row["architecture"] == 90 and row["kernel"] != "own_gradient" and row["loop"] and row["loop"]["local"]:
+        if row["architecture"] == 90 and row["kernel"] != "backward_dx_kernel" and row["loop"] and row["loop"]["local"]:
             yield f"{name}: spills in its loop: {row['loop']}"
 
 
@@ -77,19 +78,26 @@ def missing(rows: list[Row]) -> Iterator[str]:
     for arch in ARCHITECTURES:
         here = [row for row in rows if row["architecture"] == arch]
         found = {row["kernel"] for row in here}
-        wanted = {"prepare", "plan", "merge", "finish", "top_of_tiles", *aot.SWEEPS, *aot.SINKHORN}
+        wanted = {*OTHERS, "topk_kernel", *aot.SWEEPS, *aot.SINKHORN}
         yield from (f"{kernel} for sm_{arch}" for kernel in wanted - found)
         for key, tile in tile_table.TABLES[arch].items():
             those = [row for row in here if tile.options().items() <= row["options"].items()]
             if not any(row["kernel"] == kernels[key[0]] for row in those):
                 yield f"tile {key} of sm_{arch}"
-            elif tile.resident > max(row["programs"] for row in those):
-                yield f"{tile.resident} programs of tile {key} of sm_{arch}"
+            elif tile.occupancy > max(row["programs"] for row in those):
+                yield f"{tile.occupancy} programs of tile {key} of sm_{arch}"
 
 
 def test_headline_kernels(tmp_path: Path) -> None:
     found = record(tmp_path / "headline.json", INSTALLED, "--arch", "90", "--headline")["kernels"]
-    assert {row["kernel"] for row in found} >= {"prepare", "plan", "merge", "finish", *aot.SWEEPS, "sample_step"}
+    assert {row["kernel"] for row in found} >= {
+        "prepare_kernel",
+        "block_mask_kernel",
+        "combine_partials_kernel",
+        "finish_gradient_kernel",
+        *aot.SWEEPS,
+        "sample_step_kernel",
+    }
     assert all(row["loop"] for row in found if row["kernel"] in aot.SWEEPS)
     assert not list(complaints(found))
 
@@ -104,7 +112,7 @@ def test_every_kernel(version: str, tmp_path: Path) -> None:
     assert not list(complaints(rows))
     assert not list(missing(rows))
     clusters = tuple(map(int, version.split(".")[:2])) >= (3, 9)
-    steps = [row for row in rows if row["kernel"] == "sample_step"]
+    steps = [row for row in rows if row["kernel"] == "sample_step_kernel"]
     most = {arch: max(row["options"]["num_ctas"] for row in steps if row["architecture"] == arch) for arch in (80, 90)}
     assert most == {80: 1, 90: 8 if clusters else 1}
     for row in steps:  # two programs on a multiprocessor wait for each other's sums over rows
@@ -138,7 +146,7 @@ def test_what_the_report_refuses(
 
 
 def row(tile: str, registers: str, fault: str = "") -> dict[str, str]:
-    cells = {"kernel": "own_gradient", "operands": "bfloat16", "d": "64", "rule": "statistics", "tile": tile}
+    cells = {"kernel": "backward_dx_kernel", "operands": "bfloat16", "d": "64", "rule": "statistics", "tile": tile}
     return cells | {"warps, stages": "4, 3", "registers": registers, "shared KB": "96", "seconds": "1", "fault": fault}
 
 
@@ -149,9 +157,9 @@ def test_a_table_of_two_versions() -> None:
     assert tables.merged({"3.6.0": older, "3.7.1": newer}, tables.KERNEL).splitlines() == [
         "| kernel | operands | d | rule | tile | warps, stages | registers, 3.6.0 | registers, 3.7.1 | shared KB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        "| own_gradient | bfloat16 | 64 | statistics | 64x64 | 4, 3 | 100 | 100 | 96 |",
-        "| own_gradient | bfloat16 | 64 | statistics | 64x64 | 4, 3 | 110 | 120 | 96 |",
-        "| own_gradient | bfloat16 | 64 | statistics | 64x32 | 4, 3 | 90 |  | 96 |",
+        "| backward_dx_kernel | bfloat16 | 64 | statistics | 64x64 | 4, 3 | 100 | 100 | 96 |",
+        "| backward_dx_kernel | bfloat16 | 64 | statistics | 64x64 | 4, 3 | 110 | 120 | 96 |",
+        "| backward_dx_kernel | bfloat16 | 64 | statistics | 64x32 | 4, 3 | 90 |  | 96 |",
     ]
     assert "| fault |" in tables.merged({"3.6.0": [row("64x64", "1", "spills")]}, tables.KERNEL)
 

@@ -110,14 +110,14 @@ def test_rows_spread_over_a_cluster(n_prototypes: int, monkeypatch: pytest.Monke
     monkeypatch.setattr(sinkhorn_steps, "device_of", lambda device: Device(90, 1, 0))
     monkeypatch.setattr(sinkhorn_steps, "CLUSTERS", True)
     scores = scores_of(9, n_prototypes)
-    assert sinkhorn_steps.rows_for(scores) == ((1, 2048, 1, 8) if n_prototypes == 1500 else None)
+    assert sinkhorn_steps.sample_block_for(scores) == ((1, 2048, 1, 8) if n_prototypes == 1500 else None)
     check(transport(scores, iterations=2))
 
 
 def test_which_gpu_holds_which_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    def held(n: int, arch: int) -> sinkhorn_steps.Rows | None:
+    def held(n: int, arch: int) -> sinkhorn_steps.SampleBlock | None:
         with launch.recording(arch):
-            return sinkhorn_steps.rows_for(torch.empty(4096, n, device="meta"))
+            return sinkhorn_steps.sample_block_for(torch.empty(4096, n, device="meta"))
 
     monkeypatch.setattr(sinkhorn_steps, "CLUSTERS", True)
     for arch in (80, 90, 120):
@@ -241,7 +241,15 @@ def test_few_launches() -> None:
     with launch.recording(90) as launches:
         backend.sinkhorn(transport(scores))
     assert [found.kernel.__name__ for found in launches] == [
-        *("column_lse", "merge_columns", "sample_step", "merge_columns", "sample_step", "merge_columns", "sample_step")
+        *(
+            "column_lse_kernel",
+            "combine_columns_kernel",
+            "sample_step_kernel",
+            "combine_columns_kernel",
+            "sample_step_kernel",
+            "combine_columns_kernel",
+            "sample_step_kernel",
+        )
     ]
 
 

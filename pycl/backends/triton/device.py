@@ -16,7 +16,7 @@ class Device(NamedTuple):
     """What of a GPU decides about tiles, launches and memory."""
 
     architecture: int  # 90 for compute capability 9.0; 0 in the interpreter
-    multiprocessors: int
+    num_sms: int  # multiprocessors
     memory: int  # bytes
 
 

@@ -12,107 +12,125 @@ from torch import Tensor
 from pycl.backends.triton import tiles
 from pycl.backends.triton.device import device_of
 from pycl.backends.triton.launch import cdiv, launch, next_power_of_2, recorded_architecture
-from pycl.backends.triton.operands import NOTHING, Side, Sides, prepared, tile_for
-from pycl.backends.triton.schedule import Plan, planned, plans, portions, proof, split
+from pycl.backends.triton.operands import NO_EMBEDDINGS, NO_GRAD, Operands, Side, prepared, tile_for
+from pycl.backends.triton.schedule import (
+    MaskedRows,
+    bound_alone,
+    masked_rows,
+    masks_of_both_sides,
+    num_splits,
+    row_chunks,
+)
 from pycl.core.problem import Gradients, Needs, Problem, empty_gradients
-from pycl.triton_kernels.backward import own_gradient, store_tiles
-from pycl.triton_kernels.finish import finish
+from pycl.triton_kernels.backward import RowGradients, Strip, backward_dx_kernel, write_weights_kernel
+from pycl.triton_kernels.finish import finish_gradient_kernel
 from pycl.triton_kernels.interpreter import INTERPRETED
-from pycl.triton_kernels.logit_gradient import SMALLEST, TOP, Slopes
+from pycl.triton_kernels.logit_gradient import FP16_TOP_EXPONENT, SMALLEST, GradStats
 from pycl.triton_kernels.logits import STATISTICS
-from pycl.triton_kernels.tile_table import Tile
+from pycl.triton_kernels.tile_table import TileConfig
 
 PARTIAL_GRADIENTS = 64 << 20  # bytes of float32 gradients that wait for their cast,
 STRIP = 24 << 20  # of weights that wait for their product; where there is more memory, one part in STRIPS of it:
 STRIPS = 512  # a strip costs two launches, and one more reading and writing of the other side's sums
-MOST_RUNS = 16  # programs that share the columns of one block of rows
+MOST_SPLITS = 16  # programs that share the columns of one block of rows
 
 
 class _Sweep(NamedTuple):
     """What one direction of the backward knows: rows get gradients, columns stream."""
 
-    sides: Sides
-    row_slopes: Slopes
-    col_slopes: Slopes
+    operands: Operands
+    row_grad_stats: GradStats
+    col_grad_stats: GradStats
+    loss_scale: Tensor | None
     rule: Any
-    sets: tuple[int, int]
-    shrink: Tensor | None
     normalize: bool
 
-    def exchanged(self) -> _Sweep:
-        return self._replace(sides=self.sides.exchanged(), row_slopes=self.col_slopes, col_slopes=self.row_slopes)
+    def transposed(self) -> _Sweep:
+        return self._replace(
+            operands=self.operands.transposed(),
+            row_grad_stats=self.col_grad_stats,
+            col_grad_stats=self.row_grad_stats,
+        )
 
 
-def gradients(problem: Problem, row_slopes: Slopes, col_slopes: Slopes, rule: Any, needs: Needs) -> Gradients:
-    """All gradients that are needed; in a symmetric problem both slopes are the same."""
-    sides, row_slopes, col_slopes, shrink = prepared(problem, row_slopes, col_slopes)
-    symmetric, operand = problem.cols is None, sides.x.operand
+def gradients(
+    problem: Problem, row_grad_stats: GradStats, col_grad_stats: GradStats, rule: Any, needs: Needs
+) -> Gradients:
+    """All gradients that are needed; in a symmetric problem both sides' statistics are the same."""
+    sweep = _Sweep(*prepared(problem, row_grad_stats, col_grad_stats), rule, problem.normalize)
+    symmetric, x = problem.cols is None, sweep.operands.x
     out = empty_gradients(problem, needs)
-    sets = problem.denominator, problem.positives
-    sweep = _Sweep(sides, row_slopes, col_slopes, rule, sets, shrink, problem.normalize)
-    tile = tiles.pick("own", device_of(operand.device).architecture, operand.itemsize, operand.shape[1])
-    if tile is None or sides.x.values is not operand:
+    arch = device_of(x.operand.device).architecture
+    tile = tiles.pick("backward_dx", arch, x.operand.itemsize, x.operand.shape[1])
+    if tile is None or x.values is not x.operand:
         _by_strips(sweep, symmetric, needs, out)
     else:
         of_cols = () if symmetric else (out.cols, out.col_bias)
-        both = any(t.numel() for t in of_cols) and (out.rows.numel() > 0 or out.row_bias.numel() > 0)
-        row_plan, col_plan = plans(sides, tile, sets) if both else (None, None)
-        _of_rows(sweep, tile, row_plan, out.rows, out.logit_scale, out.row_bias)
+        both_sides = any(t.numel() for t in of_cols) and (out.rows.numel() > 0 or out.row_bias.numel() > 0)
+        of_rows, of_cols_too = masks_of_both_sides(sweep.operands, tile) if both_sides else (None, None)
+        _of_rows(sweep, tile, of_rows, out.rows, out.logit_scale, out.row_bias)
         if not symmetric:
-            _of_rows(sweep.exchanged(), tile, col_plan, out.cols, out.cols.new_empty(0), out.col_bias)
+            _of_rows(sweep.transposed(), tile, of_cols_too, out.cols, out.cols.new_empty(0), out.col_bias)
     if symmetric:
         out.logit_scale.mul_(0.5)  # both roles of a pair were counted, in both of its places
     return out
 
 
-def _of_rows(sweep: _Sweep, tile: Tile, known: Plan | None, d_z: Tensor, *d_vectors: Tensor) -> None:
-    """Gradients of the rows, their scales and their biases; those that are empty were not asked for."""
-    if not any(t.numel() for t in (d_z, *d_vectors)):
-        return
-    d = sweep.sides.x.z.shape[1]
-    for plan, start, rows in planned(sweep.sides, tile, sweep.sets, known=known):
-        for after, here in portions(rows, PARTIAL_GRADIENTS, 4 * d * tile.rows, tile.rows):
-            _own_gradient(sweep, tile, plan, start + after, here, d_z, *d_vectors)
-
-
-def _own_gradient(
-    sweep: _Sweep, tile: Tile, plan: Plan, first: int, here: int, d_z: Tensor, *d_vectors: Tensor
+def _of_rows(
+    sweep: _Sweep, tile: TileConfig, known: MaskedRows | None, d_z: Tensor, d_scale: Tensor, d_bias: Tensor
 ) -> None:
-    x, y, logit_scale, offset = sweep.sides
+    """Gradients of the rows, their scales and their biases; those that are empty were not asked for."""
+    if not any(t.numel() for t in (d_z, d_scale, d_bias)):
+        return
+    d = sweep.operands.x.z.shape[1]
+    for masked in masked_rows(sweep.operands, tile, known=known):
+        for after, here in row_chunks(masked.rows, PARTIAL_GRADIENTS, 4 * d * tile.rows, tile.rows):
+            _backward_dx(sweep, tile, masked, masked.first + after, here, d_z, d_scale, d_bias)
+
+
+def _backward_dx(
+    sweep: _Sweep, tile: TileConfig, masked: MaskedRows, first: int, here: int, d_z: Tensor, *d_vectors: Tensor
+) -> None:
+    x, y, logit_scale = sweep.operands[:3]
     d, n_blocks, blocks = x.z.shape[1], cdiv(y.n, tile.cols), cdiv(here, tile.rows)
-    slots = tile.resident * device_of(x.z.device).multiprocessors
-    run = cdiv(n_blocks, min(split(blocks, slots, MOST_RUNS), n_blocks))
-    runs = cdiv(n_blocks, run)
-    parts = x.reach.new_empty(runs, here, d)
-    vector_parts = [x.reach.new_empty(runs, here) if v.numel() else None for v in d_vectors]
+    slots = tile.occupancy * device_of(x.z.device).num_sms
+    blocks_per_split = cdiv(n_blocks, min(num_splits(blocks, slots, MOST_SPLITS), n_blocks))
+    splits = cdiv(n_blocks, blocks_per_split)
+    partials = RowGradients(x.new(splits, here, d), *(x.new(splits, here) if v.numel() else None for v in d_vectors))
     launch(
-        own_gradient,
-        (blocks, runs),
-        *sweep.sides.descriptors(tile),
-        *(x.points, y.points, logit_scale, sweep.row_slopes, sweep.col_slopes),
-        *(*plan[:3], sweep.shrink, parts, *vector_parts),
-        *(x.n, y.n, d, plan.first, first, here, run, offset, *sweep.sets),
+        backward_dx_kernel,
+        (blocks, splits),
+        *sweep.operands.descriptors(tile),
+        *(x.points, y.points, logit_scale, masked.mask, sweep.row_grad_stats, sweep.col_grad_stats),
+        *(sweep.loss_scale, partials),
+        *(x.n, y.n, d, masked.start, first, here, blocks_per_split, *sweep.operands.offset_and_sets),
         RULE=sweep.rule.value,
         STAGES=tile.stages,
         **tile.options(),
     )
     if d_z.numel():
-        _finish(parts, x, logit_scale, x.points.factor, sweep, d_z, first)
-    for vector, of_vector in zip(d_vectors, vector_parts, strict=True):
+        _finish(partials.z, x, logit_scale, x.points.factor, sweep, d_z, first)
+    for vector, of_vector in zip(d_vectors, partials[1:], strict=True):
         if of_vector is not None:
             torch.sum(of_vector, 0, out=vector[first : first + here])
 
 
 def _finish(
-    parts: Tensor, side: Side, logit_scale: Tensor | None, factor: Tensor | None, sweep: _Sweep, out: Tensor, first: int
+    partials: Tensor,
+    side: Side,
+    logit_scale: Tensor | None,
+    factor: Tensor | None,
+    sweep: _Sweep,
+    out: Tensor,
+    first: int,
 ) -> None:
-    """Sums of weighted embeddings [parts, rows, d] into the gradient of ``side.z`` from row ``first`` on."""
-    n_parts, here, d = parts.shape
-    z = (side.z, *side.z.stride()) if sweep.normalize else (None, 0, 0)
+    """Sums of weighted embeddings [partials, rows, d] into the gradient of ``side.z`` from row ``first`` on."""
+    n_partials, here, d = partials.shape
+    embeddings = side.embeddings if sweep.normalize else NO_EMBEDDINGS
     launch(
-        finish,
+        finish_gradient_kernel,
         (cdiv(here, 16),),
-        *(parts, parts.stride(0), n_parts, *z, logit_scale, factor, sweep.shrink),
+        *(partials, partials.stride(0), n_partials, embeddings, logit_scale, factor, sweep.loss_scale),
         *(out, first, here, side.n, d),
         NORMALIZE=sweep.normalize,
         ROWS=16,
@@ -121,99 +139,93 @@ def _finish(
     )
 
 
-class _Strip(NamedTuple):
-    """The weights of some rows; the next strip takes their place in memory."""
-
-    here: slice
-    weights: Tensor  # [rows, n] in the dtype of the values
-    d_scale: Tensor | None  # [column blocks, rows]: sums of w_ij <x_i, y_j>,
-    d_row_bias: Tensor | None  # of w_ij,
-    d_col_bias: Tensor | None  # [row blocks, n]: and of these over rows
-
-
-def _strips(sweep: _Sweep, of_scale: bool = False, of_rows: bool = False, of_cols: bool = False) -> Iterator[_Strip]:
-    """All weights, a strip at a time, and what sums of them are asked for."""
-    x, y, logit_scale, offset = sweep.sides
-    tile = tile_for("store", sweep.sides)
-    proven = proof(sweep.sides, tile, sweep.sets)
+def _strips(
+    sweep: _Sweep, of_scale: bool = False, of_rows: bool = False, of_cols: bool = False
+) -> Iterator[tuple[slice, Strip]]:
+    """All weights, a strip of rows at a time in the same memory, and the sums that are asked for."""
+    x, y, logit_scale = sweep.operands[:3]
+    tile = tile_for("write_weights", sweep.operands)
+    mask = bound_alone(sweep.operands, tile)
     dtype, width = x.values.dtype, cdiv(y.n, 8) * 8
     budget = max(STRIP, device_of(x.z.device).memory // STRIPS)
-    strips = portions(x.n, budget, width * dtype.itemsize * tile.rows, tile.rows)
+    strips = row_chunks(x.n, budget, width * dtype.itemsize * tile.rows, tile.rows)
     weights = torch.empty(strips[0][1], width, dtype=dtype, device=x.z.device)[:, : y.n]
-    new, n_blocks = x.reach.new_empty, cdiv(y.n, tile.cols)
+    n_blocks = cdiv(y.n, tile.cols)
     for first, here in strips:
         blocks = cdiv(here, tile.rows)
-        d_scale = new(n_blocks, here) if of_scale else None
-        d_row_bias = new(n_blocks, here) if of_rows else None
-        d_col_bias = new(blocks, y.n) if of_cols else None
+        out = Strip(
+            weights,
+            x.new(n_blocks, here) if of_scale else None,
+            x.new(n_blocks, here) if of_rows else None,
+            x.new(blocks, y.n) if of_cols else None,
+        )
         launch(
-            store_tiles,
+            write_weights_kernel,
             (blocks * n_blocks,),
-            *sweep.sides.descriptors(tile),
-            *(x.points, y.points, logit_scale, sweep.row_slopes, sweep.col_slopes, proven, sweep.shrink),
-            *(weights, weights.stride(0), d_scale, d_row_bias, d_col_bias),
-            *(x.n, y.n, x.operand.shape[1], first, here, offset, *sweep.sets),
+            *sweep.operands.descriptors(tile),
+            *(x.points, y.points, logit_scale, mask, sweep.row_grad_stats, sweep.col_grad_stats),
+            *(sweep.loss_scale, out, weights.stride(0)),
+            *(x.n, y.n, x.operand.shape[1], first, here, *sweep.operands.offset_and_sets),
             RULE=sweep.rule.value,
-            RESIDENT=tile.holds(x.operand.shape[1]),
-            TALL=8,
+            ALL_FEATURES=tile.holds(x.operand.shape[1]),
+            GROUP_M=8,
             **tile.options(),
         )
-        yield _Strip(slice(first, first + here), weights[:here], d_scale, d_row_bias, d_col_bias)
+        yield slice(first, first + here), out._replace(weights=weights[:here])
 
 
 def _by_strips(sweep: _Sweep, symmetric: bool, needs: Needs, out: Gradients) -> None:
     """All gradients, a strip of weights at a time; the products with it are the library's."""
-    x, y, logit_scale, _ = sweep.sides
-    of_cols = x.reach.new_empty(1, y.n, x.z.shape[1]) if needs.cols and not symmetric else None
+    x, y, logit_scale = sweep.operands[:3]
+    of_cols = x.new(1, y.n, x.z.shape[1]) if needs.cols and not symmetric else None
     out.col_bias.zero_()
-    for here, w, d_scale, d_row_bias, d_col_bias in _strips(
-        sweep, needs.rows, needs.bias, needs.bias and not symmetric
-    ):
+    for here, strip in _strips(sweep, needs.rows, needs.bias, needs.bias and not symmetric):
         if needs.rows:
-            _finish(_product(w, y.values)[None], x, logit_scale, None, sweep, out.rows, here.start)
+            _finish(_product(strip.weights, y.values)[None], x, logit_scale, None, sweep, out.rows, here.start)
         if of_cols is not None:
-            _product(w.T, x.values[here], into=of_cols[0], add=here.start > 0)
-        for vector, parts in ((out.logit_scale, d_scale), (out.row_bias, d_row_bias)):
-            if parts is not None:
-                torch.sum(parts, 0, out=vector[here])
-        if d_col_bias is not None:
-            out.col_bias.add_(d_col_bias.sum(0))
+            _product(strip.weights.T, x.values[here], into=of_cols[0], add=here.start > 0)
+        for vector, partials in ((out.logit_scale, strip.scale), (out.row_bias, strip.row_bias)):
+            if partials is not None:
+                torch.sum(partials, 0, out=vector[here])
+        if strip.col_bias is not None:
+            out.col_bias.add_(strip.col_bias.sum(0))
     if of_cols is not None:
         _finish(of_cols, y, logit_scale, None, sweep, out.cols, 0)
 
 
 def pair_weighted_sum(problem: Problem, values: Tensor) -> Tensor:
-    """``sum_j exp(l_ij) v_j`` [m, dv] over the denominator set, of logits <= 0 up to rounding, one scale for all rows.
+    """``sum_j exp(l_ij) v_j`` [m, dv] over the first pair set, of logits <= 0 up to rounding, one scale for all rows.
 
     Weights are the derivatives of sums of exponentials, rounded as a gradient's are; values keep their digits.
     """
     ones = torch.ones(len(problem.rows), device=problem.rows.device)
-    sides, row_slopes, col_slopes, shrink = prepared(problem, Slopes(None, ones, None, None), NOTHING)
-    out = sides.x.reach.new_empty(len(ones), values.shape[1])
-    sweep = _Sweep(sides, row_slopes, col_slopes, STATISTICS, (problem.denominator, 0), shrink, False)
-    parts, unit = _parts_of(values, sides.x.values.dtype)
-    for here, w, *_ in _strips(sweep):
-        torch.sum(_product(w, parts).unflatten(1, (-1, values.shape[1])), 1, out=out[here])
-    for factor in (shrink, unit):
+    problem = problem._replace(positives=0)
+    sweep = _Sweep(*prepared(problem, GradStats(None, ones, None, None), NO_GRAD), STATISTICS, False)
+    x = sweep.operands.x
+    out = x.new(len(ones), values.shape[1])
+    terms, values_scale = _terms_of(values, x.values.dtype)
+    for here, strip in _strips(sweep):
+        torch.sum(_product(strip.weights, terms).unflatten(1, (-1, values.shape[1])), 1, out=out[here])
+    for factor in (sweep.loss_scale, values_scale):
         if factor is not None:
             out /= factor
     return out
 
 
-def _parts_of(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Parts in the weights' dtype, [n, dv] or [n, 2 dv] with a sum of the values times a unit, and the unit."""
+def _terms_of(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """The values times a scale as sums of terms in the weights' dtype, [n, dv] or [n, 2 dv], and the scale."""
     if dtype in (values.dtype, torch.float32):
         return values.to(dtype), None
-    wide, unit = values.float(), None
+    wide, scale = values.float(), None
     if dtype == torch.float16:  # to the top of its range, as the weights are; NaN and infinity stay what they are
         peak = wide.abs().amax()
-        unit = torch.exp2(TOP.value - torch.log2(peak.clamp_min(SMALLEST.value)).ceil())
-        unit = torch.where(peak.isfinite(), unit, 1.0)
-        wide = wide * unit
+        scale = torch.exp2(FP16_TOP_EXPONENT.value - torch.log2(peak.clamp_min(SMALLEST.value)).ceil())
+        scale = torch.where(peak.isfinite(), scale, 1.0)
+        wide = wide * scale
     high = wide.to(dtype)
     if values.dtype == torch.bfloat16:  # has no more digits
-        return high, unit
-    return torch.cat([high, (wide - high.float()).to(dtype)], 1), unit
+        return high, scale
+    return torch.cat([high, (wide - high.float()).to(dtype)], 1), scale
 
 
 def _product(a: Tensor, b: Tensor, into: Tensor | None = None, add: bool = False) -> Tensor:

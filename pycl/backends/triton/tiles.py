@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from pycl.backends.registry import BackendUnavailable
-from pycl.triton_kernels.tile_table import TABLES, Tile
+from pycl.triton_kernels.tile_table import TABLES, TileConfig
 
 Key = tuple[str, int, int, int]  # kernel, architecture, bytes an element, features rounded up to a power of two
 
@@ -23,19 +23,19 @@ def cache_file() -> Path:
     return Path(os.environ.get("PYCL_TILES") or cache / "pycl" / "tiles.json")
 
 
-def load() -> dict[Key, Tile]:
+def load() -> dict[Key, TileConfig]:
     """Tiles found by tuning on this machine; none where nobody asked for it."""
     if not cache_file().exists():
         return {}
     try:
         entries = json.loads(cache_file().read_text())
-        return {(kernel, arch, size, d): Tile(*tile) for kernel, arch, size, d, tile in entries}
+        return {(kernel, arch, size, d): TileConfig(*tile) for kernel, arch, size, d, tile in entries}
     except (ValueError, TypeError) as error:
         reason = f"{cache_file()} holds no tiles ({error}); delete it or tune again"
         raise BackendUnavailable(f"backend='triton' is not available: {reason}") from error
 
 
-def remember(kernel: str, arch: int, itemsize: int, d: int, tile: Tile) -> None:
+def remember(kernel: str, arch: int, itemsize: int, d: int, tile: TileConfig) -> None:
     """Use the tile from now on, here and in later processes."""
     TUNED[key_of(kernel, arch, itemsize, d)] = tile
     cache_file().parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def remember(kernel: str, arch: int, itemsize: int, d: int, tile: Tile) -> None:
 TUNED = load()
 
 
-def pick(kernel: str, arch: int, itemsize: int, d: int) -> Tile | None:
+def pick(kernel: str, arch: int, itemsize: int, d: int) -> TileConfig | None:
     """The tile for operands of ``itemsize`` bytes with d features on sm_``arch`` (0: the interpreter)."""
     if (tuned := TUNED.get(key_of(kernel, arch, itemsize, d))) is not None:
         return tuned
