@@ -29,6 +29,7 @@ from pycl.triton_kernels.logits import (
 )
 from pycl.triton_kernels.numerics import LOG2E, MINUS_INFINITY, cast, dot
 from pycl.triton_kernels.pair_classes import (
+    UNSPECIALIZED,
     PairMatrix,
     classes_of_pairs,
     classes_of_tile,
@@ -52,6 +53,15 @@ class Strip(NamedTuple):
     scale: Any  # float32 [column blocks, rows_here]: sums of w_ij <x_i, y_j>
     row_bias: Any  # [column blocks, rows_here]: sums of w_ij over columns
     col_bias: Any  # [row blocks, n]: and over rows
+
+
+class _StripRows(NamedTuple):
+    """A strip and the rows it is of; the kernel makes it of its arguments."""
+
+    strip: Any
+    stride: Any
+    first_row: Any
+    rows_here: Any
 
 
 @triton.jit
@@ -82,11 +92,7 @@ def _sweep(
     return gradient, of_scale, of_bias
 
 
-@triton.jit(
-    do_not_specialize=[
-        *("m", "n", "d", "mask_start", "first_row", "rows_here", "blocks_per_split", "offset", "pairs", "positives")
-    ]
-)
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def backward_dx_kernel(
     x, y, y_piece, rows, cols, logit_scale, mask, row_grad_stats, col_grad_stats, loss_scale, out,
     m, n, d, mask_start, first_row, rows_here, blocks_per_split, offset, pairs, positives,
@@ -138,15 +144,15 @@ def backward_dx_kernel(
 
 @triton.jit
 def _write_piece(
-    x, y, d, logit_scale, matrix, grad_stats, loss_scale, out, stride, sums, r0, c0, first_row, rows_here, TILE,
+    x, y, d, logit_scale, matrix, grad_stats, loss_scale, out, sums, r0, c0, TILE,
     RULE: tl.constexpr, BOUNDED: tl.constexpr, PARTIAL: tl.constexpr, EMPTY: tl.constexpr,
 ):  # fmt: skip
-    """The tile whose first pair is (r0, c0), to ``out``; returns ``sums`` with those of its rows."""
+    """The tile whose first pair is (r0, c0), to ``out`` (_StripRows); returns ``sums`` with those of its rows."""
     of_scale, of_bias = sums
     BM: tl.constexpr = TILE.BM
     m, n = matrix.m, matrix.n
     i, j = r0 + tl.arange(0, BM), c0 + tl.arange(0, TILE.BN)
-    local = i - first_row
+    local = i - out.first_row
     if EMPTY:
         w = tl.full((BM, TILE.BN), MINUS_INFINITY if RULE == LOGITS else 0.0, tl.float32)
     else:
@@ -162,19 +168,20 @@ def _write_piece(
             w = weights_of(w, grad_stats, row, col, matrix, i, j, RULE, BOUNDED, PARTIAL)
             of_scale += tl.sum(w * products, 1)
             of_bias += tl.sum(w, 1)
-    if out.col_bias is not None:
-        tl.store(out.col_bias + ((r0 - first_row) // BM).to(tl.int64) * n + j, tl.sum(w, 0), mask=j < n)
+    if out.strip.col_bias is not None:
+        tl.store(out.strip.col_bias + ((r0 - out.first_row) // BM).to(tl.int64) * n + j, tl.sum(w, 0), mask=j < n)
     if RULE != LOGITS:
         if matrix.rows.factor is not None:
             w *= load_attribute(matrix.rows.factor, i, m, not (PARTIAL or EMPTY))[:, None]
         if loss_scale is not None:
             w *= tl.load(loss_scale)
-    at = out.weights + local.to(tl.int64)[:, None] * stride + j[None, :]
-    tl.store(at, cast(w, out.weights.dtype.element_ty), mask=(local < rows_here)[:, None] & (j < n)[None, :])
+    weights = out.strip.weights
+    at = weights + local.to(tl.int64)[:, None] * out.stride + j[None, :]
+    tl.store(at, cast(w, weights.dtype.element_ty), mask=(local < out.rows_here)[:, None] & (j < n)[None, :])
     return of_scale, of_bias
 
 
-@triton.jit(do_not_specialize=["m", "n", "d", "first_row", "rows_here", "offset", "pairs", "positives"])
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def write_weights_kernel(
     x, y, y_piece, rows, cols, logit_scale, mask, row_grad_stats, col_grad_stats, loss_scale, out, stride,
     m, n, d, first_row, rows_here, offset, pairs, positives,
@@ -196,26 +203,27 @@ def write_weights_kernel(
     grad_stats = BothGradStats(row_grad_stats, col_grad_stats)
     row_range, col_range = load_block_ranges(rows, r0 // BM, m, BM), load_block_ranges(cols, block, n, BN)
     classes = classes_of_tile(matrix, row_range, col_range, r0, c0, BM, BN)
+    strip_rows = _StripRows(out, stride, first_row, rows_here)
     sums = tl.zeros((BM,), tl.float32), tl.zeros((BM,), tl.float32)
     if (classes & (pairs | positives)) == 0:
         sums = _write_piece(
-            x, y, d, logit_scale, matrix, grad_stats, loss_scale, out, stride, sums, r0, c0, first_row, rows_here,
+            x, y, d, logit_scale, matrix, grad_stats, loss_scale, strip_rows, sums, r0, c0,
             TileShape(BM, BN, BK, ALL_FEATURES), RULE, True, False, True,
         )  # fmt: skip
     elif not is_full(matrix, classes, r0, c0, BM, BN):
         for piece in range(0, BN // BP):
             sums = _write_piece(
-                x, y_piece, d, logit_scale, matrix, grad_stats, loss_scale, out, stride, sums, r0, c0 + piece * BP,
-                first_row, rows_here, TileShape(BM, BP, BK, ALL_FEATURES), RULE, False, True, False,
+                x, y_piece, d, logit_scale, matrix, grad_stats, loss_scale, strip_rows, sums, r0,
+                c0 + piece * BP, TileShape(BM, BP, BK, ALL_FEATURES), RULE, False, True, False,
             )  # fmt: skip
     elif True if RULE == LOGITS else are_bounded(mask):
         sums = _write_piece(
-            x, y, d, logit_scale, matrix, grad_stats, loss_scale, out, stride, sums, r0, c0, first_row, rows_here,
+            x, y, d, logit_scale, matrix, grad_stats, loss_scale, strip_rows, sums, r0, c0,
             TileShape(BM, BN, BK, ALL_FEATURES), RULE, True, False, False,
         )  # fmt: skip
     else:
         sums = _write_piece(
-            x, y, d, logit_scale, matrix, grad_stats, loss_scale, out, stride, sums, r0, c0, first_row, rows_here,
+            x, y, d, logit_scale, matrix, grad_stats, loss_scale, strip_rows, sums, r0, c0,
             TileShape(BM, BN, BK, ALL_FEATURES), RULE, False, False, False,
         )  # fmt: skip
     local = r0 - first_row + tl.arange(0, BM)

@@ -14,6 +14,7 @@ import triton.language as tl
 
 from pycl.triton_kernels.pair_classes import (
     LABEL_GROUP,
+    UNSPECIALIZED,
     PairMatrix,
     classes_of_tile,
     is_full,
@@ -33,9 +34,7 @@ class BlockMask(NamedTuple):
     logits_bounded: Any  # int32 [1]: 1 where no logit can exceed LOGIT_BOUND
 
 
-# Here and in the other kernels: a size or a set in ``do_not_specialize`` stays out of the tuples that a launch hands
-# over, where Triton would specialise it (see PairMatrix).
-@triton.jit(do_not_specialize=["m", "n", "first_row", "rows_here", "offset", "pairs", "positives"])
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def block_mask_kernel(
     rows, cols, row_bounds, col_bounds, logit_scale, mask, col_mask,
     m, n, first_row, rows_here, offset, pairs, positives,

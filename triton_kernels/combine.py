@@ -11,6 +11,7 @@ import triton.language as tl
 from pycl.triton_kernels.numerics import LN2, MINUS_INFINITY
 from pycl.triton_kernels.pair_classes import (
     LABEL_GROUP,
+    UNSPECIALIZED,
     PairMatrix,
     classes_of_tile,
     is_full,
@@ -53,7 +54,7 @@ def add_partials(running_max, exp_sum, maxima, exp_sums):
     return new_max, exp_sum * tl.exp2(running_max - shift) + others
 
 
-@triton.jit(do_not_specialize=["m", "n", "first_row", "rows_here", "n_splits", "offset", "pairs", "positives"])
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def combine_partials_kernel(
     row_stats, col_stats, rows, cols, partials,
     m, n, first_row, rows_here, n_splits, offset, pairs, positives,

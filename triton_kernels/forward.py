@@ -30,7 +30,7 @@ from pycl.triton_kernels.logits import (
     to_logits,
 )
 from pycl.triton_kernels.numerics import LOG2E, MINUS_INFINITY, joined
-from pycl.triton_kernels.pair_classes import PairMatrix, classes_of_pairs
+from pycl.triton_kernels.pair_classes import UNSPECIALIZED, PairMatrix, classes_of_pairs
 
 
 class Visits(NamedTuple):
@@ -171,11 +171,7 @@ def _visit(
     )  # fmt: skip
 
 
-@triton.jit(
-    do_not_specialize=[
-        *("m", "n", "d", "mask_start", "first_row", "rows_here", "blocks_per_split", "offset", "pairs", "positives")
-    ]
-)
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def forward_kernel(
     x, y, y_piece, rows, cols, logit_scale, mask, partials,
     m, n, d, mask_start, first_row, rows_here, blocks_per_split, offset, pairs, positives,

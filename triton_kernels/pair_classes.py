@@ -16,6 +16,13 @@ LABEL_GROUP = tl.constexpr(32)  # points whose labels share one range; every til
 LOWEST, HIGHEST = tl.constexpr(-(2**63)), tl.constexpr(2**63 - 1)
 NO_SELF = tl.constexpr(2**31 - 1)  # the offset where no point meets itself: an index beyond all
 
+# Arguments whose value no kernel is compiled for again. Triton specialises every integer in a tuple that a launch hands
+# over, whatever ``do_not_specialize`` says: so these are no parts of tuples, and kernels make tuples of them.
+UNSPECIALIZED = (
+    *("m", "n", "d", "k", "offset", "pairs", "positives", "first_row", "rows_here"),
+    *("mask_start", "blocks_per_split", "n_splits"),
+)
+
 
 class PointAttributes(NamedTuple):
     """What the points of one side have beside their embeddings: pointers, or None for a factor of 1 and a bias of 0."""
@@ -28,11 +35,7 @@ class PointAttributes(NamedTuple):
 
 
 class PairMatrix(NamedTuple):
-    """All pairs of rows and columns, and which of them count.
-
-    A kernel makes it of its arguments. A launch does not hand it over: Triton specialises every integer in a tuple,
-    whatever ``do_not_specialize`` says, and would compile again for other sizes.
-    """
+    """All pairs of rows and columns, and which of them count; a kernel makes it of its arguments."""
 
     rows: Any  # PointAttributes
     cols: Any

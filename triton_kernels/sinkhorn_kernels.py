@@ -23,7 +23,7 @@ LOWEST = tl.constexpr(-3e38)  # a maximum before the first logit: finite, so tha
 
 
 class Scores(NamedTuple):
-    """[n_samples, n ALIGN] scores; a kernel makes it of its arguments (see PairMatrix).
+    """[n_samples, n ALIGN] scores; a kernel makes it of its arguments, as of UNSPECIALIZED ones.
 
     ``n`` and ``stride`` count groups of ALIGN entries: an alignment that the compiler can see.
     """

@@ -16,7 +16,7 @@ import triton.language as tl
 from pycl.triton_kernels.block_mask import nth_block, visits_of
 from pycl.triton_kernels.logits import Operands, TileShape, load_scale, load_x_block, product, to_logits
 from pycl.triton_kernels.numerics import MINUS_INFINITY
-from pycl.triton_kernels.pair_classes import PairMatrix, classes_of_pairs
+from pycl.triton_kernels.pair_classes import UNSPECIALIZED, PairMatrix, classes_of_pairs
 
 LAST = tl.constexpr(2**31 - 1)  # the last possible column; of what floats are ordered as the last too: NaN
 NONE = tl.constexpr(-0x7F800001)  # what minus infinity is ordered as
@@ -81,11 +81,7 @@ def _sweep(best, below, operands, matrix, at, begin, end, r0, TILE, PARTIAL: tl.
     return best
 
 
-@triton.jit(
-    do_not_specialize=[
-        *("m", "n", "d", "mask_start", "first_row", "rows_here", "blocks_per_split", "k", "offset", "pairs")
-    ]
-)
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def topk_kernel(
     x, y, y_piece, rows, cols, logit_scale, mask, below, out,
     m, n, d, mask_start, first_row, rows_here, blocks_per_split, k, offset, pairs,
