@@ -3,7 +3,7 @@
 
 The launches of representative calls are recorded with tensors that hold nothing, compiled ahead of time, and shown
 with their registers, spills, shared memory, matrix instructions and bulk copies. The exit status is 1 where one has a
-fault. The second table is a model of the time on one H200: see ``predict``. What is compiled stays in Triton's cache.
+fault. The second table is a model of the time on one H200: see ``h200_model``. Triton's cache keeps what is compiled.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of a page from records of ``report --json``, one for each Triton: ``... tables PAGE RECORD [RECORD ...]``.
+"""The tables of a page from records of ``triton_report --json``, one for each Triton: ``... PAGE RECORD [RECORD ...]``.
 
 A column that all of them agree on is there once, one that they differ in once for each Triton.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The time of one tile on this GPU, in a process of its own, which may die of it: ``tune`` starts one for each.
+"""The time of one tile on this GPU, in a process of its own, which may die of it: ``triton_tune`` starts it.
 
 A line of JSON says the tile, with as many programs as fit on a multiprocessor, and the milliseconds.
 """
@@ -20,7 +20,7 @@ from pycl.backends.triton.launch import recording
 from pycl.core.pairs import Pairs, Points
 from pycl.core.problem import Needs, Problem
 from pycl.engine.validation import problem_of
-from pycl.tools import ahead_of_time as aot
+from pycl.tools import ahead_of_time
 from pycl.triton_kernels.interpreter import INTERPRETED
 from pycl.triton_kernels.tile_table import TileConfig
 
@@ -49,7 +49,11 @@ def occupancy_of(kernel: str, n: int, d: int, dtype: torch.dtype, arch: int) -> 
     """How many programs of the tile in use fit on a multiprocessor: what they are compiled to decides."""
     with recording(arch) as launches:
         sweep_of(kernel, problem_for(n, d, dtype, torch.device("meta")))()
-    found = [aot.compile_for(launch, arch) for launch in launches if aot.SWEEPS.get(launch.kernel.__name__) == kernel]
+    found = [
+        ahead_of_time.compile_for(launch, arch)
+        for launch in launches
+        if ahead_of_time.SWEEPS.get(launch.kernel.__name__) == kernel
+    ]
     programs = min(compiled.programs for compiled in found)
     if not programs:
         raise ValueError(f"fits on no multiprocessor: {max(compiled.shared for compiled in found)} bytes shared")

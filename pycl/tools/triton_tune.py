@@ -22,8 +22,7 @@ import torch
 
 from pycl.backends.triton import tiles
 from pycl.backends.triton.device import device_of
-from pycl.tools import ahead_of_time as aot
-from pycl.tools import triton_tile_time as timing
+from pycl.tools import ahead_of_time, triton_tile_time
 from pycl.triton_kernels.interpreter import INTERPRETED
 from pycl.triton_kernels.tile_table import TileConfig
 
@@ -50,7 +49,9 @@ def candidates(kernel: str, arch: int, itemsize: int, d: int) -> list[TileConfig
 
 def _keeps_the_rules(kernel: str, arch: int, itemsize: int, d: int, tile: TileConfig) -> bool:
     """Those of the tables, and what can be seen not to fit without a look at the compiler."""
-    limit = aot.SHARED[max(known for known in aot.SHARED if known <= max(arch, min(aot.SHARED)))]
+    limit = ahead_of_time.SHARED[
+        max(known for known in ahead_of_time.SHARED if known <= max(arch, min(ahead_of_time.SHARED)))
+    ]
     whole = max(16, 1 << (d - 1).bit_length())
     if min(tile.rows, tile.cols) < 32 or not 16 <= tile.depth <= (32 if itemsize == 4 else whole) or tile.stages < 1:
         return False
@@ -62,9 +63,9 @@ def _keeps_the_rules(kernel: str, arch: int, itemsize: int, d: int, tile: TileCo
 
 
 def time_of(kernel: str, n: int, d: int, dtype: str, tile: TileConfig, limit: float) -> tuple[TileConfig, float]:
-    """Of ``timing``, in a process that is killed after ``limit`` seconds; raises RuntimeError where there is none."""
+    """Of ``triton_tile_time``, in a process killed after ``limit`` seconds; raises RuntimeError where there is none."""
     asked = json.dumps([kernel, n, d, dtype, tile])
-    command = [sys.executable, "-m", timing.__name__, asked]
+    command = [sys.executable, "-m", triton_tile_time.__name__, asked]
     here = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
         done = subprocess.run(command, env=here, capture_output=True, text=True, check=False, timeout=limit)
@@ -106,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if not (INTERPRETED or torch.cuda.is_available()):
         parser.error("tuning needs a GPU")
-    itemsize, arch = getattr(torch, options.dtype).itemsize, device_of(timing.DEVICE).architecture
+    itemsize, arch = getattr(torch, options.dtype).itemsize, device_of(triton_tile_time.DEVICE).architecture
     for d in options.features:
         for kernel in ("forward", "backward_dx" if tiles.pick("backward_dx", arch, itemsize, d) else "write_weights"):
             choices = candidates(kernel, arch, itemsize, d)

@@ -25,9 +25,7 @@ if "triton" not in os.environ.get("PYCL_TEST_REQUIRE", "").split(","):
     pytest.importorskip("triton", reason=why_not() or "Triton cannot be imported")
 
 import pycl
-from pycl.tools import ahead_of_time as aot
-from pycl.tools import triton_report as report
-from pycl.tools import triton_tables as tables
+from pycl.tools import ahead_of_time, triton_report, triton_tables
 from pycl.triton_kernels import tile_table
 
 ARCHITECTURES = (80, 90, 100)
@@ -62,7 +60,7 @@ def complaints(rows: list[Row]) -> Iterator[str]:
         yield from (f"{name}: {fault}" for fault in row["faults"])
         if row["shared"] > row["limit"] or not row["programs"]:
             yield f"{name}: fits on no multiprocessor"
-        if row["kernel"] not in aot.SWEEPS:
+        if row["kernel"] not in ahead_of_time.SWEEPS:
             continue
         if row["dtype"] != "float32" and not row["matrix"].get(MATRIX[row["architecture"]]):
             yield f"{name}: a product of halves is not on the tensor cores: {row['matrix']}"
@@ -74,11 +72,11 @@ def complaints(rows: list[Row]) -> Iterator[str]:
 
 def missing(rows: list[Row]) -> Iterator[str]:
     """Kernels and tiles of the tables that no row is about, or with more programs than fit."""
-    kernels = {of: kernel for kernel, of in aot.SWEEPS.items()}
+    kernels = {of: kernel for kernel, of in ahead_of_time.SWEEPS.items()}
     for arch in ARCHITECTURES:
         here = [row for row in rows if row["architecture"] == arch]
         found = {row["kernel"] for row in here}
-        wanted = {*OTHERS, "topk_kernel", *aot.SWEEPS, *aot.SINKHORN}
+        wanted = {*OTHERS, "topk_kernel", *ahead_of_time.SWEEPS, *ahead_of_time.SINKHORN}
         yield from (f"{kernel} for sm_{arch}" for kernel in wanted - found)
         for key, tile in tile_table.TABLES[arch].items():
             those = [row for row in here if tile.options().items() <= row["options"].items()]
@@ -95,10 +93,10 @@ def test_headline_kernels(tmp_path: Path) -> None:
         "block_mask_kernel",
         "combine_partials_kernel",
         "finish_gradient_kernel",
-        *aot.SWEEPS,
+        *ahead_of_time.SWEEPS,
         "sample_step_kernel",
     }
-    assert all(row["loop"] for row in found if row["kernel"] in aot.SWEEPS)
+    assert all(row["loop"] for row in found if row["kernel"] in ahead_of_time.SWEEPS)
     assert not list(complaints(found))
 
 
@@ -117,7 +115,7 @@ def test_every_kernel(version: str, tmp_path: Path) -> None:
     assert most == {80: 1, 90: 8 if clusters else 1}
     for row in steps:  # two programs on a multiprocessor wait for each other's sums over rows
         assert row["programs"] >= 16 // row["options"]["num_warps"], row
-    page = tables.tables_of([found, found | {"triton": "other"}])
+    page = triton_tables.tables_of([found, found | {"triton": "other"}])
     assert f"| {version} | {found['ptxas']['90']} |" in page["compilers"]
     assert all("other" not in table for name, table in page.items() if name != "compilers")
 
@@ -137,10 +135,10 @@ def test_what_the_report_refuses(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(report, "INTERPRETED", interpreted)
-    monkeypatch.setattr(report, "compile_all", lambda *jobs: pytest.fail("something was compiled"))
+    monkeypatch.setattr(triton_report, "INTERPRETED", interpreted)
+    monkeypatch.setattr(triton_report, "compile_all", lambda *jobs: pytest.fail("something was compiled"))
     with pytest.raises(SystemExit) as refusal:
-        report.main(arguments)
+        triton_report.main(arguments)
     assert refusal.value.code == 2
     assert said in capsys.readouterr().err
 
@@ -154,20 +152,20 @@ def test_a_table_of_two_versions() -> None:
     """What differs has a column for each, rows pair up by what they are and by their order, empty columns go."""
     older = [row("64x64", "100"), row("64x64", "110"), row("64x32", "90")]
     newer = [row("64x64", "100"), row("64x64", "120")]
-    assert tables.merged({"3.6.0": older, "3.7.1": newer}, tables.KERNEL).splitlines() == [
+    assert triton_tables.merged({"3.6.0": older, "3.7.1": newer}, triton_tables.KERNEL).splitlines() == [
         "| kernel | operands | d | rule | tile | warps, stages | registers, 3.6.0 | registers, 3.7.1 | shared KB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         "| backward_dx_kernel | bfloat16 | 64 | statistics | 64x64 | 4, 3 | 100 | 100 | 96 |",
         "| backward_dx_kernel | bfloat16 | 64 | statistics | 64x64 | 4, 3 | 110 | 120 | 96 |",
         "| backward_dx_kernel | bfloat16 | 64 | statistics | 64x32 | 4, 3 | 90 |  | 96 |",
     ]
-    assert "| fault |" in tables.merged({"3.6.0": [row("64x64", "1", "spills")]}, tables.KERNEL)
+    assert "| fault |" in triton_tables.merged({"3.6.0": [row("64x64", "1", "spills")]}, triton_tables.KERNEL)
 
 
 def test_tables_go_between_their_markers(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- one -->\nold\n<!-- /one -->\nb\n")
-    tables.write(page, {"one": "| new |"})
+    triton_tables.write(page, {"one": "| new |"})
     assert page.read_text() == "a\n<!-- one -->\n| new |\n<!-- /one -->\nb\n"
     with pytest.raises(SystemExit, match="has no <!-- two -->"):
-        tables.write(page, {"two": ""})
+        triton_tables.write(page, {"two": ""})

@@ -26,10 +26,7 @@ from pycl.backends.triton import backend as backend
 from pycl.backends.triton import gradients, launch, schedule, support, tiles
 from pycl.core.problem import Needs
 from pycl.engine.validation import problem_of
-from pycl.tools import ahead_of_time as aot
-from pycl.tools import sass
-from pycl.tools import triton_tile_time as timing
-from pycl.tools import triton_tune as tune
+from pycl.tools import ahead_of_time, sass, triton_tile_time, triton_tune
 from pycl.triton_kernels.tile_table import TileConfig
 
 
@@ -175,10 +172,10 @@ def test_tuning_takes_the_fastest_and_passes_over_what_fails(capsys: pytest.Capt
             raise RuntimeError("out of shared memory")
         return tile._replace(occupancy=2), tile.rows
 
-    assert tune.fastest(choices, time) == (kept[1], 32)
+    assert triton_tune.fastest(choices, time) == (kept[1], 32)
     assert f"{choices[0]}: out of shared memory" in capsys.readouterr().err
     with pytest.raises(RuntimeError, match="no tile ran"):
-        tune.fastest(choices[:1], time)
+        triton_tune.fastest(choices[:1], time)
 
 
 @pytest.mark.parametrize("kernel", ["forward", "backward_dx", "write_weights"])
@@ -192,7 +189,7 @@ def test_tuning_times_the_tile_it_is_given(kernel: str, own_tiles: Path, monkeyp
         return seen[-1][1]
 
     monkeypatch.setattr(tiles, "pick", spy)
-    found, milliseconds = timing.measure(kernel, 40, 16, dtype, tile)
+    found, milliseconds = triton_tile_time.measure(kernel, 40, 16, dtype, tile)
     assert found == tile
     assert milliseconds > 0
     assert (kernel, tile) in seen
@@ -201,19 +198,19 @@ def test_tuning_times_the_tile_it_is_given(kernel: str, own_tiles: Path, monkeyp
 def test_tuning_knows_how_many_programs_fit(own_tiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The smallest number of all variants; what fits on no multiprocessor is not run."""
     loop, few = sass.Loop(10.0, 1.0, 0.0), {"num_warps": 4}
-    compiled = aot.Compiled("backward_dx_kernel", "bfloat16", 16, few, 90, 128, 0, 50 << 10, {}, 1, 1.0, loop)
+    compiled = ahead_of_time.Compiled("backward_dx_kernel", "bfloat16", 16, few, 90, 128, 0, 50 << 10, {}, 1, 1.0, loop)
     seen = []
 
-    def compile_for(found: launch.Launch, arch: int) -> aot.Compiled:
+    def compile_for(found: launch.Launch, arch: int) -> ahead_of_time.Compiled:
         seen.append((found.kernel.__name__, arch))
         return compiled._replace(shared=len(seen) * compiled.shared)
 
-    monkeypatch.setattr(aot, "compile_for", compile_for)
-    assert timing.occupancy_of("backward_dx", 40, 16, torch.bfloat16, 90) == 2  # 228 KB for 101
+    monkeypatch.setattr(ahead_of_time, "compile_for", compile_for)
+    assert triton_tile_time.occupancy_of("backward_dx", 40, 16, torch.bfloat16, 90) == 2  # 228 KB for 101
     assert seen == [("backward_dx_kernel", 90)] * 2
     compiled = compiled._replace(shared=300 << 10)
     with pytest.raises(ValueError, match="fits on no multiprocessor: 1228800 bytes shared"):
-        timing.occupancy_of("backward_dx", 40, 16, torch.bfloat16, 90)
+        triton_tile_time.occupancy_of("backward_dx", 40, 16, torch.bfloat16, 90)
 
 
 @pytest.mark.thorough
@@ -222,8 +219,10 @@ def test_tuning_from_the_command_line(
 ) -> None:
     """A tile that no kernel takes costs its process, and nothing else."""
     good, bad = TileConfig(32, 32, 16, 4, 1), TileConfig(33, 32, 16, 4, 1)
-    monkeypatch.setattr(tune, "candidates", lambda kernel, *question: [bad, good] if kernel == "forward" else [good])
-    assert tune.main(["--features", "16", "--points", "40"]) == 0
+    monkeypatch.setattr(
+        triton_tune, "candidates", lambda kernel, *question: [bad, good] if kernel == "forward" else [good]
+    )
+    assert triton_tune.main(["--features", "16", "--points", "40"]) == 0
     assert tiles.load() == {(kernel, 0, 2, 16): good for kernel in ("forward", "backward_dx")}
     assert tiles.pick("backward_dx", 0, 2, 9) == good
     said = capsys.readouterr()
@@ -241,9 +240,9 @@ def test_tuning_outlives_what_it_times(
 ) -> None:
     (tmp_path / "dying.py").write_text(program)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(timing, "__name__", "dying")
+    monkeypatch.setattr(triton_tile_time, "__name__", "dying")
     with pytest.raises(RuntimeError, match=said):
-        tune.time_of("forward", 40, 16, "bfloat16", TileConfig(32, 32, 16, 4, 1), 2)
+        triton_tune.time_of("forward", 40, 16, "bfloat16", TileConfig(32, 32, 16, 4, 1), 2)
 
 
 def test_a_broken_file_of_tiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -269,7 +268,7 @@ def test_a_broken_file_of_tiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 def test_tuning_tries_few_tiles_that_keep_the_rules(
     kernel: str, itemsize: int, d: int, arch: int, own_tiles: Path
 ) -> None:
-    found = tune.candidates(kernel, arch, itemsize, d)
+    found = triton_tune.candidates(kernel, arch, itemsize, d)
     assert 5 < len(found) <= 30
     assert len({*found}) == len(found)
     assert found[0]._replace(occupancy=1) == tiles.pick(kernel, arch, itemsize, d)._replace(occupancy=1)
@@ -280,5 +279,5 @@ def test_tuning_tries_few_tiles_that_keep_the_rules(
 
 
 def test_tuning_tries_two_programs_a_multiprocessor(own_tiles: Path) -> None:
-    assert TileConfig(64, 128, 128, 4, 2, piece=64) in tune.candidates("backward_dx", 90, 2, 128)
-    assert tune.candidates("backward_dx", 90, 2, 300) == []
+    assert TileConfig(64, 128, 128, 4, 2, piece=64) in triton_tune.candidates("backward_dx", 90, 2, 128)
+    assert triton_tune.candidates("backward_dx", 90, 2, 300) == []

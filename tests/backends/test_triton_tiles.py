@@ -18,8 +18,7 @@ from pycl.backends.triton import launch, schedule, tiles
 from pycl.backends.triton.device import device_of
 from pycl.backends.triton.launch import Launch
 from pycl.backends.triton.operands import LABEL_GROUP
-from pycl.tools import ahead_of_time as aot
-from pycl.tools import sass
+from pycl.tools import ahead_of_time, sass
 from pycl.triton_kernels.pair_classes import PointAttributes
 from pycl.triton_kernels.prepare import prepare_kernel
 from pycl.triton_kernels.tile_table import TABLES, TileConfig
@@ -83,8 +82,8 @@ class Fake:
     do_not_specialize = ("count",)
 
 
-def signature(*arguments: Any) -> aot.Signature:
-    return aot.signature_of(Launch(Fake, arguments, {"BLOCK": 64, "num_warps": 4}))
+def signature(*arguments: Any) -> ahead_of_time.Signature:
+    return ahead_of_time.signature_of(Launch(Fake, arguments, {"BLOCK": 64, "num_warps": 4}))
 
 
 def test_signature_says_what_a_launch_would_assume() -> None:
@@ -151,10 +150,10 @@ def test_a_kernel_of_one_tile_has_no_loop() -> None:
     ("change", "fault"),
     [
         ({}, None),
-        ({"spills": aot.MOST_SPILLED, "loop": sass.Loop(10.0, 1.0, 0.0, 0.25)}, None),
-        ({"spills": aot.MOST_SPILLED, "loop": sass.Loop(10.0, 1.0, 0.0, 0.75)}, "spills in its loop: 8%"),
+        ({"spills": ahead_of_time.MOST_SPILLED, "loop": sass.Loop(10.0, 1.0, 0.0, 0.25)}, None),
+        ({"spills": ahead_of_time.MOST_SPILLED, "loop": sass.Loop(10.0, 1.0, 0.0, 0.75)}, "spills in its loop: 8%"),
         ({"spills": 8, "loop": None}, "which was not found"),
-        ({"spills": aot.MOST_SPILLED + 4}, f"spills {aot.MOST_SPILLED + 4} bytes"),
+        ({"spills": ahead_of_time.MOST_SPILLED + 4}, f"spills {ahead_of_time.MOST_SPILLED + 4} bytes"),
         ({"kernel": "combine_partials_kernel", "spills": 400, "loop": None}, "spills 400 bytes"),
         ({"shared": 230 << 10}, "fits on no multiprocessor"),
         ({"matrix": {}}, "has no wgmma.mma_async"),
@@ -164,6 +163,8 @@ def test_a_kernel_of_one_tile_has_no_loop() -> None:
 def test_faults(change: dict[str, Any], fault: str | None) -> None:
     loop, matrix = sass.Loop(10.0, 1.0, 0.0), {"wgmma.mma_async": 16}
     options = {"num_warps": 8}
-    good = aot.Compiled("backward_dx_kernel", "bfloat16", 128, options, 90, 255, 0, 100 << 10, matrix, 9, 1.0, loop)
+    good = ahead_of_time.Compiled(
+        "backward_dx_kernel", "bfloat16", 128, options, 90, 255, 0, 100 << 10, matrix, 9, 1.0, loop
+    )
     found = "; ".join(good._replace(**change).faults())
     assert fault in found if fault else not found
