@@ -76,11 +76,11 @@ bench: $(VENV)/installed
 
 # the tables of docs/gpu-kernels.md; a report of kernels with faults fails, too, but then the tables show them
 gpu-tables: $(TRITONS:%=build/report-%.json)
-	$(BIN)/python -m pycl.triton_kernels.tables docs/gpu-kernels.md $^
+	$(BIN)/python -m pycl.tools.triton_tables docs/gpu-kernels.md $^
 
 build/report-%.json: $(SOURCES) | build/triton-%
 	rm -f $@
-	PYTHONPATH="$(CURDIR)/build/triton-$*:$(CURDIR)" $(BIN)/python -m pycl.triton_kernels.report \
+	PYTHONPATH="$(CURDIR)/build/triton-$*:$(CURDIR)" $(BIN)/python -m pycl.tools.triton_report \
 	  --arch 90 --predict --json $@ $(REPORT_ARGS) >$@.txt || test -s $@
 
 # launches and the host's time of a step, on a GPU that is not there

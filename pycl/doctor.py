@@ -25,7 +25,7 @@ from pycl.backends import compiled as _load
 from pycl.backends import gpu as _gpu
 from pycl.backends import registry
 from pycl.core import precision
-from pycl.triton_kernels import assembler
+from pycl.tools import assembler
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 AHEAD = (80, 90, 100)  # architectures whose assembler is named where there is no GPU

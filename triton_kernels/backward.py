@@ -1,223 +1,233 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums over weighted points, on the host's side: gradients, by one of two sweeps, and weighted sums of values."""
+"""The backward sweep: weights recomputed tile by tile, and multiplied with the other side's embeddings.
+
+``backward_dx_kernel`` keeps the gradient of its block of rows in registers while the columns stream by; called once
+more on the transposed matrix it gives the columns theirs. ``write_weights_kernel`` writes a strip of weights, or the
+logits themselves, for a library's matrix product to use: the way for embeddings whose gradient does not fit in
+registers. Neither shares an output between programs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
+import triton
+import triton.language as tl
 
-from pycl.core.problem import Gradients, Needs, Problem, empty_gradients
-from pycl.triton_kernels import gradient, operands, tiles
-from pycl.triton_kernels.launch import INTERPRETED, launch, recorded_architecture
-from pycl.triton_kernels.schedule import Plan, planned, plans, portions, proof, split
-from pycl.triton_kernels.sides import NOTHING, Side, Sides, cdiv, device_of, next_power_of_2, prepared, tile_for
-from pycl.triton_kernels.tile import STATISTICS
-from pycl.triton_kernels.tiles import Tile
-from pycl.triton_kernels.weights import SMALLEST, TOP, Slopes
-
-PARTIAL_GRADIENTS = 64 << 20  # bytes of float32 gradients that wait for their cast,
-STRIP = 24 << 20  # of weights that wait for their product; where there is more memory, one part in STRIPS of it:
-STRIPS = 512  # a strip costs two launches, and one more reading and writing of the other side's sums
-MOST_RUNS = 16  # programs that share the columns of one block of rows
-
-
-class _Sweep(NamedTuple):
-    """What one direction of the backward knows: rows get gradients, columns stream."""
-
-    sides: Sides
-    row_slopes: Slopes
-    col_slopes: Slopes
-    rule: Any
-    sets: tuple[int, int]
-    shrink: Tensor | None
-    normalize: bool
-
-    def exchanged(self) -> _Sweep:
-        return self._replace(sides=self.sides.exchanged(), row_slopes=self.col_slopes, col_slopes=self.row_slopes)
+from pycl.triton_kernels.block_mask import are_bounded, nth_block, visits_of
+from pycl.triton_kernels.logit_gradient import BothGradStats, load_terms, weights_of
+from pycl.triton_kernels.logits import (
+    LOGISTIC,
+    LOGITS,
+    Operands,
+    TileShape,
+    load_attribute,
+    load_scale,
+    load_x_block,
+    product,
+    to_logits,
+)
+from pycl.triton_kernels.numerics import LOG2E, MINUS_INFINITY, cast, dot
+from pycl.triton_kernels.pair_classes import (
+    UNSPECIALIZED,
+    PairMatrix,
+    classes_of_pairs,
+    classes_of_tile,
+    is_full,
+    load_block_ranges,
+)
 
 
-def gradients(problem: Problem, row_slopes: Slopes, col_slopes: Slopes, rule: Any, needs: Needs) -> Gradients:
-    """All gradients that are needed; in a symmetric problem both slopes are the same."""
-    sides, row_slopes, col_slopes, shrink = prepared(problem, row_slopes, col_slopes)
-    symmetric, operand = problem.cols is None, sides.x.operand
-    out = empty_gradients(problem, needs)
-    sets = problem.denominator, problem.positives
-    sweep = _Sweep(sides, row_slopes, col_slopes, rule, sets, shrink, problem.normalize)
-    tile = tiles.pick("own", device_of(operand.device).architecture, operand.itemsize, operand.shape[1])
-    if tile is None or sides.x.values is not operand:
-        _by_strips(sweep, symmetric, needs, out)
-    else:
-        of_cols = () if symmetric else (out.cols, out.col_bias)
-        both = any(t.numel() for t in of_cols) and (out.rows.numel() > 0 or out.row_bias.numel() > 0)
-        row_plan, col_plan = plans(sides, tile, sets) if both else (None, None)
-        _of_rows(sweep, tile, row_plan, out.rows, out.logit_scale, out.row_bias)
-        if not symmetric:
-            _of_rows(sweep.exchanged(), tile, col_plan, out.cols, out.cols.new_empty(0), out.col_bias)
-    if symmetric:
-        out.logit_scale.mul_(0.5)  # both roles of a pair were counted, in both of its places
-    return out
+class RowGradients(NamedTuple):
+    """Where partial gradients of the rows go: pointers, or None for those nobody asked for."""
+
+    z: Any  # float32 [splits, rows_here, d]: sums of w_ij factor_j y_j, without the scales of the row
+    scale: Any  # [splits, rows_here]: sums of w_ij <x_i, y_j>
+    bias: Any  # [splits, rows_here]: sums of w_ij
 
 
-def _of_rows(sweep: _Sweep, tile: Tile, known: Plan | None, d_z: Tensor, *d_vectors: Tensor) -> None:
-    """Gradients of the rows, their scales and their biases; those that are empty were not asked for."""
-    if not any(t.numel() for t in (d_z, *d_vectors)):
-        return
-    d = sweep.sides.x.z.shape[1]
-    for plan, start, rows in planned(sweep.sides, tile, sweep.sets, known=known):
-        for after, here in portions(rows, PARTIAL_GRADIENTS, 4 * d * tile.rows, tile.rows):
-            _own_gradient(sweep, tile, plan, start + after, here, d_z, *d_vectors)
+class Strip(NamedTuple):
+    """Where the tiles of some rows go; the sums are over one tile each, or None."""
+
+    weights: Any  # [rows_here, n]: the weights times the row's factor; with LOGITS the logits
+    scale: Any  # float32 [column blocks, rows_here]: sums of w_ij <x_i, y_j>
+    row_bias: Any  # [column blocks, rows_here]: sums of w_ij over columns
+    col_bias: Any  # [row blocks, n]: and over rows
 
 
-def _own_gradient(
-    sweep: _Sweep, tile: Tile, plan: Plan, first: int, here: int, d_z: Tensor, *d_vectors: Tensor
-) -> None:
-    x, y, logit_scale, offset = sweep.sides
-    d, n_blocks, blocks = x.z.shape[1], cdiv(y.n, tile.cols), cdiv(here, tile.rows)
-    slots = tile.resident * device_of(x.z.device).multiprocessors
-    run = cdiv(n_blocks, min(split(blocks, slots, MOST_RUNS), n_blocks))
-    runs = cdiv(n_blocks, run)
-    parts = x.reach.new_empty(runs, here, d)
-    vector_parts = [x.reach.new_empty(runs, here) if v.numel() else None for v in d_vectors]
-    launch(
-        gradient.own_gradient,
-        (blocks, runs),
-        *sweep.sides.descriptors(tile),
-        *(x.points, y.points, logit_scale, sweep.row_slopes, sweep.col_slopes),
-        *(*plan[:3], sweep.shrink, parts, *vector_parts),
-        *(x.n, y.n, d, plan.first, first, here, run, offset, *sweep.sets),
-        RULE=sweep.rule.value,
-        STAGES=tile.stages,
-        **tile.options(),
-    )
-    if d_z.numel():
-        _finish(parts, x, logit_scale, x.points.factor, sweep, d_z, first)
-    for vector, of_vector in zip(d_vectors, vector_parts, strict=True):
-        if of_vector is not None:
-            torch.sum(of_vector, 0, out=vector[first : first + here])
+class _StripRows(NamedTuple):
+    """A strip and the rows it is of; the kernel makes it of its arguments."""
+
+    strip: Any
+    stride: Any
+    first_row: Any
+    rows_here: Any
 
 
-def _finish(
-    parts: Tensor, side: Side, logit_scale: Tensor | None, factor: Tensor | None, sweep: _Sweep, out: Tensor, first: int
-) -> None:
-    """Sums of weighted embeddings [parts, rows, d] into the gradient of ``side.z`` from row ``first`` on."""
-    n_parts, here, d = parts.shape
-    z = (side.z, *side.z.stride()) if sweep.normalize else (None, 0, 0)
-    launch(
-        operands.finish,
-        (cdiv(here, 16),),
-        *(parts, parts.stride(0), n_parts, *z, logit_scale, factor, sweep.shrink),
-        *(out, first, here, side.n, d),
-        NORMALIZE=sweep.normalize,
-        ROWS=16,
-        BLOCK=min(next_power_of_2(d), 256),
-        num_warps=8,
-    )
+@triton.jit
+def _sweep(
+    state, operands, matrix, grad_stats, row, loss_scale, out, at, begin, end, r0, TILE,
+    RULE: tl.constexpr, BOUNDED: tl.constexpr, PARTIAL: tl.constexpr, STAGES: tl.constexpr, PIECES: tl.constexpr,
+):  # fmt: skip
+    """(gradient, sum of w_ij <x_i, y_j>, sum of w_ij) of a block of rows with the visits [begin, end)."""
+    gradient, of_scale, of_bias = state
+    i = r0 + tl.arange(0, TILE.BM)
+    block = nth_block(at, begin * PIECES, end, PIECES, PARTIAL)
+    for t in tl.range(begin * PIECES, end * PIECES, num_stages=STAGES - 1 if PARTIAL else STAGES):
+        upcoming = nth_block(at, t + 1, end, PIECES, PARTIAL)
+        c0 = block * TILE.BN
+        j = c0 + tl.arange(0, TILE.BN)
+        col = load_terms(grad_stats.cols, j, matrix.n)
+        products, y_block = product(operands, r0, c0, TILE, False)
+        l = to_logits(products, operands.scale, matrix, i, j, LOG2E, not PARTIAL)
+        w = weights_of(l, grad_stats, row, col, matrix, i, j, RULE, BOUNDED, PARTIAL)
+        if out.scale is not None:
+            of_scale += tl.sum(w * products, 1)
+        if out.bias is not None:
+            of_bias += tl.sum(w, 1)
+        if matrix.cols.factor is not None:
+            w *= load_attribute(matrix.cols.factor, j, matrix.n, not PARTIAL)[None, :]
+        gradient = dot(cast(w * loss_scale, y_block.dtype), y_block, gradient)
+        block = upcoming
+    return gradient, of_scale, of_bias
 
 
-class _Strip(NamedTuple):
-    """The weights of some rows; the next strip takes their place in memory."""
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def backward_dx_kernel(
+    x, y, y_piece, rows, cols, logit_scale, mask, row_grad_stats, col_grad_stats, loss_scale, out,
+    m, n, d, mask_start, first_row, rows_here, blocks_per_split, offset, pairs, positives,
+    RULE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """Row blocks from ``first_row`` on (axis 0) against splits of the column blocks they visit (axis 1).
 
-    here: slice
-    weights: Tensor  # [rows, n] in the dtype of the values
-    d_scale: Tensor | None  # [column blocks, rows]: sums of w_ij <x_i, y_j>,
-    d_row_bias: Tensor | None  # of w_ij,
-    d_col_bias: Tensor | None  # [row blocks, n]: and of these over rows
-
-
-def _strips(sweep: _Sweep, of_scale: bool = False, of_rows: bool = False, of_cols: bool = False) -> Iterator[_Strip]:
-    """All weights, a strip at a time, and what sums of them are asked for."""
-    x, y, logit_scale, offset = sweep.sides
-    tile = tile_for("store", sweep.sides)
-    proven = proof(sweep.sides, tile, sweep.sets)
-    dtype, width = x.values.dtype, cdiv(y.n, 8) * 8
-    budget = max(STRIP, device_of(x.z.device).memory // STRIPS)
-    strips = portions(x.n, budget, width * dtype.itemsize * tile.rows, tile.rows)
-    weights = torch.empty(strips[0][1], width, dtype=dtype, device=x.z.device)[:, : y.n]
-    new, n_blocks = x.reach.new_empty, cdiv(y.n, tile.cols)
-    for first, here in strips:
-        blocks = cdiv(here, tile.rows)
-        d_scale = new(n_blocks, here) if of_scale else None
-        d_row_bias = new(n_blocks, here) if of_rows else None
-        d_col_bias = new(blocks, y.n) if of_cols else None
-        launch(
-            gradient.store_tiles,
-            (blocks * n_blocks,),
-            *sweep.sides.descriptors(tile),
-            *(x.points, y.points, logit_scale, sweep.row_slopes, sweep.col_slopes, proven, sweep.shrink),
-            *(weights, weights.stride(0), d_scale, d_row_bias, d_col_bias),
-            *(x.n, y.n, x.operand.shape[1], first, here, offset, *sweep.sets),
-            RULE=sweep.rule.value,
-            RESIDENT=tile.holds(x.operand.shape[1]),
-            TALL=8,
-            **tile.options(),
-        )
-        yield _Strip(slice(first, first + here), weights[:here], d_scale, d_row_bias, d_col_bias)
-
-
-def _by_strips(sweep: _Sweep, symmetric: bool, needs: Needs, out: Gradients) -> None:
-    """All gradients, a strip of weights at a time; the products with it are the library's."""
-    x, y, logit_scale, _ = sweep.sides
-    of_cols = x.reach.new_empty(1, y.n, x.z.shape[1]) if needs.cols and not symmetric else None
-    out.col_bias.zero_()
-    for here, w, d_scale, d_row_bias, d_col_bias in _strips(
-        sweep, needs.rows, needs.bias, needs.bias and not symmetric
-    ):
-        if needs.rows:
-            _finish(_product(w, y.values)[None], x, logit_scale, None, sweep, out.rows, here.start)
-        if of_cols is not None:
-            _product(w.T, x.values[here], into=of_cols[0], add=here.start > 0)
-        for vector, parts in ((out.logit_scale, d_scale), (out.row_bias, d_row_bias)):
-            if parts is not None:
-                torch.sum(parts, 0, out=vector[here])
-        if d_col_bias is not None:
-            out.col_bias.add_(d_col_bias.sum(0))
-    if of_cols is not None:
-        _finish(of_cols, y, logit_scale, None, sweep, out.cols, 0)
-
-
-def pair_weighted_sum(problem: Problem, values: Tensor) -> Tensor:
-    """``sum_j exp(l_ij) v_j`` [m, dv] over the denominator set, of logits <= 0 up to rounding, one scale for all rows.
-
-    Weights are the derivatives of sums of exponentials, rounded as a gradient's are; values keep their digits.
+    ``out`` are ``RowGradients``. Blocks hold all features.
     """
-    ones = torch.ones(len(problem.rows), device=problem.rows.device)
-    sides, row_slopes, col_slopes, shrink = prepared(problem, Slopes(None, ones, None, None), NOTHING)
-    out = sides.x.reach.new_empty(len(ones), values.shape[1])
-    sweep = _Sweep(sides, row_slopes, col_slopes, STATISTICS, (problem.denominator, 0), shrink, False)
-    parts, unit = _parts_of(values, sides.x.values.dtype)
-    for here, w, *_ in _strips(sweep):
-        torch.sum(_product(w, parts).unflatten(1, (-1, values.shape[1])), 1, out=out[here])
-    for factor in (shrink, unit):
-        if factor is not None:
-            out /= factor
-    return out
+    r0 = first_row + tl.program_id(0) * BM
+    matrix = PairMatrix(rows, cols, m, n, offset, pairs, positives)
+    grad_stats = BothGradStats(row_grad_stats, col_grad_stats)
+    full, partial, begin, middle, end = visits_of(mask, mask_start, r0 // BM, n, blocks_per_split, False, BM, BN)
+    scale, x_block = load_scale(logit_scale, LOG2E), load_x_block(x, r0, True)
+    row = load_terms(row_grad_stats, r0 + tl.arange(0, BM), m)
+    factor = 1.0 if loss_scale is None else tl.load(loss_scale)
+    zero = tl.zeros((BM,), tl.float32)
+    state = tl.zeros((BM, BK), tl.float32), zero, zero
+    bounded = True if RULE == LOGISTIC else are_bounded(mask)
+    if full.dtype.is_ptr():  # there is a block mask
+        blocks = Operands(x, y, scale, x_block, d)
+        if bounded:
+            state = _sweep(
+                state, blocks, matrix, grad_stats, row, factor, out, full, begin, middle, r0,
+                TileShape(BM, BN, BK, True), RULE, True, False, STAGES, 1,
+            )  # fmt: skip
+        else:
+            state = _sweep(
+                state, blocks, matrix, grad_stats, row, factor, out, full, begin, middle, r0,
+                TileShape(BM, BN, BK, True), RULE, False, False, STAGES, 1,
+            )  # fmt: skip
+    # one loop for both: two of them cost registers beside the gradient, a second exponential little beside the labels
+    state = _sweep(
+        state, Operands(x, y_piece, scale, x_block, d), matrix, grad_stats, row, factor, out, partial, middle, end, r0,
+        TileShape(BM, BP, BK, True), RULE, False, True, STAGES, BN // BP,
+    )  # fmt: skip
+
+    local = tl.program_id(0) * BM + tl.arange(0, BM)
+    inside = local < rows_here
+    at = tl.program_id(1).to(tl.int64) * rows_here + local
+    k = tl.arange(0, BK)
+    tl.store(out.z + at[:, None] * d + k[None, :], state[0], mask=inside[:, None] & (k < d)[None, :])
+    if out.scale is not None:
+        tl.store(out.scale + at, state[1], mask=inside)
+    if out.bias is not None:
+        tl.store(out.bias + at, state[2], mask=inside)
 
 
-def _parts_of(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Parts in the weights' dtype, [n, dv] or [n, 2 dv] with a sum of the values times a unit, and the unit."""
-    if dtype in (values.dtype, torch.float32):
-        return values.to(dtype), None
-    wide, unit = values.float(), None
-    if dtype == torch.float16:  # to the top of its range, as the weights are; NaN and infinity stay what they are
-        peak = wide.abs().amax()
-        unit = torch.exp2(TOP.value - torch.log2(peak.clamp_min(SMALLEST.value)).ceil())
-        unit = torch.where(peak.isfinite(), unit, 1.0)
-        wide = wide * unit
-    high = wide.to(dtype)
-    if values.dtype == torch.bfloat16:  # has no more digits
-        return high, unit
-    return torch.cat([high, (wide - high.float()).to(dtype)], 1), unit
+@triton.jit
+def _write_piece(
+    x, y, d, logit_scale, matrix, grad_stats, loss_scale, out, sums, r0, c0, TILE,
+    RULE: tl.constexpr, BOUNDED: tl.constexpr, PARTIAL: tl.constexpr, EMPTY: tl.constexpr,
+):  # fmt: skip
+    """The tile whose first pair is (r0, c0), to ``out`` (_StripRows); returns ``sums`` with those of its rows."""
+    of_scale, of_bias = sums
+    BM: tl.constexpr = TILE.BM
+    m, n = matrix.m, matrix.n
+    i, j = r0 + tl.arange(0, BM), c0 + tl.arange(0, TILE.BN)
+    local = i - out.first_row
+    if EMPTY:
+        w = tl.full((BM, TILE.BN), MINUS_INFINITY if RULE == LOGITS else 0.0, tl.float32)
+    else:
+        PER_NAT: tl.constexpr = 1.0 if RULE == LOGITS else LOG2E
+        operands = Operands(x, y, None, load_x_block(x, r0, TILE.ALL_FEATURES), d)
+        products, _ = product(operands, r0, c0, TILE, False)
+        w = to_logits(products, load_scale(logit_scale, PER_NAT), matrix, i, j, PER_NAT, not PARTIAL)
+        if RULE == LOGITS:
+            if PARTIAL:
+                w = tl.where((classes_of_pairs(matrix, i, j) & matrix.pairs) != 0, w, MINUS_INFINITY)
+        else:
+            row, col = load_terms(grad_stats.rows, i, m), load_terms(grad_stats.cols, j, n)
+            w = weights_of(w, grad_stats, row, col, matrix, i, j, RULE, BOUNDED, PARTIAL)
+            of_scale += tl.sum(w * products, 1)
+            of_bias += tl.sum(w, 1)
+    if out.strip.col_bias is not None:
+        tl.store(out.strip.col_bias + ((r0 - out.first_row) // BM).to(tl.int64) * n + j, tl.sum(w, 0), mask=j < n)
+    if RULE != LOGITS:
+        if matrix.rows.factor is not None:
+            w *= load_attribute(matrix.rows.factor, i, m, not (PARTIAL or EMPTY))[:, None]
+        if loss_scale is not None:
+            w *= tl.load(loss_scale)
+    weights = out.strip.weights
+    at = weights + local.to(tl.int64)[:, None] * out.stride + j[None, :]
+    tl.store(at, cast(w, weights.dtype.element_ty), mask=(local < out.rows_here)[:, None] & (j < n)[None, :])
+    return of_scale, of_bias
 
 
-def _product(a: Tensor, b: Tensor, into: Tensor | None = None, add: bool = False) -> Tensor:
-    """a b in float32, or added to what ``into`` holds."""
-    into = torch.empty(a.shape[0], b.shape[1], device=a.device) if into is None else into
-    if recorded_architecture() is not None:  # tensors without data; out_dtype is unknown to those of torch 2.11
-        return into
-    with torch.autocast("cpu" if INTERPRETED else "cuda", enabled=False):  # dtypes were chosen where inputs were made
-        if a.dtype == torch.float32 or INTERPRETED:  # no product of halves with a float32 result on the CPU
-            return torch.addmm(into, a.float(), b.float(), beta=int(add), out=into)
-        return torch.addmm(into, a, b, out_dtype=torch.float32, beta=int(add), out=into)
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def write_weights_kernel(
+    x, y, y_piece, rows, cols, logit_scale, mask, row_grad_stats, col_grad_stats, loss_scale, out, stride,
+    m, n, d, first_row, rows_here, offset, pairs, positives,
+    RULE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
+    ALL_FEATURES: tl.constexpr, GROUP_M: tl.constexpr,
+):  # fmt: skip
+    """One tile a program: see ``Strip``, whose weights have the ``stride``.
+
+    GROUP_M row blocks share their column blocks while these are in cache. Of ``mask`` only the bound of the logits is
+    read: a program finds for itself of what kind its tile is.
+    """
+    n_rows, n_cols = tl.cdiv(rows_here, BM), tl.cdiv(n, BN)
+    group = tl.program_id(0) // (GROUP_M * n_cols)
+    height = tl.minimum(n_rows - group * GROUP_M, GROUP_M)
+    within = tl.program_id(0) % (GROUP_M * n_cols)
+    r0, block = first_row + (group * GROUP_M + within % height) * BM, within // height
+    c0 = block * BN
+    matrix = PairMatrix(rows, cols, m, n, offset, pairs, positives)
+    grad_stats = BothGradStats(row_grad_stats, col_grad_stats)
+    row_range, col_range = load_block_ranges(rows, r0 // BM, m, BM), load_block_ranges(cols, block, n, BN)
+    classes = classes_of_tile(matrix, row_range, col_range, r0, c0, BM, BN)
+    strip_rows = _StripRows(out, stride, first_row, rows_here)
+    sums = tl.zeros((BM,), tl.float32), tl.zeros((BM,), tl.float32)
+    if (classes & (pairs | positives)) == 0:
+        sums = _write_piece(
+            x, y, d, logit_scale, matrix, grad_stats, loss_scale, strip_rows, sums, r0, c0,
+            TileShape(BM, BN, BK, ALL_FEATURES), RULE, True, False, True,
+        )  # fmt: skip
+    elif not is_full(matrix, classes, r0, c0, BM, BN):
+        for piece in range(0, BN // BP):
+            sums = _write_piece(
+                x, y_piece, d, logit_scale, matrix, grad_stats, loss_scale, strip_rows, sums, r0,
+                c0 + piece * BP, TileShape(BM, BP, BK, ALL_FEATURES), RULE, False, True, False,
+            )  # fmt: skip
+    elif True if RULE == LOGITS else are_bounded(mask):
+        sums = _write_piece(
+            x, y, d, logit_scale, matrix, grad_stats, loss_scale, strip_rows, sums, r0, c0,
+            TileShape(BM, BN, BK, ALL_FEATURES), RULE, True, False, False,
+        )  # fmt: skip
+    else:
+        sums = _write_piece(
+            x, y, d, logit_scale, matrix, grad_stats, loss_scale, strip_rows, sums, r0, c0,
+            TileShape(BM, BN, BK, ALL_FEATURES), RULE, False, False, False,
+        )  # fmt: skip
+    local = r0 - first_row + tl.arange(0, BM)
+    if out.scale is not None:
+        tl.store(out.scale + block.to(tl.int64) * rows_here + local, sums[0], mask=local < rows_here)
+    if out.row_bias is not None:
+        tl.store(out.row_bias + block.to(tl.int64) * rows_here + local, sums[1], mask=local < rows_here)

@@ -36,11 +36,12 @@ def apply() -> None:
     build = BUILDS[os.environ.get(VARIABLE, "default")]
     if build.piece is None and build.stages is None:
         return
-    from pycl.triton_kernels import tiles
+    from pycl.backends.triton import tiles
+    from pycl.triton_kernels.tile_table import TileConfig
 
     pick = tiles.pick
 
-    def changed(kernel: str, arch: int, itemsize: int, d: int) -> tiles.Tile | None:
+    def changed(kernel: str, arch: int, itemsize: int, d: int) -> TileConfig | None:
         tile = pick(kernel, arch, itemsize, d)
         if tile is None:
             return None

@@ -18,9 +18,9 @@ from torch import Tensor
 
 import pycl
 import pycl.functional as losses
+from pycl.backends.triton import cache_keys
 from pycl.engine import pair_average
 from pycl.testing import formulas
-from pycl.triton_kernels import keys
 
 from ..workloads.losses import LOSS_WORKLOADS
 from ..workloads.workload import step_of
@@ -169,7 +169,7 @@ def main(arguments: list[str]) -> int:
     """Run the cases named, or all; 1 where one is wrong or fails."""
     builds.apply()
     importlib.import_module("pycl.backends.triton.backend")
-    keys.settle()  # a process that runs one case finds what another one compiled that runs all
+    cache_keys.settle()  # a process that runs one case finds what another one compiled that runs all
     failed = 0
     for name in arguments or NAMES:
         try:

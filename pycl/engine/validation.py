@@ -44,6 +44,8 @@ def problem_of(
     z = _embeddings("rows", rows.z)
     unlabelled = all(p is None or (p.ids is None and p.views is None) for p in (rows, cols))
     bare = unlabelled and group is None and (cols is None or cols.n_views == rows.n_views)
+    if rows.n_views > 1 and z.device.type != "cpu":
+        bare = False  # made once here, for a forward and a backward that would each make them
     n_views = rows.n_views if bare else 1
     row_ids, row_views = (None, None) if bare else _integers("rows", rows, group)
     if cols is None:

@@ -86,7 +86,7 @@ def test_default_dtype(dtype: torch.dtype) -> None:
 
 BROKEN = """
 import sys, torch
-import pycl.functional as F
+import pycl, pycl.functional as F
 F.nt_xent(torch.randn(2, 8, 4, requires_grad=True)).backward()
 F.sinkhorn(torch.randn(8, 4))
 assert "triton" not in sys.modules, "a loss on the CPU has imported Triton"

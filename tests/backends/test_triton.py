@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Triton backend: tiles, strips and portions of every size, precisions, extremes, memory, refusals."""
+"""The Triton backend: tiles, strips and chunks of every size, precisions, extremes, memory, refusals."""
 
 from __future__ import annotations
 
@@ -39,29 +39,30 @@ if reason := why_not("triton", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
 from pycl.backends.triton import backend as backend
-from pycl.triton_kernels import backward, schedule, tiles
-from pycl.triton_kernels.tiles import Tile
+from pycl.backends.triton import gradients, schedule
+from pycl.triton_kernels import tile_table
+from pycl.triton_kernels.tile_table import TileConfig
 
 HALF_AND_SINGLE = [torch.bfloat16, torch.float32]
 
 
-def table(rows: int, cols: int, piece: int, depth: int = 32, own: int = 64) -> dict[tuple[str, int, int], Tile]:
+def table(rows: int, cols: int, piece: int, depth: int = 32, own: int = 64) -> dict[tuple[str, int, int], TileConfig]:
     """One tile for everything; ``own``: the most features for which gradients stay in registers."""
-    tile = Tile(rows, cols, depth, 4, 1, piece=piece)
-    return {(kernel, size, 1 << 30): tile for kernel in ("reduce", "store") for size in (2, 4)} | {
-        ("own", 2, own): Tile(rows, cols, own, 4, 1, piece=piece)
+    tile = TileConfig(rows, cols, depth, 4, 1, piece=piece)
+    return {(kernel, size, 1 << 30): tile for kernel in ("forward", "write_weights") for size in (2, 4)} | {
+        ("backward_dx", 2, own): TileConfig(rows, cols, own, 4, 1, piece=piece)
     }
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many tiles, several to a program, several portions of rows for every sweep."""
-    monkeypatch.setitem(tiles.TABLES, 0, table(64, 32, 32))
-    monkeypatch.setattr(backend, "COLUMN_PARTS", 0)  # eight blocks of rows
-    monkeypatch.setattr(schedule, "VISITS", 0)  # one
-    monkeypatch.setattr(schedule, "SMALL", 0)  # with a plan
-    monkeypatch.setattr(backward, "PARTIAL_GRADIENTS", 0)
-    monkeypatch.setattr(backward, "STRIP", 0)
+    """Many tiles, several to a program, several chunks of rows for every sweep."""
+    monkeypatch.setitem(tile_table.TABLES, 0, table(64, 32, 32))
+    monkeypatch.setattr(backend, "COLUMN_PARTIALS", 0)  # eight blocks of rows
+    monkeypatch.setattr(schedule, "BLOCK_LISTS", 0)  # one
+    monkeypatch.setattr(schedule, "SMALL", 0)  # with a block mask
+    monkeypatch.setattr(gradients, "PARTIAL_GRADIENTS", 0)
+    monkeypatch.setattr(gradients, "STRIP", 0)
 
 
 def sorted_labels(case: Case) -> Case:
@@ -93,24 +94,24 @@ def test_many_tiles(small: None, case: str, dtype: torch.dtype) -> None:
     check(problem, "triton", dtype)
 
 
-def test_many_rows_for_both_sides(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_sample_block_for_both_sides(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than the eight blocks of rows whose sums over columns are merged at once."""
-    monkeypatch.setitem(tiles.TABLES, 0, table(32, 32, 32))
+    monkeypatch.setitem(tile_table.TABLES, 0, table(32, 32, 32))
     check(make(300, None, 8, bias=(), normalize=True), "triton", torch.float32)
     check(make(300, 40, 8), "triton", torch.bfloat16)
 
 
 @pytest.mark.parametrize("offset", [1, -1])
 @pytest.mark.parametrize("n", [95, 96, 97])
-def test_edges_of_plain_tiles(small: None, n: int, offset: int) -> None:
+def test_edges_of_full_tiles(small: None, n: int, offset: int) -> None:
     """All pairs count alike but where a tile sticks out, by one column or all but one, or has one point with itself."""
     case = make(130, n, 8, bias=(), offset=offset, denominator=ALL & ~SELF, positives=0)
     check(case, "triton", torch.float32)
 
 
-def test_columns_are_planned_with_their_own_offset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One launch plans for both sides; a point with itself would outweigh all others where its tile counts as plain."""
-    monkeypatch.setitem(tiles.TABLES, 0, table(64, 32, 32))
+def test_the_columns_mask_has_their_own_offset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One launch masks both sides; a point with itself would outweigh all others where its tile counts as full."""
+    monkeypatch.setitem(tile_table.TABLES, 0, table(64, 32, 32))
     monkeypatch.setattr(schedule, "SMALL", 0)
     case = make(200, 190, 8, bias=(), offset=-70, scale=3.0, denominator=ALL & ~SELF, positives=0)
     y = case.leaves["y"].index_copy(0, torch.arange(130), 2 * case.leaves["x"][70:])
@@ -122,7 +123,7 @@ def test_tile_size_does_not_matter(case: str, monkeypatch: pytest.MonkeyPatch) -
     problem = CASES[case]()
     wanted = outputs(problem)
     for shape in ((32, 32, 32), (128, 64, 32), (64, 64, 64)):
-        monkeypatch.setitem(tiles.TABLES, 0, table(*shape))
+        monkeypatch.setitem(tile_table.TABLES, 0, table(*shape))
         assert_near(outputs(problem), wanted, 3e-6)
 
 

@@ -19,19 +19,21 @@ from typing import Any
 
 import pytest
 
-from pycl.triton_kernels.support import why_not
+from pycl.backends.triton.support import why_not
 
 if "triton" not in os.environ.get("PYCL_TEST_REQUIRE", "").split(","):
     pytest.importorskip("triton", reason=why_not() or "Triton cannot be imported")
 
 import pycl
-from pycl.triton_kernels import aot, report, tables, tiles
+from pycl.tools import ahead_of_time, triton_report, triton_tables
+from pycl.triton_kernels import tile_table
 
 ARCHITECTURES = (80, 90, 100)
 MATRIX = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 INSTALLED = metadata.version("triton")
 VERSIONS = ("3.6.0", "3.7.1", "3.9.0")  # of torch 2.10 and 2.11, of 2.13, and the newest
 FETCHED = Path(os.environ.get("PYCL_TRITON_VERSIONS") or Path(__file__).parent.parent.parent / "build")
+OTHERS = {"prepare_kernel", "block_mask_kernel", "combine_partials_kernel", "finish_gradient_kernel"}
 Row = dict[str, Any]
 
 
@@ -42,7 +44,7 @@ def record(file: Path, version: str, *arguments: str) -> dict[str, Any]:
         folders.insert(0, str(FETCHED / f"triton-{version}"))
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": os.pathsep.join(folders), "PYCL_TILES": str(file.with_name("none.json"))}
-    command = [sys.executable, "-m", "pycl.triton_kernels.report", *arguments, "--json", str(file)]
+    command = [sys.executable, "-m", "pycl.tools.triton_report", *arguments, "--json", str(file)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stderr[-4000:]
     found: dict[str, Any] = json.loads(file.read_text())
@@ -58,36 +60,43 @@ def complaints(rows: list[Row]) -> Iterator[str]:
         yield from (f"{name}: {fault}" for fault in row["faults"])
         if row["shared"] > row["limit"] or not row["programs"]:
             yield f"{name}: fits on no multiprocessor"
-        if row["kernel"] not in aot.SWEEPS:
+        if row["kernel"] not in ahead_of_time.SWEEPS:
             continue
         if row["dtype"] != "float32" and not row["matrix"].get(MATRIX[row["architecture"]]):
             yield f"{name}: a product of halves is not on the tensor cores: {row['matrix']}"
         if row["architecture"] >= 90 and not row["bulk_copies"]:
             yield f"{name}: operands are not copied in bulk"
-        if row["architecture"] == 90 and row["kernel"] != "own_gradient" and row["loop"] and row["loop"]["local"]:
+        if row["architecture"] == 90 and row["kernel"] != "backward_dx_kernel" and row["loop"] and row["loop"]["local"]:
             yield f"{name}: spills in its loop: {row['loop']}"
 
 
 def missing(rows: list[Row]) -> Iterator[str]:
     """Kernels and tiles of the tables that no row is about, or with more programs than fit."""
-    kernels = {of: kernel for kernel, of in aot.SWEEPS.items()}
+    kernels = {of: kernel for kernel, of in ahead_of_time.SWEEPS.items()}
     for arch in ARCHITECTURES:
         here = [row for row in rows if row["architecture"] == arch]
         found = {row["kernel"] for row in here}
-        wanted = {"prepare", "plan", "merge", "finish", "top_of_tiles", *aot.SWEEPS, *aot.SINKHORN}
+        wanted = {*OTHERS, "topk_kernel", *ahead_of_time.SWEEPS, *ahead_of_time.SINKHORN}
         yield from (f"{kernel} for sm_{arch}" for kernel in wanted - found)
-        for key, tile in tiles.TABLES[arch].items():
+        for key, tile in tile_table.TABLES[arch].items():
             those = [row for row in here if tile.options().items() <= row["options"].items()]
             if not any(row["kernel"] == kernels[key[0]] for row in those):
                 yield f"tile {key} of sm_{arch}"
-            elif tile.resident > max(row["programs"] for row in those):
-                yield f"{tile.resident} programs of tile {key} of sm_{arch}"
+            elif tile.occupancy > max(row["programs"] for row in those):
+                yield f"{tile.occupancy} programs of tile {key} of sm_{arch}"
 
 
 def test_headline_kernels(tmp_path: Path) -> None:
     found = record(tmp_path / "headline.json", INSTALLED, "--arch", "90", "--headline")["kernels"]
-    assert {row["kernel"] for row in found} >= {"prepare", "plan", "merge", "finish", *aot.SWEEPS, "sample_step"}
-    assert all(row["loop"] for row in found if row["kernel"] in aot.SWEEPS)
+    assert {row["kernel"] for row in found} >= {
+        "prepare_kernel",
+        "block_mask_kernel",
+        "combine_partials_kernel",
+        "finish_gradient_kernel",
+        *ahead_of_time.SWEEPS,
+        "sample_step_kernel",
+    }
+    assert all(row["loop"] for row in found if row["kernel"] in ahead_of_time.SWEEPS)
     assert not list(complaints(found))
 
 
@@ -101,12 +110,12 @@ def test_every_kernel(version: str, tmp_path: Path) -> None:
     assert not list(complaints(rows))
     assert not list(missing(rows))
     clusters = tuple(map(int, version.split(".")[:2])) >= (3, 9)
-    steps = [row for row in rows if row["kernel"] == "sample_step"]
+    steps = [row for row in rows if row["kernel"] == "sample_step_kernel"]
     most = {arch: max(row["options"]["num_ctas"] for row in steps if row["architecture"] == arch) for arch in (80, 90)}
     assert most == {80: 1, 90: 8 if clusters else 1}
     for row in steps:  # two programs on a multiprocessor wait for each other's sums over rows
         assert row["programs"] >= 16 // row["options"]["num_warps"], row
-    page = tables.tables_of([found, found | {"triton": "other"}])
+    page = triton_tables.tables_of([found, found | {"triton": "other"}])
     assert f"| {version} | {found['ptxas']['90']} |" in page["compilers"]
     assert all("other" not in table for name, table in page.items() if name != "compilers")
 
@@ -126,16 +135,16 @@ def test_what_the_report_refuses(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(report, "INTERPRETED", interpreted)
-    monkeypatch.setattr(report, "compile_all", lambda *jobs: pytest.fail("something was compiled"))
+    monkeypatch.setattr(triton_report, "INTERPRETED", interpreted)
+    monkeypatch.setattr(triton_report, "compile_all", lambda *jobs: pytest.fail("something was compiled"))
     with pytest.raises(SystemExit) as refusal:
-        report.main(arguments)
+        triton_report.main(arguments)
     assert refusal.value.code == 2
     assert said in capsys.readouterr().err
 
 
 def row(tile: str, registers: str, fault: str = "") -> dict[str, str]:
-    cells = {"kernel": "own_gradient", "operands": "bfloat16", "d": "64", "rule": "statistics", "tile": tile}
+    cells = {"kernel": "backward_dx_kernel", "operands": "bfloat16", "d": "64", "rule": "statistics", "tile": tile}
     return cells | {"warps, stages": "4, 3", "registers": registers, "shared KB": "96", "seconds": "1", "fault": fault}
 
 
@@ -143,20 +152,20 @@ def test_a_table_of_two_versions() -> None:
     """What differs has a column for each, rows pair up by what they are and by their order, empty columns go."""
     older = [row("64x64", "100"), row("64x64", "110"), row("64x32", "90")]
     newer = [row("64x64", "100"), row("64x64", "120")]
-    assert tables.merged({"3.6.0": older, "3.7.1": newer}, tables.KERNEL).splitlines() == [
+    assert triton_tables.merged({"3.6.0": older, "3.7.1": newer}, triton_tables.KERNEL).splitlines() == [
         "| kernel | operands | d | rule | tile | warps, stages | registers, 3.6.0 | registers, 3.7.1 | shared KB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        "| own_gradient | bfloat16 | 64 | statistics | 64x64 | 4, 3 | 100 | 100 | 96 |",
-        "| own_gradient | bfloat16 | 64 | statistics | 64x64 | 4, 3 | 110 | 120 | 96 |",
-        "| own_gradient | bfloat16 | 64 | statistics | 64x32 | 4, 3 | 90 |  | 96 |",
+        "| backward_dx_kernel | bfloat16 | 64 | statistics | 64x64 | 4, 3 | 100 | 100 | 96 |",
+        "| backward_dx_kernel | bfloat16 | 64 | statistics | 64x64 | 4, 3 | 110 | 120 | 96 |",
+        "| backward_dx_kernel | bfloat16 | 64 | statistics | 64x32 | 4, 3 | 90 |  | 96 |",
     ]
-    assert "| fault |" in tables.merged({"3.6.0": [row("64x64", "1", "spills")]}, tables.KERNEL)
+    assert "| fault |" in triton_tables.merged({"3.6.0": [row("64x64", "1", "spills")]}, triton_tables.KERNEL)
 
 
 def test_tables_go_between_their_markers(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- one -->\nold\n<!-- /one -->\nb\n")
-    tables.write(page, {"one": "| new |"})
+    triton_tables.write(page, {"one": "| new |"})
     assert page.read_text() == "a\n<!-- one -->\n| new |\n<!-- /one -->\nb\n"
     with pytest.raises(SystemExit, match="has no <!-- two -->"):
-        tables.write(page, {"two": ""})
+        triton_tables.write(page, {"two": ""})

@@ -18,7 +18,7 @@ from pycl.engine import pair_average
 if reason := why_not("triton", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
-from pycl.triton_kernels import backward
+from pycl.backends.triton import gradients
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # the problem, and what is averaged: values of the points' dtype, of float32, beyond float16's range
@@ -61,7 +61,7 @@ def with_gradient(function: Any, case: Case, leaves: dict[str, Tensor], values: 
 @pytest.mark.parametrize("case", AVERAGES)
 def test_averages(case: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Means and the values' gradients are as accurate as plain torch's, whatever the range."""
-    monkeypatch.setattr(backward, "STRIP", 0)
+    monkeypatch.setattr(gradients, "STRIP", 0)
     make_problem, of_values = AVERAGES[case]
     problem, size = make_problem(), 1e-9 if of_values == "huge" else 1.0
     leaves = {name: t.to(dtype if name in ("x", "y") else torch.float32) for name, t in problem.leaves.items()}

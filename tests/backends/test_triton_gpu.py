@@ -20,7 +20,7 @@ from pycl.engine import pair_average
 if not torch.cuda.is_available() and "cuda" not in os.environ.get("PYCL_TEST_REQUIRE", ""):
     pytest.skip("no GPU", allow_module_level=True)
 
-from pycl.triton_kernels.backward import STRIPS
+from pycl.backends.triton.gradients import STRIPS
 
 GPU = torch.device("cuda")
 

@@ -23,9 +23,11 @@ if reason := why_not("triton", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
 from pycl.backends.triton import backend as backend
+from pycl.backends.triton import gradients, launch, schedule, support, tiles
 from pycl.core.problem import Needs
 from pycl.engine.validation import problem_of
-from pycl.triton_kernels import aot, backward, launch, sass, schedule, support, tiles, timing, tune
+from pycl.tools import ahead_of_time, sass, triton_tile_time, triton_tune
+from pycl.triton_kernels.tile_table import TileConfig
 
 
 def recorded(n: int, d: int, dtype: torch.dtype = torch.bfloat16, symmetric: bool = False) -> list[launch.Launch]:
@@ -36,9 +38,9 @@ def recorded(n: int, d: int, dtype: torch.dtype = torch.bfloat16, symmetric: boo
     scale = torch.ones((), device="meta")
     problem = problem_of(Points(x), columns, scale, sets, None, None, 0 if symmetric else None, symmetric)
     with launch.recording(90) as found:
-        stats = backend.pair_stats(problem, not symmetric)
-        slopes = [[s[0], None, s[2]] if s.shape[1] else [None] * 3 for s in stats[:2]]
-        backend.pair_stats_backward(problem, *stats, *slopes, Needs(True, not symmetric, False))
+        stats = backend.pair_stats(problem, not symmetric, True)
+        d_stats = [[s[0], None, s[2]] if s.shape[1] else [None] * 3 for s in stats[:2]]
+        backend.pair_stats_backward(problem, *stats, *d_stats, Needs(True, not symmetric, False))
     return found
 
 
@@ -57,7 +59,7 @@ def test_memory_grows_with_the_points_and_not_with_the_pairs(d: int, symmetric: 
 
     Above 256 features a strip of weights is part of it, one part in 512 of a memory of 80 GiB.
     """
-    most = 100e6 if d <= 256 else 100e6 + (80 << 30) / backward.STRIPS
+    most = 100e6 if d <= 256 else 100e6 + (80 << 30) / gradients.STRIPS
     peaks = []
     for n in (32768, 131072):
         inputs_and_gradients = 2 * n * d * 2
@@ -72,15 +74,20 @@ def names(*problem: Any, **options: Any) -> list[str]:
 
 
 def test_launches_of_a_small_batch() -> None:
-    forward = ["prepare", "reduce_tiles", "merge"]
-    assert names(1024, 256, symmetric=True) == [*forward, "prepare", "own_gradient", "finish"]
-    assert names(1024, 256) == [*forward, "prepare", *2 * ["own_gradient", "finish"]]
+    forward = ["prepare_kernel", "forward_kernel", "combine_partials_kernel"]
+    assert names(1024, 256, symmetric=True) == [
+        *forward,
+        "prepare_kernel",
+        "backward_dx_kernel",
+        "finish_gradient_kernel",
+    ]
+    assert names(1024, 256) == [*forward, "prepare_kernel", *2 * ["backward_dx_kernel", "finish_gradient_kernel"]]
 
 
 def test_launches_of_many_points() -> None:
     found = names(32768, 256)
-    assert found[:2] == ["prepare", "plan"]
-    assert found.count("plan") == 2
+    assert found[:2] == ["prepare_kernel", "block_mask_kernel"]
+    assert found.count("block_mask_kernel") == 2
     assert len(found) <= 20
     assert len(names(32768, 512)) <= 40
 
@@ -139,12 +146,12 @@ def test_why_triton_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_work_is_cut_so_that_all_multiprocessors_are_busy() -> None:
-    assert schedule.split(264, 132, 16) == 1
+    assert schedule.num_splits(264, 132, 16) == 1
     for blocks in (1, 7, 32, 64, 100, 133, 256, 1000):
-        runs = schedule.split(blocks, 132, 16)
-        waves = -(-blocks * runs // 132)
-        assert 1 <= runs <= 16
-        assert blocks * runs / (waves * 132) >= min(0.7, blocks * 16 / 132)
+        splits = schedule.num_splits(blocks, 132, 16)
+        waves = -(-blocks * splits // 132)
+        assert 1 <= splits <= 16
+        assert blocks * splits / (waves * 132) >= min(0.7, blocks * 16 / 132)
 
 
 @pytest.fixture
@@ -157,32 +164,32 @@ def own_tiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_tuning_takes_the_fastest_and_passes_over_what_fails(capsys: pytest.CaptureFixture[str]) -> None:
-    choices = [tiles.Tile(rows, 32, 16, 4, 1) for rows in (128, 32, 64)]
-    kept = [tile._replace(resident=2) for tile in choices]
+    choices = [TileConfig(rows, 32, 16, 4, 1) for rows in (128, 32, 64)]
+    kept = [tile._replace(occupancy=2) for tile in choices]
 
-    def time(tile: tiles.Tile) -> tuple[tiles.Tile, float]:
+    def time(tile: TileConfig) -> tuple[TileConfig, float]:
         if tile == choices[0]:
             raise RuntimeError("out of shared memory")
-        return tile._replace(resident=2), tile.rows
+        return tile._replace(occupancy=2), tile.rows
 
-    assert tune.fastest(choices, time) == (kept[1], 32)
+    assert triton_tune.fastest(choices, time) == (kept[1], 32)
     assert f"{choices[0]}: out of shared memory" in capsys.readouterr().err
     with pytest.raises(RuntimeError, match="no tile ran"):
-        tune.fastest(choices[:1], time)
+        triton_tune.fastest(choices[:1], time)
 
 
-@pytest.mark.parametrize("kernel", ["reduce", "own", "store"])
+@pytest.mark.parametrize("kernel", ["forward", "backward_dx", "write_weights"])
 def test_tuning_times_the_tile_it_is_given(kernel: str, own_tiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dtype = torch.float32 if kernel == "store" else torch.bfloat16
-    tile, seen = tiles.Tile(64, 32, 16, 4, 1), []
+    dtype = torch.float32 if kernel == "write_weights" else torch.bfloat16
+    tile, seen = TileConfig(64, 32, 16, 4, 1), []
     pick = tiles.pick
 
-    def spy(asked: str, *key: int) -> tiles.Tile | None:
+    def spy(asked: str, *key: int) -> TileConfig | None:
         seen.append((asked, pick(asked, *key)))
         return seen[-1][1]
 
     monkeypatch.setattr(tiles, "pick", spy)
-    found, milliseconds = timing.measure(kernel, 40, 16, dtype, tile)
+    found, milliseconds = triton_tile_time.measure(kernel, 40, 16, dtype, tile)
     assert found == tile
     assert milliseconds > 0
     assert (kernel, tile) in seen
@@ -191,19 +198,19 @@ def test_tuning_times_the_tile_it_is_given(kernel: str, own_tiles: Path, monkeyp
 def test_tuning_knows_how_many_programs_fit(own_tiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The smallest number of all variants; what fits on no multiprocessor is not run."""
     loop, few = sass.Loop(10.0, 1.0, 0.0), {"num_warps": 4}
-    compiled = aot.Compiled("own_gradient", "bfloat16", 16, few, 90, 128, 0, 50 << 10, {}, 1, 1.0, loop)
+    compiled = ahead_of_time.Compiled("backward_dx_kernel", "bfloat16", 16, few, 90, 128, 0, 50 << 10, {}, 1, 1.0, loop)
     seen = []
 
-    def compile_for(found: launch.Launch, arch: int) -> aot.Compiled:
+    def compile_for(found: launch.Launch, arch: int) -> ahead_of_time.Compiled:
         seen.append((found.kernel.__name__, arch))
         return compiled._replace(shared=len(seen) * compiled.shared)
 
-    monkeypatch.setattr(aot, "compile_for", compile_for)
-    assert timing.resident("own", 40, 16, torch.bfloat16, 90) == 2  # 228 KB for 101
-    assert seen == [("own_gradient", 90)] * 2
+    monkeypatch.setattr(ahead_of_time, "compile_for", compile_for)
+    assert triton_tile_time.occupancy_of("backward_dx", 40, 16, torch.bfloat16, 90) == 2  # 228 KB for 101
+    assert seen == [("backward_dx_kernel", 90)] * 2
     compiled = compiled._replace(shared=300 << 10)
     with pytest.raises(ValueError, match="fits on no multiprocessor: 1228800 bytes shared"):
-        timing.resident("own", 40, 16, torch.bfloat16, 90)
+        triton_tile_time.occupancy_of("backward_dx", 40, 16, torch.bfloat16, 90)
 
 
 @pytest.mark.thorough
@@ -211,11 +218,13 @@ def test_tuning_from_the_command_line(
     own_tiles: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A tile that no kernel takes costs its process, and nothing else."""
-    good, bad = tiles.Tile(32, 32, 16, 4, 1), tiles.Tile(33, 32, 16, 4, 1)
-    monkeypatch.setattr(tune, "candidates", lambda kernel, *question: [bad, good] if kernel == "reduce" else [good])
-    assert tune.main(["--features", "16", "--points", "40"]) == 0
-    assert tiles.load() == {(kernel, 0, 2, 16): good for kernel in ("reduce", "own")}
-    assert tiles.pick("own", 0, 2, 9) == good
+    good, bad = TileConfig(32, 32, 16, 4, 1), TileConfig(33, 32, 16, 4, 1)
+    monkeypatch.setattr(
+        triton_tune, "candidates", lambda kernel, *question: [bad, good] if kernel == "forward" else [good]
+    )
+    assert triton_tune.main(["--features", "16", "--points", "40"]) == 0
+    assert tiles.load() == {(kernel, 0, 2, 16): good for kernel in ("forward", "backward_dx")}
+    assert tiles.pick("backward_dx", 0, 2, 9) == good
     said = capsys.readouterr()
     assert said.err.count(f"{bad}: ") == 1
     assert f"written to {own_tiles}" in said.out
@@ -231,14 +240,14 @@ def test_tuning_outlives_what_it_times(
 ) -> None:
     (tmp_path / "dying.py").write_text(program)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(timing, "__name__", "dying")
+    monkeypatch.setattr(triton_tile_time, "__name__", "dying")
     with pytest.raises(RuntimeError, match=said):
-        tune.time_of("reduce", 40, 16, "bfloat16", tiles.Tile(32, 32, 16, 4, 1), 2)
+        triton_tune.time_of("forward", 40, 16, "bfloat16", TileConfig(32, 32, 16, 4, 1), 2)
 
 
 def test_a_broken_file_of_tiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PYCL_TILES", str(tmp_path / "tiles.json"))
-    for text in ("{", '[["own", 90]]', '[["own", 90, 2, 128, [1, 2, 3, 4, 5, 6, 7, 8, 9]]]'):
+    for text in ("{", '[["backward_dx", 90]]', '[["backward_dx", 90, 2, 128, [1, 2, 3, 4, 5, 6, 7, 8, 9]]]'):
         tiles.cache_file().write_text(text)
         with pytest.raises(BackendUnavailable, match=r"tiles.json holds no tiles .* delete it"):
             tiles.load()
@@ -247,21 +256,28 @@ def test_a_broken_file_of_tiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 @pytest.mark.parametrize("arch", [80, 90, 100, 120])
 @pytest.mark.parametrize(
     ("kernel", "itemsize", "d"),
-    [("reduce", 2, 64), ("reduce", 2, 128), ("reduce", 4, 128), ("own", 2, 100), ("store", 2, 512), ("store", 4, 1000)],
+    [
+        ("forward", 2, 64),
+        ("forward", 2, 128),
+        ("forward", 4, 128),
+        ("backward_dx", 2, 100),
+        ("write_weights", 2, 512),
+        ("write_weights", 4, 1000),
+    ],
 )
 def test_tuning_tries_few_tiles_that_keep_the_rules(
     kernel: str, itemsize: int, d: int, arch: int, own_tiles: Path
 ) -> None:
-    found = tune.candidates(kernel, arch, itemsize, d)
+    found = triton_tune.candidates(kernel, arch, itemsize, d)
     assert 5 < len(found) <= 30
     assert len({*found}) == len(found)
-    assert found[0]._replace(resident=1) == tiles.pick(kernel, arch, itemsize, d)._replace(resident=1)
+    assert found[0]._replace(occupancy=1) == tiles.pick(kernel, arch, itemsize, d)._replace(occupancy=1)
     for tile in found:
         assert tile.cols % tile.piece == tile.rows % 32 == 0
-        assert kernel != "reduce" or tile.rows % tile.cols == 0
-        assert kernel != "own" or tile.holds(d)
+        assert kernel != "forward" or tile.rows % tile.cols == 0
+        assert kernel != "backward_dx" or tile.holds(d)
 
 
 def test_tuning_tries_two_programs_a_multiprocessor(own_tiles: Path) -> None:
-    assert tiles.Tile(64, 128, 128, 4, 2, piece=64) in tune.candidates("own", 90, 2, 128)
-    assert tune.candidates("own", 90, 2, 300) == []
+    assert TileConfig(64, 128, 128, 4, 2, piece=64) in triton_tune.candidates("backward_dx", 90, 2, 128)
+    assert triton_tune.candidates("backward_dx", 90, 2, 300) == []

@@ -18,7 +18,7 @@ if reason := why_not("triton", "cpu"):
 import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from pycl.triton_kernels import launch
+from pycl.backends.triton import launch
 
 
 class Kernel:

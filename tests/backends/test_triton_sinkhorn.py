@@ -20,9 +20,9 @@ if reason := why_not("triton", "cpu"):
 
 from pycl.backends import reference
 from pycl.backends.triton import backend as backend
+from pycl.backends.triton import launch, sinkhorn_steps
+from pycl.backends.triton.device import Device
 from pycl.core.problem import SinkhornProblem
-from pycl.triton_kernels import launch, sinkhorn
-from pycl.triton_kernels.sides import Device
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(1, 1), (5, 2), (64, 31), (257, 64), (70, 300), (1, 300), (300, 1), (21, 600)]
@@ -31,8 +31,8 @@ SHAPES = [(1, 1), (5, 2), (64, 31), (257, 64), (70, 300), (1, 300), (300, 1), (2
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several programs, each with several blocks of rows; a row of more than 512 prototypes is streamed."""
-    monkeypatch.setattr(sinkhorn, "TILE", 256)
-    monkeypatch.setattr(sinkhorn, "COLUMNS", 256)
+    monkeypatch.setattr(sinkhorn_steps, "TILE", 256)
+    monkeypatch.setattr(sinkhorn_steps, "COLUMNS", 256)
 
 
 def scores_of(n_samples: int, n_prototypes: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -97,7 +97,7 @@ def test_any_number_of_iterations_in_blocks_of_full_size(iterations: int) -> Non
 
 def test_more_parts_than_are_merged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU hundreds of programs share a block of columns; the later ones have the larger scores here."""
-    monkeypatch.setattr(sinkhorn, "device_of", lambda device: Device(0, 132, 0))
+    monkeypatch.setattr(sinkhorn_steps, "device_of", lambda device: Device(0, 132, 0))
     scores = scores_of(600, 40)
     scores[540:] += 0.5
     check(transport(scores))
@@ -106,20 +106,20 @@ def test_more_parts_than_are_merged_at_once(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("n_prototypes", [1500, 2500])
 def test_rows_spread_over_a_cluster(n_prototypes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel is the same, only what is launched differs; beyond the largest cluster rows are streamed."""
-    monkeypatch.setattr(sinkhorn, "TILE", 128)
-    monkeypatch.setattr(sinkhorn, "device_of", lambda device: Device(90, 1, 0))
-    monkeypatch.setattr(sinkhorn, "CLUSTERS", True)
+    monkeypatch.setattr(sinkhorn_steps, "TILE", 128)
+    monkeypatch.setattr(sinkhorn_steps, "device_of", lambda device: Device(90, 1, 0))
+    monkeypatch.setattr(sinkhorn_steps, "CLUSTERS", True)
     scores = scores_of(9, n_prototypes)
-    assert sinkhorn.rows_for(scores) == ((1, 2048, 1, 8) if n_prototypes == 1500 else None)
+    assert sinkhorn_steps.sample_block_for(scores) == ((1, 2048, 1, 8) if n_prototypes == 1500 else None)
     check(transport(scores, iterations=2))
 
 
 def test_which_gpu_holds_which_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    def held(n: int, arch: int) -> sinkhorn.Rows | None:
+    def held(n: int, arch: int) -> sinkhorn_steps.SampleBlock | None:
         with launch.recording(arch):
-            return sinkhorn.rows_for(torch.empty(4096, n, device="meta"))
+            return sinkhorn_steps.sample_block_for(torch.empty(4096, n, device="meta"))
 
-    monkeypatch.setattr(sinkhorn, "CLUSTERS", True)
+    monkeypatch.setattr(sinkhorn_steps, "CLUSTERS", True)
     for arch in (80, 90, 120):
         assert held(1, arch) == (16, 32, 1, 1)
         assert held(3000, arch) == (2, 4096, 8, 1)
@@ -128,7 +128,7 @@ def test_which_gpu_holds_which_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert held(65536, 100) == (1, 65536, 8, 8)
     assert held(131072, 90) == (1, 131072, 16, 8)
     assert held(131073, 90) is held(16385, 80) is held(16385, 120) is None
-    monkeypatch.setattr(sinkhorn, "CLUSTERS", False)
+    monkeypatch.setattr(sinkhorn_steps, "CLUSTERS", False)
     assert held(16385, 90) is None
 
 
@@ -240,9 +240,8 @@ def test_few_launches() -> None:
     scores = torch.empty(4096, 3000, dtype=torch.bfloat16, device="meta")
     with launch.recording(90) as launches:
         backend.sinkhorn(transport(scores))
-    assert [found.kernel.__name__ for found in launches] == [
-        *("column_lse", "merge_columns", "sample_step", "merge_columns", "sample_step", "merge_columns", "sample_step")
-    ]
+    first, later = ["column_lse_kernel", "combine_columns_kernel"], ["sample_step_kernel", "combine_columns_kernel"]
+    assert [found.kernel.__name__ for found in launches] == [*first, *2 * later, "sample_step_kernel"]
 
 
 def test_scores_and_an_epsilon_of_any_size() -> None:

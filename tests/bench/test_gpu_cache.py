@@ -217,7 +217,7 @@ def test_only_what_changed_is_made_again(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(processes, "run", run)
     shop = jobs.Workshop(tmp_path, tmp_path / "shop")
-    source = tmp_path / "triton_kernels" / "reduce.py"
+    source = tmp_path / "triton_kernels" / "forward.py"
     source.parent.mkdir()
     source.write_text("1")
     job = jobs.JOBS[0]

@@ -203,16 +203,16 @@ def test_a_case_tells_right_from_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_other_builds_change_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    from pycl.triton_kernels import tiles
+    from pycl.backends.triton import tiles
 
-    before = tiles.pick("own", 90, 2, 128)
+    before = tiles.pick("backward_dx", 90, 2, 128)
     assert before is not None
     for build, change in (("ptxas", {}), ("piece", {"piece": min(64, before.cols)}), ("stage", {"stages": 1})):
         with monkeypatch.context() as patch:
             patch.setattr(tiles, "pick", tiles.pick)
             patch.setenv(builds.VARIABLE, build)
             builds.apply()
-            assert tiles.pick("own", 90, 2, 128) == before._replace(**change)
+            assert tiles.pick("backward_dx", 90, 2, 128) == before._replace(**change)
 
 
 # ---- all of it, on the null GPU

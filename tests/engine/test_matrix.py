@@ -239,12 +239,12 @@ def test_top_of_ties(k: int, n: int | None, offset: int, dtype: torch.dtype, bac
 def many_tiles(backend: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several tiles to a program, one program or three to a row, portions of rows and of the k."""
     if backend == "triton":
-        tiles = importlib.import_module("pycl.triton_kernels.tiles")
-        tile = tiles.Tile(32, 32, 32, 4, 1)
-        monkeypatch.setitem(tiles.TABLES, 0, {("reduce", size, 1 << 30): tile for size in (2, 4)})
-        for name, value in {"TOP_AT_ONCE": 32, "split": lambda *_: request.param}.items():
-            monkeypatch.setattr(f"pycl.backends.triton.backend.{name}", value)
-        monkeypatch.setattr("pycl.triton_kernels.schedule.VISITS", 0)
+        tiles = importlib.import_module("pycl.triton_kernels.tile_table")
+        tile = tiles.TileConfig(32, 32, 32, 4, 1)
+        monkeypatch.setitem(tiles.TABLES, 0, {("forward", size, 1 << 30): tile for size in (2, 4)})
+        for name, value in {"TOP_AT_ONCE": 32, "num_splits": lambda *_: request.param}.items():
+            monkeypatch.setattr(f"pycl.backends.triton.pair_top.{name}", value)
+        monkeypatch.setattr("pycl.backends.triton.schedule.BLOCK_LISTS", 0)
 
 
 @pytest.mark.usefixtures("many_tiles")

@@ -67,11 +67,11 @@ def _let_tensors_in() -> None:
         from pycl.backends.triton import backend as triton
     finally:
         torch.library.register_fake = register
-    from pycl.triton_kernels import backward
+    from pycl.backends.triton import gradients
 
     replace(triton, "DEVICES", ("cpu", "meta", "cuda"))
     # a product of halves with a float32 result exists on GPUs alone
-    replace(backward, "_product", _product)
+    replace(gradients, "_product", _product)
     # would find that nothing was computed
     replace(sys.modules["pycl.functional.sinkhorn"], "check_finite", lambda *_, **__: None)
 

@@ -103,10 +103,10 @@ class _Watch:
     """Times the calls of ``launch``, under whatever module's name they are made."""
 
     def __init__(self) -> None:
-        from pycl.triton_kernels import launch
+        from pycl.backends.triton import launch
 
         self.seconds, self.calls, self._launch = 0.0, 0, launch.launch
-        ours = [m for name, m in sys.modules.items() if name.startswith("pycl.backends.triton.backend")]
+        ours = [m for name, m in sys.modules.items() if name.startswith("pycl.backends.triton.")]
         self._users = [m for m in ours if getattr(m, "launch", None) is self._launch]
 
     def __enter__(self) -> _Watch:

@@ -15,8 +15,8 @@ import torch
 
 import pycl
 from pycl import doctor
-from pycl.triton_kernels import assembler
-from pycl.triton_kernels.assembler import Assembler
+from pycl.tools import assembler
+from pycl.tools.assembler import Assembler
 
 WITHOUT_COMPILED_PART = """
 import runpy, sys

@@ -15,22 +15,28 @@ from torch import Tensor
 # the two products of a dense gradient are a library's, and so is what is left around them
 from pycl.backends.reference import pair_logits_backward
 from pycl.backends.registry import BackendUnavailable
-from pycl.core.problem import STATE, STATS, Gradients, Needs, Problem, nothing_kept
+from pycl.backends.triton.support import why_not
+from pycl.core.problem import N_STATS, Gradients, Needs, Problem, no_residuals
 from pycl.core.sinkhorn import solve
-from pycl.triton_kernels.support import why_not
 
 if reason := why_not():
     raise BackendUnavailable(f"backend='triton' is not available: {reason}")
 
-from pycl.triton_kernels import backward, gradient, keys, merge, reduce, top
-from pycl.triton_kernels.backward import pair_weighted_sum
-from pycl.triton_kernels.launch import INTERPRETED, launch
-from pycl.triton_kernels.schedule import Plan, planned, portions, split
-from pycl.triton_kernels.sides import NOTHING, Sides, cdiv, device_of, next_power_of_2, sides_of, tile_for
-from pycl.triton_kernels.sinkhorn import sinkhorn_codes, sinkhorn_columns
-from pycl.triton_kernels.tile import LOGISTIC, LOGITS, STATISTICS
-from pycl.triton_kernels.tiles import Tile
-from pycl.triton_kernels.weights import Slopes
+from pycl.backends.triton import cache_keys, gradients
+from pycl.backends.triton.device import device_of
+from pycl.backends.triton.gradients import pair_weighted_sum
+from pycl.backends.triton.launch import cdiv, launch
+from pycl.backends.triton.operands import NO_GRAD, Operands, operands_of, tile_for
+from pycl.backends.triton.pair_top import pair_top
+from pycl.backends.triton.schedule import NO_MASK, MaskedRows, masked_rows, num_splits, row_chunks
+from pycl.backends.triton.sinkhorn_steps import sinkhorn_codes, sinkhorn_columns
+from pycl.triton_kernels.backward import Strip, write_weights_kernel
+from pycl.triton_kernels.combine import Partials, combine_partials_kernel
+from pycl.triton_kernels.forward import forward_kernel
+from pycl.triton_kernels.interpreter import INTERPRETED
+from pycl.triton_kernels.logit_gradient import GradStats
+from pycl.triton_kernels.logits import LOGISTIC, LOGITS, STATISTICS
+from pycl.triton_kernels.tile_table import TileConfig
 
 __all__ = [
     "DEVICES",
@@ -51,169 +57,133 @@ __all__ = [
 sinkhorn = partial(solve, sinkhorn_columns, sinkhorn_codes)
 
 if not INTERPRETED:
-    keys.settle()
+    cache_keys.settle()
 
 DEVICES = ("cpu",) if INTERPRETED else ("cuda",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-FIELDS = STATS + STATE
 WAVES = 4  # of programs, where these take different times
-COLUMN_PARTS = 64 << 20  # bytes of sums over columns that wait for their merge
-SHORTEST_RUN = 4  # column blocks a program of the search visits
-TOP_AT_ONCE = 64  # of the largest logits of a row: what a program has registers for
+COLUMN_PARTIALS = 64 << 20  # bytes of sums over columns that wait to be combined
 
 
-def pair_stats(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor, Tensor]:
-    sides, symmetric = sides_of(problem), problem.cols is None
-    x, y, _, offset = sides
-    tile = tile_for("reduce", sides)
-    sets, points = (problem.denominator, problem.positives), (x.points, y.points)
-    columns_too, of_cols = symmetric or both_sides, both_sides and not symmetric
-    row_stats, col_stats = (x.reach.new_empty(FIELDS, n) for n in (x.n, y.n if of_cols else 0))
-    for plan, start, rows in planned(sides, tile, sets, symmetric):
-        strips = portions(rows, COLUMN_PARTS, 4 * FIELDS * y.n, tile.rows, least=8) if columns_too else [(0, rows)]
-        for after, here in strips:
-            first = start + after
-            parts = _reduce_tiles(sides, tile, sets, plan, first, here, STATISTICS, symmetric, columns_too)
+def pair_stats(problem: Problem, both_sides: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    operands, symmetric = operands_of(problem), problem.cols is None
+    x, y = operands.x, operands.y
+    tile = tile_for("forward", operands)
+    of_cols = both_sides and not symmetric
+    both_sides = both_sides or symmetric
+    row_stats, col_stats = (x.new(N_STATS, n) for n in (x.n, y.n if of_cols else 0))
+    for masked in masked_rows(operands, tile, symmetric):
+        whole = [(0, masked.rows)]
+        chunks = (
+            row_chunks(masked.rows, COLUMN_PARTIALS, 4 * N_STATS * y.n, tile.rows, least=8) if both_sides else whole
+        )
+        for after, here in chunks:
+            first = masked.first + after
+            partials = _forward(operands, tile, masked, first, here, STATISTICS, symmetric, both_sides)
             n_points = x.n - first if symmetric else here
             launch(
-                merge.merge,
+                combine_partials_kernel,
                 (cdiv(n_points, tile.cols) + (cdiv(y.n, tile.cols) if of_cols else 0),),
-                *(row_stats, col_stats if of_cols else None, *points, *parts),
-                *(x.n, y.n, first, here, len(parts[0]), offset, *sets),
+                *(row_stats, col_stats if of_cols else None, x.points, y.points, partials),
+                *(x.n, y.n, first, here, len(partials.rows), *operands.offset_and_sets),
                 SYMMETRIC=symmetric,
-                PLANNED=plan.visits is not None,
+                MASKED=masked.mask is not NO_MASK,
                 BM=tile.rows,
                 BN=tile.cols,
-                PARTS=4,
+                PARTIALS=4,
                 num_warps=4,
             )
-    return row_stats, col_stats, nothing_kept(problem)
+    return row_stats, col_stats, no_residuals(problem)
 
 
 def pair_stats_backward(
     problem: Problem,
     row_stats: Tensor,
     col_stats: Tensor,
-    kept: Tensor,
+    residuals: Tensor,
     d_row_stats: list[Tensor | None],
     d_col_stats: list[Tensor | None],
     needs: Needs,
 ) -> Gradients:
-    row_slopes = Slopes(row_stats, *d_row_stats)
+    row_grad_stats = GradStats(row_stats, *d_row_stats)
     if problem.cols is None:
-        col_slopes = row_slopes  # every pair counts once in each of its roles
+        col_grad_stats = row_grad_stats  # every pair counts once in each of its roles
     else:
-        col_slopes = Slopes(col_stats, *d_col_stats) if col_stats.shape[1] else NOTHING
-    return backward.gradients(problem, row_slopes, col_slopes, STATISTICS, needs)
+        col_grad_stats = GradStats(col_stats, *d_col_stats) if col_stats.shape[1] else NO_GRAD
+    return gradients.gradients(problem, row_grad_stats, col_grad_stats, STATISTICS, needs)
 
 
-def pair_sum(problem: Problem) -> tuple[Tensor, Tensor]:
-    sides = sides_of(problem)
-    tile, sets = tile_for("reduce", sides), (problem.denominator, problem.positives)
-    out: Tensor = sides.x.reach.new_empty(sides.x.n)
-    for plan, first, here in planned(sides, tile, sets):
-        parts, *_ = _reduce_tiles(sides, tile, sets, plan, first, here, LOGISTIC)
-        torch.sum(parts, 0, out=out[first : first + here])
-    return out, nothing_kept(problem)
+def pair_sum(problem: Problem, save: bool) -> tuple[Tensor, Tensor]:
+    operands = operands_of(problem)
+    tile = tile_for("forward", operands)
+    out = operands.x.new(operands.x.n)
+    for masked in masked_rows(operands, tile):
+        partials = _forward(operands, tile, masked, masked.first, masked.rows, LOGISTIC)
+        torch.sum(partials.rows, 0, out=out[masked.first : masked.first + masked.rows])
+    return out, no_residuals(problem)
 
 
-def pair_sum_backward(problem: Problem, kept: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
-    slopes = Slopes(None, d_sum, None, None)
-    return backward.gradients(problem, slopes, NOTHING, LOGISTIC, needs)
+def pair_sum_backward(problem: Problem, residuals: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
+    return gradients.gradients(problem, GradStats(None, d_sum, None, None), NO_GRAD, LOGISTIC, needs)
 
 
 def pair_logits(problem: Problem) -> Tensor:
-    sides = sides_of(problem)
-    x, y, logit_scale, offset = sides
-    tile, features = tile_for("store", sides), x.operand.shape[1]
-    sets = problem.denominator, problem.positives
+    operands = operands_of(problem)
+    x, y, logit_scale = operands[:3]
+    tile, features = tile_for("write_weights", operands), x.operand.shape[1]
     out = torch.empty(x.n, y.n, dtype=x.z.dtype, device=x.z.device)
     launch(
-        gradient.store_tiles,
+        write_weights_kernel,
         (cdiv(x.n, tile.rows) * cdiv(y.n, tile.cols),),
-        *(*sides.descriptors(tile), x.points, y.points, logit_scale, NOTHING, NOTHING),
-        *(None, None, out, out.stride(0), None, None, None),
-        *(x.n, y.n, features, 0, x.n, offset, *sets),
+        *(*operands.descriptors(tile), x.points, y.points, logit_scale, NO_MASK, NO_GRAD, NO_GRAD),
+        *(None, Strip(out, None, None, None), out.stride(0)),
+        *(x.n, y.n, features, 0, x.n, *operands.offset_and_sets),
         RULE=LOGITS.value,
-        RESIDENT=tile.holds(features),
-        TALL=8,
+        ALL_FEATURES=tile.holds(features),
+        GROUP_M=8,
         **tile.options(),
     )
     return out
 
 
-def pair_top(problem: Problem, k: int) -> tuple[Tensor, Tensor]:
-    sides = sides_of(problem)
-    x, y, logit_scale, offset = sides
-    features = x.operand.shape[1]
-    tile = top.tile_from(tile_for("reduce", sides), features)
-    keys = torch.empty(x.n, k, dtype=torch.int64, device=x.z.device)
-    at_once = cdiv(k, cdiv(k, TOP_AT_ONCE))
-    pairs, n_blocks = problem.denominator, cdiv(y.n, tile.cols)
-    for plan, first, here in planned(sides, tile, (pairs, 0)):
-        blocks = cdiv(here, tile.rows)
-        # every run begins with nothing to compare with: as few as keep the device busy
-        runs = split(blocks, tile.resident * device_of(x.z.device).multiprocessors, cdiv(n_blocks, SHORTEST_RUN))
-        below = None
-        for start in range(0, k, at_once):
-            wanted = min(at_once, k - start)
-            parts = keys.new_empty(here, runs * wanted)
-            launch(
-                top.top_of_tiles,
-                (blocks, runs),
-                *(*sides.descriptors(tile), x.points, y.points, logit_scale, *plan[:2], below, parts),
-                *(x.n, y.n, features, plan.first, first, here, cdiv(n_blocks, runs), wanted, offset, pairs),
-                K=next_power_of_2(at_once),
-                RESIDENT=tile.holds(features),
-                **tile.options(),
-            )
-            best = parts.topk(wanted).values
-            keys[first : first + here, start : start + wanted] = best
-            below = best[:, -1].contiguous()
-    return top.unpack(keys)
-
-
-def _reduce_tiles(
-    sides: Sides,
-    tile: Tile,
-    sets: tuple[int, int],
-    plan: Plan,
+def _forward(
+    operands: Operands,
+    tile: TileConfig,
+    masked: MaskedRows,
     first: int,
     here: int,
     rule: Any,
     symmetric: bool = False,
-    columns_too: bool = False,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Parts of the sums over ``here`` rows from ``first`` on: the rows', the columns' in both sets."""
-    x, y, logit_scale, offset = sides
+    both_sides: bool = False,
+) -> Partials:
+    """Partial sums over ``here`` rows from ``first`` on."""
+    x, y, logit_scale = operands[:3]
     features, blocks, n_blocks = x.operand.shape[1], cdiv(here, tile.rows), cdiv(y.n, tile.cols)
-    run = _run(sides, tile, first, blocks, symmetric)
-    runs = cdiv(n_blocks, run)
-    new = x.reach.new_empty
-    row_parts = new(runs, here) if rule is LOGISTIC else new(runs, FIELDS, here)
-    den_parts, pos_parts = (new(blocks, k, y.n) if columns_too else None for k in (2, 4))
+    blocks_per_split = _blocks_per_split(operands, tile, first, blocks, symmetric)
+    splits = cdiv(n_blocks, blocks_per_split)
+    row_partials = x.new(splits, here) if rule is LOGISTIC else x.new(splits, N_STATS, here)
+    partials = Partials(row_partials, *(x.new(blocks, k, y.n) if both_sides else None for k in (2, 4)))
     launch(
-        reduce.reduce_tiles,
-        (blocks, runs),
-        *(*sides.descriptors(tile), x.points, y.points, logit_scale),
-        *(*plan[:3], row_parts, den_parts, pos_parts),
-        *(x.n, y.n, features, plan.first, first, here, run, offset, *sets),
+        forward_kernel,
+        (blocks, splits),
+        *(*operands.descriptors(tile), x.points, y.points, logit_scale, masked.mask, partials),
+        *(x.n, y.n, features, masked.start, first, here, blocks_per_split, *operands.offset_and_sets),
         RULE=rule.value,
         SYMMETRIC=symmetric,
-        RESIDENT=tile.holds(features),
+        ALL_FEATURES=tile.holds(features),
         STAGES=tile.stages,
         FOLD=tile.fold,
         **tile.options(),
     )
-    return row_parts, den_parts, pos_parts
+    return partials
 
 
-def _run(sides: Sides, tile: Tile, first: int, blocks: int, symmetric: bool) -> int:
-    """How many column blocks a program visits, so that no multiprocessor is without one before the end."""
-    n_blocks, slots = cdiv(sides.y.n, tile.cols), tile.resident * device_of(sides.x.z.device).multiprocessors
+def _blocks_per_split(operands: Operands, tile: TileConfig, first: int, blocks: int, symmetric: bool) -> int:
+    """How many column blocks a program visits, so that no multiprocessor is without work before the end."""
+    n_blocks, slots = cdiv(operands.y.n, tile.cols), tile.occupancy * device_of(operands.x.z.device).num_sms
     if not symmetric:
-        return cdiv(n_blocks, split(blocks, slots, n_blocks))
-    # a block visits fewer the later it comes: together they fill some waves, but for half a run for each block
+        return cdiv(n_blocks, num_splits(blocks, slots, n_blocks))
+    # a block visits fewer the later it comes: together they fill some waves, but for half a split for each block
     visits = blocks * n_blocks - (first * blocks + tile.rows * blocks * (blocks - 1) // 2) // tile.cols
     return cdiv(visits, max(1, WAVES * slots - blocks // 2))

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from pycl.backends.triton import backend as backend
+from pycl.backends.triton.launch import Launch, recording
 from pycl.core.pairs import Pairs, Points
-from pycl.core.problem import Needs, Problem, Transport
+from pycl.core.problem import Needs, Problem, SinkhornProblem
 from pycl.engine.validation import problem_of
-from pycl.triton_kernels.aot import signature_of
-from pycl.triton_kernels.launch import Launch, recording
+from pycl.tools.ahead_of_time import signature_of
 
 N = 32768
 WIDTHS = (64, 128, 256, 512, 1024)
@@ -57,9 +57,9 @@ def _problem(call: Call, two_sides: bool, positives: Pairs, scale: Tensor | None
 def _stats(problem: Problem, *used: bool, needs: Needs = BOTH) -> None:
     """Both passes of statistics of which ``used`` have a gradient: lse, pos_lse, pos_sum."""
     two_sides = problem.cols is not None
-    stats = backend.pair_stats(problem, two_sides)
-    slopes = [_empty(N) if use else None for use in used]
-    backend.pair_stats_backward(problem, *stats, slopes, slopes if two_sides else [None] * 3, needs)
+    stats = backend.pair_stats(problem, two_sides, True)
+    d_stats = [_empty(N) if use else None for use in used]
+    backend.pair_stats_backward(problem, *stats, d_stats, d_stats if two_sides else [None] * 3, needs)
 
 
 def _clip(call: Call) -> None:
@@ -83,7 +83,7 @@ def _own_scales(call: Call) -> None:
 
 def _siglip(call: Call) -> None:
     problem = _problem(call, True, Pairs.POSITIVE, col_bias=_empty(N))
-    backend.pair_sum(problem)
+    backend.pair_sum(problem, True)
     backend.pair_sum_backward(problem, _empty(0), _empty(N), Needs(rows=True, cols=True, bias=True))
 
 
@@ -103,7 +103,7 @@ def _average(call: Call) -> None:
 def _sinkhorn(call: Call) -> None:
     """Of d prototypes."""
     target = _empty(call.d, dtype=torch.float32)
-    backend.sinkhorn(Transport(_empty(4096, call.d, dtype=call.dtype), 0.05, 2, None, target, call.dtype))
+    backend.sinkhorn(SinkhornProblem(_empty(4096, call.d, dtype=call.dtype), 0.05, 2, None, target, call.dtype))
 
 
 LOSSES = {

@@ -19,8 +19,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from pycl.triton_kernels.launch import Launch
-from pycl.triton_kernels.sass import Loop, loop_of
+from pycl.backends.triton.launch import Launch
+from pycl.tools.sass import Loop, loop_of
 
 POINTERS = {
     torch.float32: "fp32",
@@ -32,11 +32,11 @@ POINTERS = {
 MATRIX = {90: "wgmma.mma_async", 100: "tcgen05.mma"}  # elsewhere mma.sync
 MATRIX_INSTRUCTIONS = (*MATRIX.values(), "mma.sync")
 SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
-SWEEPS = {"reduce_tiles": "reduce", "own_gradient": "own", "store_tiles": "store"}  # kernels with products: their tiles
-SINKHORN = {"column_lse", "sample_step", "sample_stream", "merge_columns"}
+SWEEPS = {f"{tile}_kernel": tile for tile in ("forward", "backward_dx", "write_weights")}  # those with products: tiles
+SINKHORN = {"column_lse_kernel", "sample_step_kernel", "sample_stream_kernel", "combine_columns_kernel"}
 # State that moves between loops may be spilled, what a loop works with may not. MOST_SPILLED is bytes of a thread, of
-# which own_gradient with 256 features has 104 under Triton 3.6.0, and sample_step with 100 prototypes, of the others,
-# 28; MOST_LOCAL is the share of a sweep's loop that loads or stores them.
+# which backward_dx_kernel with 256 features has 104 under Triton 3.6.0, and sample_step_kernel with 100 prototypes, of
+# the others, 28; MOST_LOCAL is the share of a sweep's loop that loads or stores them.
 MOST_SPILLED, MOST_SPILLED_ELSEWHERE, MOST_LOCAL = 512, 32, 0.05
 
 

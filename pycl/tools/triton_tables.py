@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of a page from records of ``report --json``, one for each Triton: ``... tables PAGE RECORD [RECORD ...]``.
+"""The tables of a page from records of ``triton_report --json``, one for each Triton: ``... PAGE RECORD [RECORD ...]``.
 
 A column that all of them agree on is there once, one that they differ in once for each Triton.
 """
@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from pycl.triton_kernels.aot import SINKHORN, SWEEPS
-from pycl.triton_kernels.predict import ARCHITECTURE
+from pycl.tools.ahead_of_time import SINKHORN, SWEEPS
+from pycl.tools.h200_model import ARCHITECTURE
 
 Row = dict[str, str]
 KERNEL = ("kernel", "operands", "d", "rule", "tile", "warps, stages")
@@ -96,7 +96,7 @@ def write(page: Path, tables: dict[str, str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m pycl.triton_kernels.tables", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pycl.tools.triton_tables", description=__doc__)
     parser.add_argument("page", type=Path)
     parser.add_argument("records", type=Path, nargs="+", metavar="record")
     asked = parser.parse_args(arguments)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The time of one tile on this GPU, in a process of its own, which may die of it: ``tune`` starts one for each.
+"""The time of one tile on this GPU, in a process of its own, which may die of it: ``triton_tune`` starts it.
 
 A line of JSON says the tile, with as many programs as fit on a multiprocessor, and the milliseconds.
 """
@@ -14,13 +14,15 @@ from collections.abc import Callable
 import torch
 
 from pycl.backends.triton import backend as backend
+from pycl.backends.triton import tiles
+from pycl.backends.triton.device import device_of
+from pycl.backends.triton.launch import recording
 from pycl.core.pairs import Pairs, Points
 from pycl.core.problem import Needs, Problem
 from pycl.engine.validation import problem_of
-from pycl.triton_kernels import aot, tiles
-from pycl.triton_kernels.launch import INTERPRETED, recording
-from pycl.triton_kernels.sides import device_of
-from pycl.triton_kernels.tiles import Tile
+from pycl.tools import ahead_of_time
+from pycl.triton_kernels.interpreter import INTERPRETED
+from pycl.triton_kernels.tile_table import TileConfig
 
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 
@@ -35,32 +37,36 @@ def problem_for(n: int, d: int, dtype: torch.dtype, device: torch.device) -> Pro
 
 def sweep_of(kernel: str, problem: Problem) -> Callable[[], object]:
     """The call whose time a tile decides."""
-    if kernel == "reduce":
-        return lambda: backend.pair_stats(problem, True)
-    stats = backend.pair_stats(problem, True)
-    slope = torch.full_like(stats[0][0], 1 / problem.rows.shape[0])
-    slopes = [slope, None, -slope]
-    return lambda: backend.pair_stats_backward(problem, *stats, slopes, slopes, Needs(True, True, False))
+    if kernel == "forward":
+        return lambda: backend.pair_stats(problem, True, True)
+    stats = backend.pair_stats(problem, True, True)
+    d_lse = torch.full_like(stats[0][0], 1 / problem.rows.shape[0])
+    d_stats = [d_lse, None, -d_lse]
+    return lambda: backend.pair_stats_backward(problem, *stats, d_stats, d_stats, Needs(True, True, False))
 
 
-def resident(kernel: str, n: int, d: int, dtype: torch.dtype, arch: int) -> int:
+def occupancy_of(kernel: str, n: int, d: int, dtype: torch.dtype, arch: int) -> int:
     """How many programs of the tile in use fit on a multiprocessor: what they are compiled to decides."""
     with recording(arch) as launches:
         sweep_of(kernel, problem_for(n, d, dtype, torch.device("meta")))()
-    found = [aot.compile_for(launch, arch) for launch in launches if aot.SWEEPS.get(launch.kernel.__name__) == kernel]
+    found = [
+        ahead_of_time.compile_for(launch, arch)
+        for launch in launches
+        if ahead_of_time.SWEEPS.get(launch.kernel.__name__) == kernel
+    ]
     programs = min(compiled.programs for compiled in found)
     if not programs:
         raise ValueError(f"fits on no multiprocessor: {max(compiled.shared for compiled in found)} bytes shared")
     return programs
 
 
-def measure(kernel: str, n: int, d: int, dtype: torch.dtype, tile: Tile) -> tuple[Tile, float]:
-    """The tile as it should be kept, and milliseconds."""
+def measure(kernel: str, n: int, d: int, dtype: torch.dtype, tile: TileConfig) -> tuple[TileConfig, float]:
+    """The tile with the occupancy that it has, and milliseconds."""
     arch = device_of(DEVICE).architecture
     key = tiles.key_of(kernel, arch, dtype.itemsize, d)
     tiles.TUNED[key] = tile
     if not INTERPRETED:
-        tiles.TUNED[key] = tile = tile._replace(resident=resident(kernel, n, d, dtype, arch))
+        tiles.TUNED[key] = tile = tile._replace(occupancy=occupancy_of(kernel, n, d, dtype, arch))
     return tile, _milliseconds(sweep_of(kernel, problem_for(n, d, dtype, DEVICE)))
 
 
@@ -76,7 +82,7 @@ def _milliseconds(run: Callable[[], object]) -> float:
 
 def main(asked: str) -> None:
     kernel, n, d, dtype, tile = json.loads(asked)
-    print(json.dumps(measure(kernel, n, d, getattr(torch, dtype), Tile(*tile))))
+    print(json.dumps(measure(kernel, n, d, getattr(torch, dtype), TileConfig(*tile))))
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import triton
-import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from pycl.triton_kernels.interpreter import INTERPRETED
+
 log = logging.getLogger("pycl")
 
-INTERPRETED: bool = bool(triton.knobs.runtime.interpret)  # $TRITON_INTERPRET, read when the kernels are defined
-EMULATED = tl.constexpr(INTERPRETED)
 SLOW = 0.5  # seconds: a first launch that took longer compiled
 
 
@@ -65,12 +64,12 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
         known = {name: value for name, value in _for_triton(options).items() if name in kernel.arg_names}
         kernel[grid](*arguments, **known)
         return
-    form: list[Any] = [kernel, triton.runtime.driver.active.get_current_device(), *options, *options.values()]
-    _add_forms(form, arguments)
-    key = tuple(form)
-    found = _compiled.get(key)
+    key: list[Any] = [kernel, triton.runtime.driver.active.get_current_device(), *options, *options.values()]
+    _add_specializations(key, arguments)
+    form = tuple(key)
+    found = _compiled.get(form)
     if found is None:
-        _compiled[key] = _first(kernel, grid, arguments, _for_triton(options))
+        _compiled[form] = _first(kernel, grid, arguments, _for_triton(options))
     else:
         compiled, constants = found
         compiled[(*grid, 1, 1)[:3]](*arguments, *constants)
@@ -91,7 +90,7 @@ def _first(
     return compiled, tuple(options[name] for name in kernel.arg_names[len(arguments) :])
 
 
-def _add_forms(key: list[Any], values: Iterable[Any]) -> None:
+def _add_specializations(key: list[Any], values: Iterable[Any]) -> None:
     """All that Triton may specialise a kernel for: never less, or a launch would run what another was compiled to."""
     add, before = key.append, None
     for value in values:
@@ -106,10 +105,17 @@ def _add_forms(key: list[Any], values: Iterable[Any]) -> None:
         elif isinstance(value, Tensor):
             add(value.dtype)
             add(value.data_ptr() % 16 == 0)
-        elif kind is float or kind is bool:
-            add(kind)
-        elif value is before:  # both sides of a symmetric problem
+        elif kind is float or kind is bool or value is before:  # as both sides of a symmetric problem are
             add(kind)
         else:  # a NamedTuple of pointers and numbers
-            _add_forms(key, value)
+            _add_specializations(key, value)
             before = value
+
+
+def cdiv(a: int, b: int) -> int:
+    """Triton's own takes two microseconds on the host."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    return 1 << (n - 1).bit_length()

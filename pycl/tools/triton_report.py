@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the compiler makes of every kernel, without a GPU: ``python -m pycl.triton_kernels.report``.
+"""What the compiler makes of every kernel, without a GPU: ``python -m pycl.tools.triton_report``.
 
 The launches of representative calls are recorded with tensors that hold nothing, compiled ahead of time, and shown
 with their registers, spills, shared memory, matrix instructions and bulk copies. The exit status is 1 where one has a
-fault. The second table is a model of the time on one H200: see ``predict``. What is compiled stays in Triton's cache.
+fault. The second table is a model of the time on one H200: see ``h200_model``. Triton's cache keeps what is compiled.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from typing import Any
 import torch
 import triton
 
-from pycl.triton_kernels import predict
-from pycl.triton_kernels.aot import SWEEPS, Compiled, compile_for, pairs_of
-from pycl.triton_kernels.assembler import assembler_of
-from pycl.triton_kernels.calls import WIDTHS, Call, N, key_of, launches
-from pycl.triton_kernels.launch import INTERPRETED, Launch
+from pycl.backends.triton.launch import Launch
+from pycl.tools import h200_model
+from pycl.tools.ahead_of_time import SWEEPS, Compiled, compile_for, pairs_of
+from pycl.tools.assembler import assembler_of
+from pycl.tools.recorded_losses import WIDTHS, Call, N, key_of, launches
+from pycl.triton_kernels.interpreter import INTERPRETED
 
 
 def _compile(architecture: int, choice: str, key: str) -> Compiled:
@@ -77,15 +78,15 @@ def _predicted(compiled: Mapping[tuple[int, str], Compiled]) -> list[tuple[str, 
     rows = []
     for loss, sides in (("CLIP", 2), ("NT-Xent", 1)):
         for d in WIDTHS:
-            found = [(key_of(launch), launch) for launch in Call(loss, d=d).record(predict.ARCHITECTURE)]
-            pairs = [(launch, compiled[predict.ARCHITECTURE, key]) for key, launch in found if _has_tiles(launch)]
-            sweeps = predict.sweeps_of(pairs)
-            strips = sum(launch.kernel.__name__ == "store_tiles" for _, launch in found)
+            found = [(key_of(launch), launch) for launch in Call(loss, d=d).record(h200_model.ARCHITECTURE)]
+            pairs = [(launch, compiled[h200_model.ARCHITECTURE, key]) for key, launch in found if _has_tiles(launch)]
+            sweeps = h200_model.sweeps_of(pairs)
+            strips = sum(launch.kernel.__name__ == "write_weights_kernel" for _, launch in found)
             if strips:
-                sweeps.append(predict.products(strips, N, d, sides))
-            total = max(sum(sweep.milliseconds for sweep in sweeps), predict.of_host(len(found) + sides * strips))
-            share = predict.share_of_roof(total, N, d, sides)
-            rows += [(loss, str(d), *predict.cells(sweep), "", "") for sweep in sweeps]
+                sweeps.append(h200_model.products(strips, N, d, sides))
+            total = max(sum(sweep.milliseconds for sweep in sweeps), h200_model.of_host(len(found) + sides * strips))
+            share = h200_model.share_of_roof(total, N, d, sides)
+            rows += [(loss, str(d), *h200_model.cells(sweep), "", "") for sweep in sweeps]
             rows[-1] = (*rows[-1][:-2], f"{total:.2f}", f"{100 * share:.0f} %")
     return rows
 
@@ -110,29 +111,29 @@ def _numbers(text: str) -> list[int]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m pycl.triton_kernels.report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pycl.tools.triton_report", description=__doc__)
     parser.add_argument("--arch", type=_numbers, default=[80, 90, 100], help="90 for 9.0 (default: 80,90,100)")
     parser.add_argument("--rare", type=_numbers, help="those to compile rare variants for (default: all of them)")
     parser.add_argument("--headline", action="store_true", help="only CLIP of 128 to 512 features and a SwAV Sinkhorn")
     parser.add_argument("--workers", type=int, default=2, help="processes that compile (default: %(default)s)")
     parser.add_argument("--predict", action="store_true", help="add the predicted times, of sm_90")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows, for pycl.triton_kernels.tables")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows, for pycl.tools.triton_tables")
     asked = parser.parse_args(arguments)
     if INTERPRETED:
         parser.error("TRITON_INTERPRET is set: the interpreter compiles nothing, unset it")
-    if asked.predict and (asked.headline or predict.ARCHITECTURE not in asked.arch):
+    if asked.predict and (asked.headline or h200_model.ARCHITECTURE not in asked.arch):
         parser.error(
-            f"the predicted times need all calls of {predict.ARCHITECTURE}, among --arch and without --headline"
+            f"the predicted times need all calls of {h200_model.ARCHITECTURE}, among --arch and without --headline"
         )
-    rare = [*(asked.arch if asked.rare is None else asked.rare), *[predict.ARCHITECTURE] * asked.predict]
+    rare = [*(asked.arch if asked.rare is None else asked.rare), *[h200_model.ARCHITECTURE] * asked.predict]
     choices = {a: "headline" if asked.headline else "all" if a in rare else "usual" for a in asked.arch}
     compiled = compile_all(choices, asked.workers)
     found, record = list(compiled.values()), versions(asked.arch)
     print(_named(record), _plain(HEAD, [_cells(c) for c in found]), sep="\n")
     if asked.predict:
-        record["predicted"] = [dict(zip(predict.HEAD, row, strict=True)) for row in _predicted(compiled)]
+        record["predicted"] = [dict(zip(h200_model.HEAD, row, strict=True)) for row in _predicted(compiled)]
         rows = [tuple(row.values()) for row in record["predicted"]]
-        print(f"\npredicted, not measured: one H200, N = {N}\n" + _plain(predict.HEAD, rows))
+        print(f"\npredicted, not measured: one H200, N = {N}\n" + _plain(h200_model.HEAD, rows))
     if asked.json:
         record["kernels"] = [
             c._asdict()

@@ -15,10 +15,10 @@ The strips of weights of a backward with d > 256 are written at 4.3 TB/s or comp
 by products of 700 TFLOP/s. Those of the columns add every strip to float32 sums [n, d], which are read and written
 each time, at 4.3 TB/s and after the product. 132 multiprocessors at 1.7 GHz.
 
-A launch costs the host 45 us, measured with a driver that runs nothing; where that is longer it is what the loss takes.
-Left out are preparation, merges, the mixed tiles of the diagonal and the last wave. All of that makes the times lower
-bounds, as far as the halves are right. The roof is 790 TFLOP/s of the minimum of work: 8 N^2 d for two sides, 4 N^2 d
-for one.
+A launch costs the host 15 us, measured with a driver that runs nothing. Where that is longer it is what the loss takes.
+Left out are preparation, the combining of partial sums, the partial tiles of the diagonal and the last wave. All of
+that makes the times lower bounds, as far as the halves are right. The roof is 790 TFLOP/s of the minimum of work:
+8 N^2 d for two sides, 4 N^2 d for one.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from pycl.triton_kernels.aot import Compiled
-from pycl.triton_kernels.launch import Launch
+from pycl.backends.triton.launch import Launch
+from pycl.tools.ahead_of_time import Compiled
 
 ARCHITECTURE, PROCESSORS, CLOCK = 90, 132, 1.7e9
 FLOPS, EXPONENTIALS, SHUFFLES, ISSUES, CACHE = 3520, 16, 32, 128, 32  # a clock and multiprocessor; CACHE in bytes
@@ -55,13 +55,13 @@ class Sweep(NamedTuple):
 def sweep_of(compiled: Compiled, d: int, pairs: float) -> Sweep:
     """d is the launch's: others may have been compiled to the same code."""
     assert compiled.loop is not None
-    options, own = compiled.options, compiled.kernel == "own_gradient"
+    options, own = compiled.options, compiled.kernel == "backward_dx_kernel"
     rows, cols, in_tile = options["BM"], options["BN"], options["BM"] * options["BN"]
     product = (4 if own else 2) * d * in_tile / FLOPS
     slots, exponentials, shuffles, _ = compiled.loop
     epilogue = in_tile * max(slots / ISSUES, exponentials / EXPONENTIALS, shuffles / SHUFFLES)
-    kept = own or (options["RESIDENT"] and compiled.kernel == "reduce_tiles")
-    copies = 2 * d * (cols if kept else cols + rows) / CACHE
+    on_chip = own or (options["ALL_FEATURES"] and compiled.kernel == "forward_kernel")
+    copies = 2 * d * (cols if on_chip else cols + rows) / CACHE
     programs, groups = compiled.programs, options["num_warps"] // 4
     if programs > 1:
         clocks = max(product, epilogue, copies, (product + epilogue) / programs)
@@ -69,7 +69,7 @@ def sweep_of(compiled: Compiled, d: int, pairs: float) -> Sweep:
         hidden = 0.5 if groups > 1 else 0.0
         clocks = max(product + epilogue - hidden * min(product, epilogue), copies)
     seconds = pairs / in_tile * clocks / PROCESSORS / CLOCK
-    if compiled.kernel == "store_tiles":
+    if compiled.kernel == "write_weights_kernel":
         seconds = max(seconds, 2 * pairs / MEMORY)
     return Sweep(compiled.kernel, 1e3 * seconds, product, epilogue, copies, programs)
 

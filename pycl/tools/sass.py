@@ -40,7 +40,7 @@ def loop_of(cubin: bytes, pairs: int) -> Loop | None:
 
 
 def loop_in(text: str, pairs: int) -> Loop | None:
-    """The loop over plain tiles without shifts, of a kernel whose threads have so many pairs of a tile each.
+    """The loop over full tiles of bounded logits, of a kernel whose threads have so many pairs of a tile each.
 
     Of the loops with an exponential for each pair it is the shortest, or one with fewer exponentials that is hardly
     longer. Where the kernel takes one tile and has no loop, it is a stretch between two labels; inside of loops stores

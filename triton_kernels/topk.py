@@ -10,14 +10,13 @@ every tile would cost the same each time.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from pycl.triton_kernels.pairs import classes, nth_piece, runs_of
-from pycl.triton_kernels.tile import MINUS_INFINITY, load_kept, load_unit, product, to_logits
-from pycl.triton_kernels.tiles import Tile
+from pycl.triton_kernels.block_mask import nth_block, visits_of
+from pycl.triton_kernels.logits import Operands, TileShape, load_scale, load_x_block, product, to_logits
+from pycl.triton_kernels.numerics import MINUS_INFINITY
+from pycl.triton_kernels.pair_classes import UNSPECIALIZED, PairMatrix, classes_of_pairs
 
 LAST = tl.constexpr(2**31 - 1)  # the last possible column; of what floats are ordered as the last too: NaN
 NONE = tl.constexpr(-0x7F800001)  # what minus infinity is ordered as
@@ -68,73 +67,48 @@ def _improve(best, l, j, below):
 
 
 @triton.jit
-def _sweep(
-    best, below, x, y, kept, rows, cols, unit, at, begin, end, r0, m, n, d, offset, pairs,
-    MIXED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RESIDENT: tl.constexpr,
-    PIECES: tl.constexpr,
-):  # fmt: skip
+def _sweep(best, below, operands, matrix, at, begin, end, r0, TILE, PARTIAL: tl.constexpr, PIECES: tl.constexpr):
     """The best of a block of rows with the visits [begin, end)."""
-    i = r0 + tl.arange(0, BM)
+    i = r0 + tl.arange(0, TILE.BM)
     for t in range(begin * PIECES, end * PIECES):
-        c0 = nth_piece(at, t, end, PIECES, MIXED) * BN
-        j = c0 + tl.arange(0, BN)
-        products, _ = product(x, y, kept, r0, c0, d, BM, BN, BK, RESIDENT, False)
-        l = to_logits(products, unit, rows, cols, i, j, m, n, 1.0, not MIXED)
-        if MIXED:
-            l = tl.where((classes(rows, cols, i, j, m, n, offset) & pairs) != 0, l, MINUS_INFINITY)
+        c0 = nth_block(at, t, end, PIECES, PARTIAL) * TILE.BN
+        j = c0 + tl.arange(0, TILE.BN)
+        products, _ = product(operands, r0, c0, TILE, False)
+        l = to_logits(products, operands.scale, matrix, i, j, 1.0, not PARTIAL)
+        if PARTIAL:
+            l = tl.where((classes_of_pairs(matrix, i, j) & matrix.pairs) != 0, l, MINUS_INFINITY)
         best = _improve(best, l, j, below)
     return best
 
 
-@triton.jit(
-    do_not_specialize=["m", "n", "d", "planned", "first_row", "rows_here", "run", "k", "offset", "pairs"]
-)  # fmt: skip
-def top_of_tiles(
-    x, y, y_piece, rows, cols, logit_scale, visits, counts, below, out,
-    m, n, d, planned, first_row, rows_here, run, k, offset, pairs,
-    K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr, RESIDENT: tl.constexpr,
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def topk_kernel(
+    x, y, y_piece, rows, cols, logit_scale, mask, below, out,
+    m, n, d, mask_start, first_row, rows_here, blocks_per_split, k, offset, pairs,
+    K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
+    ALL_FEATURES: tl.constexpr,
 ):  # fmt: skip
-    """Row blocks from ``first_row`` on (axis 0) against runs of ``run`` of the column blocks they visit (axis 1).
+    """Row blocks from ``first_row`` on (axis 0) against splits of the column blocks they visit (axis 1).
 
-    ``out`` [rows_here, runs, k] gets the keys of the k <= K largest logits of ``pairs``, in no order; those below
+    ``out`` [rows_here, splits, k] gets the keys of the k <= K largest logits of ``pairs``, in no order; those below
     ``below`` [rows_here] where it is given.
     """
     r0 = first_row + tl.program_id(0) * BM
     local = tl.program_id(0) * BM + tl.arange(0, BM)
-    plain, mixed, begin, middle, end = runs_of(visits, counts, planned, r0 // BM, n, run, False, BM, BN)
-    unit = load_unit(logit_scale, 1.0)
-    kept = load_kept(x, r0, RESIDENT)
+    matrix = PairMatrix(rows, cols, m, n, offset, pairs, 0)
+    full, partial, begin, middle, end = visits_of(mask, mask_start, r0 // BM, n, blocks_per_split, False, BM, BN)
+    scale, x_block = load_scale(logit_scale, 1.0), load_x_block(x, r0, ALL_FEATURES)
     limit = None if below is None else tl.load(below + local, mask=local < rows_here, other=0)
     best = _nothing(BM, K, k)
-    if plain.dtype.is_ptr():  # there is a plan
+    if full.dtype.is_ptr():  # there is a block mask
         best = _sweep(
-            best, limit, x, y, kept, rows, cols, unit, plain, begin, middle, r0, m, n, d, offset, pairs,
-            False, BM, BN, BK, RESIDENT, 1,
+            best, limit, Operands(x, y, scale, x_block, d), matrix, full, begin, middle, r0,
+            TileShape(BM, BN, BK, ALL_FEATURES), False, 1,
         )  # fmt: skip
     best = _sweep(
-        best, limit, x, y_piece, kept, rows, cols, unit, mixed, middle, end, r0, m, n, d, offset, pairs,
-        True, BM, BP, BK, RESIDENT, BN // BP,
+        best, limit, Operands(x, y_piece, scale, x_block, d), matrix, partial, middle, end, r0,
+        TileShape(BM, BP, BK, ALL_FEATURES), True, BN // BP,
     )  # fmt: skip
     place = tl.arange(0, K)
     at = (local.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * k
     tl.store(out + at[:, None] + place[None, :], best, mask=(local < rows_here)[:, None] & (place < k)[None, :])
-
-
-def tile_from(tile: Tile, d: int) -> Tile:
-    """The tile of a search for features d from that of a reduction.
-
-    Narrow: 64 keys of a row and 128 columns do not fit in the registers of sm_80 and sm_100, and the more pairs a tile
-    has, the more often one row holds up the others. Short where all features are at hand: nothing loads ahead of the
-    search's loop, so other programs have to fill the wait for the next block.
-    """
-    rows, warps = (64, 4) if tile.holds(d) else (128, 8)
-    return tile._replace(
-        rows=min(tile.rows, rows), cols=min(tile.cols, 64), piece=min(tile.piece, 64), warps=warps, resident=2
-    )
-
-
-def unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """The logits in float32 and the columns in int64 of int64 keys [m, k]; -inf and -1 where there is no candidate."""
-    low, high = keys.view(torch.int32).unflatten(1, (-1, 2)).unbind(2)  # as a little-endian machine has them
-    values = (high ^ ((high >> 31) & LAST.value)).view(torch.float32)
-    return values, (low ^ LAST.value).clamp_(min=-1).to(torch.int64)

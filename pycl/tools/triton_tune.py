@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the fastest tiles on this GPU: ``python -m pycl.triton_kernels.tune --features 128,256 [--points 32768]``.
+"""Find the fastest tiles on this GPU: ``python -m pycl.tools.triton_tune --features 128,256 [--points 32768]``.
 
 At most thirty tiles like that of the table run the sweep they are for, on random unit vectors; each in a process of its
 own, so that a fault or a hang costs one tile. The fastest goes to ``tiles.cache_file()``, where every later process
@@ -20,17 +20,18 @@ from math import log2
 
 import torch
 
-from pycl.triton_kernels import aot, tiles, timing
-from pycl.triton_kernels.launch import INTERPRETED
-from pycl.triton_kernels.sides import device_of
-from pycl.triton_kernels.tiles import Tile
+from pycl.backends.triton import tiles
+from pycl.backends.triton.device import device_of
+from pycl.tools import ahead_of_time, triton_tile_time
+from pycl.triton_kernels.interpreter import INTERPRETED
+from pycl.triton_kernels.tile_table import TileConfig
 
 DTYPES = ("bfloat16", "float16", "float32")
 MOST = 30  # tiles of a kernel
 MOST_SUMS = 192  # of a thread's 255 registers
 
 
-def candidates(kernel: str, arch: int, itemsize: int, d: int) -> list[Tile]:
+def candidates(kernel: str, arch: int, itemsize: int, d: int) -> list[TileConfig]:
     """Tiles that differ from the one in use by a step or two and keep the tables' rules, the nearest first."""
     base = tiles.pick(kernel, arch, itemsize, d)
     if base is None:
@@ -38,7 +39,7 @@ def candidates(kernel: str, arch: int, itemsize: int, d: int) -> list[Tile]:
     around = ([size // 2, size, 2 * size] for size in (base.rows, base.cols, base.depth))
     found = {}
     for rows, cols, depth, warps, more in product(*around, (4, 8), (-1, 0, 1)):
-        tile = Tile(rows, cols, depth, warps, base.stages + more, piece=min(base.piece, cols), fold=base.fold)
+        tile = TileConfig(rows, cols, depth, warps, base.stages + more, piece=min(base.piece, cols), fold=base.fold)
         ratios = rows / base.rows, cols / base.cols, depth / base.depth
         steps = sum(abs(log2(ratio)) for ratio in ratios) + abs(more) + (warps != base.warps)
         if steps <= 2 and _keeps_the_rules(kernel, arch, itemsize, d, tile):
@@ -46,23 +47,25 @@ def candidates(kernel: str, arch: int, itemsize: int, d: int) -> list[Tile]:
     return sorted(found, key=lambda tile: found[tile])[:MOST]
 
 
-def _keeps_the_rules(kernel: str, arch: int, itemsize: int, d: int, tile: Tile) -> bool:
+def _keeps_the_rules(kernel: str, arch: int, itemsize: int, d: int, tile: TileConfig) -> bool:
     """Those of the tables, and what can be seen not to fit without a look at the compiler."""
-    limit = aot.SHARED[max(known for known in aot.SHARED if known <= max(arch, min(aot.SHARED)))]
+    limit = ahead_of_time.SHARED[
+        max(known for known in ahead_of_time.SHARED if known <= max(arch, min(ahead_of_time.SHARED)))
+    ]
     whole = max(16, 1 << (d - 1).bit_length())
     if min(tile.rows, tile.cols) < 32 or not 16 <= tile.depth <= (32 if itemsize == 4 else whole) or tile.stages < 1:
         return False
-    sums = tile.rows * (tile.cols + tile.depth * (kernel == "own")) / (32 * tile.warps)
+    sums = tile.rows * (tile.cols + tile.depth * (kernel == "backward_dx")) / (32 * tile.warps)
     if (tile.rows + tile.stages * tile.cols) * tile.depth * itemsize > limit or sums > MOST_SUMS:
         return False
     # symmetric problems need rows in multiples of columns
-    return tile.holds(d) if kernel == "own" else kernel != "reduce" or tile.rows % tile.cols == 0
+    return tile.holds(d) if kernel == "backward_dx" else kernel != "forward" or tile.rows % tile.cols == 0
 
 
-def time_of(kernel: str, n: int, d: int, dtype: str, tile: Tile, limit: float) -> tuple[Tile, float]:
-    """Of ``timing``, in a process that is killed after ``limit`` seconds; raises RuntimeError where there is none."""
+def time_of(kernel: str, n: int, d: int, dtype: str, tile: TileConfig, limit: float) -> tuple[TileConfig, float]:
+    """Of ``triton_tile_time``, in a process killed after ``limit`` seconds; raises RuntimeError where there is none."""
     asked = json.dumps([kernel, n, d, dtype, tile])
-    command = [sys.executable, "-m", timing.__name__, asked]
+    command = [sys.executable, "-m", triton_tile_time.__name__, asked]
     here = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
         done = subprocess.run(command, env=here, capture_output=True, text=True, check=False, timeout=limit)
@@ -72,12 +75,14 @@ def time_of(kernel: str, n: int, d: int, dtype: str, tile: Tile, limit: float) -
         said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
         raise RuntimeError(said[-1])
     tile, milliseconds = json.loads(done.stdout.splitlines()[-1])
-    return Tile(*tile), milliseconds
+    return TileConfig(*tile), milliseconds
 
 
-def fastest(choices: Iterable[Tile], time: Callable[[Tile], tuple[Tile, float]]) -> tuple[Tile, float]:
+def fastest(
+    choices: Iterable[TileConfig], time: Callable[[TileConfig], tuple[TileConfig, float]]
+) -> tuple[TileConfig, float]:
     """The tile that takes least, and what it takes; raises RuntimeError where none runs."""
-    found: list[tuple[float, Tile]] = []
+    found: list[tuple[float, TileConfig]] = []
     for choice in choices:
         try:
             tile, took = time(choice)
@@ -94,7 +99,7 @@ def fastest(choices: Iterable[Tile], time: Callable[[Tile], tuple[Tile, float]])
 
 def main(argv: Sequence[str] | None = None) -> int:
     summary = (__doc__ or "").split(":")[0]
-    parser = argparse.ArgumentParser(prog="python -m pycl.triton_kernels.tune", description=summary)
+    parser = argparse.ArgumentParser(prog="python -m pycl.tools.triton_tune", description=summary)
     parser.add_argument("--features", type=lambda text: [int(d) for d in text.split(",")], default=[128, 256, 512])
     parser.add_argument("--points", type=int, default=32768)
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
@@ -102,9 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if not (INTERPRETED or torch.cuda.is_available()):
         parser.error("tuning needs a GPU")
-    itemsize, arch = getattr(torch, options.dtype).itemsize, device_of(timing.DEVICE).architecture
+    itemsize, arch = getattr(torch, options.dtype).itemsize, device_of(triton_tile_time.DEVICE).architecture
     for d in options.features:
-        for kernel in ("reduce", "own" if tiles.pick("own", arch, itemsize, d) else "store"):
+        for kernel in ("forward", "backward_dx" if tiles.pick("backward_dx", arch, itemsize, d) else "write_weights"):
             choices = candidates(kernel, arch, itemsize, d)
             time = partial(time_of, kernel, options.points, d, options.dtype, limit=options.limit)
             tile, took = fastest(choices, time)
