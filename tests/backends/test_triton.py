@@ -94,8 +94,8 @@ def test_many_tiles(small: None, case: str, dtype: torch.dtype) -> None:
     check(problem, "triton", dtype)
 
 
-def test_many_sample_block_for_both_sides(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than the eight blocks of rows whose sums over columns are merged at once."""
+def test_many_rows_for_both_sides(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than the eight blocks of rows whose sums over columns are combined at once."""
     monkeypatch.setitem(tile_table.TABLES, 0, table(32, 32, 32))
     check(make(300, None, 8, bias=(), normalize=True), "triton", torch.float32)
     check(make(300, 40, 8), "triton", torch.bfloat16)
