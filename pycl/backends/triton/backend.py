@@ -74,10 +74,9 @@ def pair_stats(problem: Problem, both_sides: bool, save: bool) -> tuple[Tensor, 
     both_sides = both_sides or symmetric
     row_stats, col_stats = (x.new(N_STATS, n) for n in (x.n, y.n if of_cols else 0))
     for masked in masked_rows(operands, tile, symmetric):
-        whole = [(0, masked.rows)]
-        chunks = (
-            row_chunks(masked.rows, COLUMN_PARTIALS, 4 * N_STATS * y.n, tile.rows, least=8) if both_sides else whole
-        )
+        chunks = [(0, masked.rows)]
+        if both_sides:
+            chunks = row_chunks(masked.rows, COLUMN_PARTIALS, 4 * N_STATS * y.n, tile.rows, least=8)
         for after, here in chunks:
             first = masked.first + after
             partials = _forward(operands, tile, masked, first, here, STATISTICS, symmetric, both_sides)
