@@ -27,7 +27,7 @@ from torch import Generator, Tensor, nn
 from training import DIM, Batches, Model, Optimizer, encode, settle_batch_norm
 
 from pycl import metrics
-from pycl.backends import registry as backends
+from pycl.backends import registry
 
 COST_SIZES = (256, 512, 1024, 2048, 4096)
 FEW_LABELS, FEW_LABELS_DRAWS = 10, 5
@@ -122,7 +122,7 @@ def summarise(data: Dataset, args: argparse.Namespace, seeds: list[Trained], cos
     run = {key: getattr(args, key) for key in ("loss", "views", "batch_size", "epochs", "max_steps", "lr")}
     run |= {"temperature": args.temperature, "seeds": list(range(args.seed, args.seed + args.seeds)), "dim": DIM}
     run |= {"train_seconds": mean(seed.seconds for seed in seeds), "threads": torch.get_num_threads()}
-    run |= {"backend": backends.choose(None, "cpu"), "torch": torch.__version__, "losses": [s.loss for s in seeds]}
+    run |= {"backend": registry.choose(None, "cpu"), "torch": torch.__version__, "losses": [s.loss for s in seeds]}
     by_seed = [seed.measures for seed in seeds]
     return {
         "data": {"name": data.name, **sizes},

@@ -28,7 +28,7 @@ from training import DIM, Batches, Model, Optimizer, encode, settle_batch_norm
 
 import pycl
 from pycl import metrics
-from pycl.backends import registry as backends
+from pycl.backends import registry
 
 LARGE_CROPS = 2  # the crops that have codes
 SHOWN_PROTOTYPES, SHOWN_IMAGES = 12, 8
@@ -107,7 +107,7 @@ def assign(
 def summarise(rows: list[Row], losses: list[float], seconds: float, data: Dataset, args: argparse.Namespace) -> dict:
     """Everything the example found, as JSON."""
     settings = {key: value for key, value in vars(args).items() if key not in ("data_root", "out", "quiet", "rows")}
-    run = {"seconds": seconds, "threads": torch.get_num_threads(), "backend": backends.choose(None, "cpu")}
+    run = {"seconds": seconds, "threads": torch.get_num_threads(), "backend": registry.choose(None, "cpu")}
     table = [row._asdict() | {key: getattr(row, key)._asdict() for key in ("codes", "predictions")} for row in rows]
     sizes = {"train": len(data.train.labels), "test": len(data.test.labels), "classes": len(data.classes)}
     return {"data": {"name": data.name, **sizes}, "run": settings | run, "rows": table, "losses": losses}

@@ -21,9 +21,7 @@ from typing import Any
 import torch
 
 import pycl
-from pycl.backends import compiled as _load
-from pycl.backends import gpu as _gpu
-from pycl.backends import registry
+from pycl.backends import compiled, gpu, registry
 from pycl.core import precision
 from pycl.tools import assembler
 
@@ -82,7 +80,7 @@ def _cpu() -> dict[str, Any]:
     info = _read("/proc/cpuinfo")
     model = re.search(r"^model name\s*:\s*(.+)$", info, re.MULTILINE)
     try:
-        isas = [isa for isa in _load.extension().supported_isas() if isa != EMULATED]
+        isas = [isa for isa in compiled.extension().supported_isas() if isa != EMULATED]
     except ImportError:
         isas = []
     has_cpu = _why_not("cpu", "cpu") is None
@@ -107,7 +105,7 @@ def _amx(cpu_info: str, isas: Sequence[str]) -> str:
 
 def _compiled() -> dict[str, Any]:
     try:
-        module = _load.extension()
+        module = compiled.extension()
     except ImportError as error:
         return {"built": False, "path": None, "why_not": str(error)}
     return {"built": True, "path": module.__file__, "why_not": None}
@@ -115,7 +113,7 @@ def _compiled() -> dict[str, Any]:
 
 def _cuda_library() -> dict[str, Any]:
     try:
-        return {"built": True, "path": _load.library("libpycl_cuda.so"), "why_not": None}
+        return {"built": True, "path": compiled.library("libpycl_cuda.so"), "why_not": None}
     except ImportError as error:
         return {"built": False, "path": None, "why_not": str(error)}
 
@@ -138,7 +136,7 @@ def _threads() -> dict[str, Any]:
 def _pool() -> str | None:
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     try:
-        module = _load.extension()
+        module = compiled.extension()
     except ImportError:
         return None
     return "torch's" if library.exists() and module.use_thread_pool_of(str(library)) else "std::thread"
@@ -211,7 +209,7 @@ def _ptxas(found: dict[str, Any]) -> str:
         return f"none: {found['why_not']}"
     tools: dict[str, list[str]] = {}
     for architecture, tool in found["takes"].items():
-        capability = _gpu.dotted(divmod(int(architecture), 10))
+        capability = gpu.dotted(divmod(int(architecture), 10))
         tools.setdefault(f"{tool['version']} in {tool['path']}", []).append(capability)
     return "; ".join(f"{tool} for {', '.join(capabilities)}" for tool, capabilities in tools.items())
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pycl.backends import registry as backends
+from pycl.backends import registry
 
 from ..suites.case import Case
 from ..workloads import baselines, float64_reference
@@ -96,7 +96,7 @@ def measure(
 
 def backend_of(case: Case, device: Device) -> str:
     """What the automatic choice takes."""
-    name: str = backends.choose(None, device.torch_device, case.dtype, case.workload.operator)
+    name: str = registry.choose(None, device.torch_device, case.dtype, case.workload.operator)
     return name
 
 
@@ -134,8 +134,8 @@ def _rivals(case: Case, device: Device, chosen: str) -> dict[str, Callable[[], F
     if not device.has_rivals:
         return {}
     operator, on = case.workload.operator, device.torch_device
-    ranked = backends.preferred(on, operator)
-    able = [name for name in ranked if backends.why_not(name, on, case.dtype, operator) is None]
+    ranked = registry.preferred(on, operator)
+    able = [name for name in ranked if registry.why_not(name, on, case.dtype, operator) is None]
     fast = [name for name in able if name not in (chosen, "reference")]
     return {name: partial(partial, case.workload.ours, backend=name) for name in fast}
 

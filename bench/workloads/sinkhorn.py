@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pycl.functional
-from pycl.backends import registry as backends
+from pycl.backends import registry
 
 from .workload import Workload
 
@@ -151,7 +151,7 @@ def clustered(counts: tuple[int, ...], dim: int, device: str) -> list[Tensor]:
 class StoredScores(Workload):
     """Codes from scores ``[size, dim]``."""
 
-    operator = backends.SINKHORN
+    operator = registry.SINKHORN
     value = "codes"
     backward = False
     what = (

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pycl.backends import registry as backends
+from pycl.backends import registry
 
 Function = Callable[..., Tensor]
 
@@ -22,7 +22,7 @@ class Workload(ABC):
     dense: Function  # the form that stores the matrix and that "compile" compiles; called "eager"
     others: Mapping[str, Function] = field(default_factory=dict, kw_only=True)  # more dense forms, by name
 
-    operator: ClassVar[str] = backends.PAIRS  # that a backend needs
+    operator: ClassVar[str] = registry.PAIRS  # that a backend needs
     value: ClassVar[str] = "loss"
     backward: ClassVar[bool] = True
     what: ClassVar[str] = "Forward and backward"

@@ -8,7 +8,7 @@ import functools
 import torch
 from torch import Tensor
 
-from pycl.backends import gpu as _gpu
+from pycl.backends import gpu
 from pycl.backends.compiled import library
 from pycl.backends.cuda_library import DTYPES as DTYPES
 from pycl.backends.cuda_library import CudaLibrary, PyclDevice, described, outputs_of
@@ -17,7 +17,7 @@ from pycl.core.problem import SinkhornProblem
 
 DEVICES = ("cuda",)
 
-if reason := _gpu.why_not():
+if reason := gpu.why_not():
     raise BackendUnavailable(f"backend='cuda' is not available: {reason}")
 
 try:

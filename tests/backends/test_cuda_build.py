@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from pycl.backends import compiled as _load
-from pycl.backends import registry as backends
+from pycl.backends import compiled, registry
 from pycl.backends.cuda_library import PyclDevice, PyclSinkhorn, PyclSinkhornPlan
 
 ROOT = Path(__file__).parent.parent.parent
@@ -56,7 +55,7 @@ def test_later_gpus_get_ptx_with_clusters(report: dict[str, Any], tmp_path: Path
 def library(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The installed one, or where the sources run as they are one for a single architecture."""
     try:
-        return _load.library("libpycl_cuda.so")
+        return compiled.library("libpycl_cuda.so")
     except ImportError:
         if not shutil.which("nvcc"):
             pytest.skip("libpycl_cuda.so is not built and there is no nvcc")
@@ -116,7 +115,7 @@ def test_a_gpu_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
     with pytest.raises(
-        backends.BackendUnavailable, match=r"needs compute capability 8\.0 or higher, Tesla T4 has 7\.5"
+        registry.BackendUnavailable, match=r"needs compute capability 8\.0 or higher, Tesla T4 has 7\.5"
     ):
         runpy.run_module("pycl.backends.cuda")
 
@@ -127,6 +126,6 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise ImportError(f"{name} was not built")
 
-    monkeypatch.setattr(_load, "library", missing)
-    with pytest.raises(backends.BackendUnavailable, match=r"libpycl_cuda\.so was not built.*pip install.*nvcc"):
+    monkeypatch.setattr(compiled, "library", missing)
+    with pytest.raises(registry.BackendUnavailable, match=r"libpycl_cuda\.so was not built.*pip install.*nvcc"):
         runpy.run_module("pycl.backends.cuda")

@@ -12,17 +12,17 @@ from helpers.sinkhorn_problems import check, dense, problem
 from torch import Tensor
 
 import pycl.functional as F
-from pycl.backends import registry as backends
+from pycl.backends import registry
 from pycl.backends.cuda_library import described, outputs_of
 from pycl.core.problem import SinkhornProblem
 
 REQUIRED = "cuda" in os.environ.get("PYCL_TEST_REQUIRE", "")
 if not torch.cuda.is_available() and not REQUIRED:
     pytest.skip("no GPU", allow_module_level=True)
-if (missing := backends.why_not("cuda", "cuda", operator=backends.SINKHORN)) and not REQUIRED:
+if (missing := registry.why_not("cuda", "cuda", operator=registry.SINKHORN)) and not REQUIRED:
     pytest.skip(missing, allow_module_level=True)
 
-cuda: Any = backends.load("cuda")
+cuda: Any = registry.load("cuda")
 GPU = torch.device("cuda")
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 
@@ -34,8 +34,8 @@ def _on_the_gpu() -> Any:
 
 
 def test_the_automatic_choice_is_cuda() -> None:
-    assert backends.choose(None, "cuda", BF16, backends.SINKHORN) == "cuda"
-    assert backends.choose(None, "cuda", F64, backends.SINKHORN) == "cuda"
+    assert registry.choose(None, "cuda", BF16, registry.SINKHORN) == "cuda"
+    assert registry.choose(None, "cuda", F64, registry.SINKHORN) == "cuda"
 
 
 SHAPES = [

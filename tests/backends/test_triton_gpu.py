@@ -14,7 +14,7 @@ from torch import Tensor
 
 import pycl.functional as F
 from pycl import Points
-from pycl.backends import registry as backends
+from pycl.backends import registry
 from pycl.engine import pair_average
 
 if not torch.cuda.is_available() and "cuda" not in os.environ.get("PYCL_TEST_REQUIRE", ""):
@@ -32,7 +32,7 @@ def _on_the_gpu() -> Any:
 
 
 def test_the_automatic_choice_is_triton() -> None:
-    assert backends.choose(None, "cuda") == "triton"
+    assert registry.choose(None, "cuda") == "triton"
 
 
 CASES: dict[str, Callable[[], Case]] = {

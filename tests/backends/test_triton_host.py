@@ -16,7 +16,7 @@ from torch import Tensor
 
 import pycl.functional as F
 from pycl import Pairs, Points
-from pycl.backends import registry as backends
+from pycl.backends import registry
 from pycl.backends.registry import BackendUnavailable, why_not
 
 if reason := why_not("triton", "cpu"):
@@ -96,7 +96,7 @@ def test_float64_is_refused() -> None:
     z = torch.randn(2, 5, 4, dtype=torch.float64)
     with pytest.raises(BackendUnavailable, match=r"'triton' takes torch.float32.*got torch.float64.*reference"):
         F.nt_xent(z, backend="triton")
-    assert "triton" not in backends.installed("cpu", torch.float64)
+    assert "triton" not in registry.installed("cpu", torch.float64)
 
 
 @pytest.mark.parametrize("asked", ["triton", None])
@@ -104,22 +104,22 @@ def test_a_gpu_with_float64(
     asked: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(backend, "DEVICES", ("cuda",))
-    backends.why_not.cache_clear()
-    backends._automatic.cache_clear()
+    registry.why_not.cache_clear()
+    registry._automatic.cache_clear()
     try:
-        assert backends.choose(None, "cuda", torch.bfloat16) == "triton"
+        assert registry.choose(None, "cuda", torch.bfloat16) == "triton"
         if asked:
             with pytest.raises(BackendUnavailable, match="float64"):
-                backends.choose(asked, "cuda", torch.float64)
+                registry.choose(asked, "cuda", torch.float64)
         else:
             with caplog.at_level(logging.INFO, logger="pycl"):
-                assert [backends.choose(None, "cuda", torch.float64) for _ in range(2)] == ["reference"] * 2
+                assert [registry.choose(None, "cuda", torch.float64) for _ in range(2)] == ["reference"] * 2
             assert len(caplog.records) == 1
             assert caplog.records[0].levelno == logging.WARNING
             assert "float64" in caplog.text
     finally:
-        backends.why_not.cache_clear()
-        backends._automatic.cache_clear()
+        registry.why_not.cache_clear()
+        registry._automatic.cache_clear()
 
 
 def test_cpu_tensors_outside_the_interpreter() -> None:

@@ -15,7 +15,7 @@ import torch
 from test_bench import _one_thread  # noqa: F401  a fixture
 from torch import Tensor
 
-from pycl.backends import registry as backends
+from pycl.backends import registry
 from pycl.bench.__main__ import main, select
 from pycl.bench.measure import correctness, memory, runner, suite
 from pycl.bench.measure.cpu import Cpu
@@ -203,8 +203,8 @@ def test_gpu_cases() -> None:
 
 
 def test_backends_beside_the_automatic_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "why_not", lambda name, *_: "not built" if name == "absent" else None)
-    monkeypatch.setattr(backends, "preferred", lambda *_: ["cuda", "absent", "triton"])
+    monkeypatch.setattr(registry, "why_not", lambda name, *_: "not built" if name == "absent" else None)
+    monkeypatch.setattr(registry, "preferred", lambda *_: ["cuda", "absent", "triton"])
     case = next(case for case in GPU_CASES if case.loss == "sinkhorn")
     makers = runner._rivals(case, Gpu(), "cuda")
     assert list(makers) == ["triton"]

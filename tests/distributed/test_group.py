@@ -234,19 +234,19 @@ class Counted:
 
 
 def work_of(rank: int, world: int) -> dict[Any, Any]:
-    from pycl.backends import registry as backends
+    from pycl.backends import registry
 
     torch.manual_seed(0)
     found, n = {}, 96 // world
     for name in ("nt_xent", "clip", "siglip", "sup_con"):
         for transport in TRANSPORTS if world > 1 else ("none",):
-            counted = Counted(backends.load("reference"))
-            backends.load = lambda _, counted=counted: counted  # the process ends after this
+            counted = Counted(registry.load("reference"))
+            registry.load = lambda _, counted=counted: counted  # the process ends after this
             inputs = [x.requires_grad_() if x.is_floating_point() else x for x in LOSSES[name].make(2, n, 8)]
             options = {} if world == 1 else {"group": group_of(transport)}
             LOSSES[name](inputs, LOSSES[name].scalars, backend="reference", **options).backward()
             found[name, transport] = counted.pairs, counted.columns
-            backends.load = lambda _, counted=counted: counted.backend
+            registry.load = lambda _, counted=counted: counted.backend
     return found
 
 

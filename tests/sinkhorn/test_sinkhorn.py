@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pycl.backends import registry as backends
+from pycl.backends import registry
 from pycl.functional import dino_codes, sinkhorn
 
 HALVES = torch.bfloat16, torch.float16
@@ -167,7 +167,7 @@ def test_constants_and_determinism(sinkhorn_backend: str) -> None:
 
 @given(st.data())
 def test_drawn(data: st.DataObject) -> None:
-    names = backends.installed("cpu", torch.float32, backends.SINKHORN)
+    names = registry.installed("cpu", torch.float32, registry.SINKHORN)
     draw = functools.partial(data.draw)
     shape = draw(st.integers(1, 40)), draw(st.integers(1, 40))
     epsilon, iterations = draw(st.floats(0.02, 2.0)), draw(st.integers(1, 6))
@@ -245,13 +245,13 @@ def test_bad_dino_input() -> None:
 
 
 def test_a_backend_without_the_operator_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = backends.load(backends.installed("cpu")[0])
+    cpu = registry.load(registry.installed("cpu")[0])
     monkeypatch.delattr(cpu, "sinkhorn")
-    backends.why_not.cache_clear()
-    with pytest.raises(backends.BackendUnavailable, match="has no sinkhorn; leave the choice"):
-        sinkhorn(torch.zeros(2, 2), backend=backends.installed("cpu")[0])
+    registry.why_not.cache_clear()
+    with pytest.raises(registry.BackendUnavailable, match="has no sinkhorn; leave the choice"):
+        sinkhorn(torch.zeros(2, 2), backend=registry.installed("cpu")[0])
     monkeypatch.undo()
-    backends.why_not.cache_clear()
+    registry.why_not.cache_clear()
 
 
 def test_out(sinkhorn_backend: str) -> None:

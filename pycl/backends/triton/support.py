@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib.metadata
 
-from pycl.backends import gpu as _gpu
+from pycl.backends import gpu
 
 MINIMUM = (3, 5)
 
@@ -17,5 +17,5 @@ def why_not() -> str | None:
     except importlib.metadata.PackageNotFoundError:
         return "Triton is not installed (pip install 'triton>=3.5'; PyTorch's CUDA wheels bring it)"
     if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM:
-        return f"Triton {version} is older than {_gpu.dotted(MINIMUM)}"
-    return _gpu.why_not()
+        return f"Triton {version} is older than {gpu.dotted(MINIMUM)}"
+    return gpu.why_not()
