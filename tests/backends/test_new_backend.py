@@ -26,7 +26,7 @@ def forget() -> None:
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    """The backend, behind all others."""
+    """The backend, behind all others that are the choice on a CPU."""
     (tmp_path / f"{NAME}.py").write_text(CODE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(BACKENDS, NAME, Entry(NAME, ("cpu",)))
@@ -36,7 +36,7 @@ def registered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]
 
 
 def test_tests_run_it(registered: str) -> None:
-    assert installed("cpu")[-1] == registered
+    assert registered in installed("cpu")
     assert registered in installed("cpu", operator=registry.SINKHORN_STEPS)
 
 
