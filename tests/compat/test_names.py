@@ -159,7 +159,7 @@ def test_explain_of_a_model() -> None:
         "lightly.loss.swav_loss.SwaVLoss 1 the library's own code: pycl.compat.lightly has a fused SwaVLoss",
         "pycl.compat.lightly._nt_xent.NTXentLoss 1 fused",
         "pycl.compat.lightly._nt_xent.NTXentLoss 1 the library's own code: a negative temperature",
-        "pycl.modules.NTXentLoss 1 fused",
+        "pycl.modules.losses.NTXentLoss 1 fused",
         "training.Mine 1 the library's own code: Mine has a _loss of its own",
     ]
     assert second_table(nn.Linear(2, 2)) == ["none no loss of pycl's, and none of a library's that a drop-in is for"]
