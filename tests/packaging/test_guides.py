@@ -311,3 +311,24 @@ def test_rooms_import_what_the_page_says() -> None:
     for room, *below in rooms():
         if room in FLOOR or room == "pycl":
             assert {(room, name) for name in below} <= found
+
+
+# ---- the one table of figures outside docs/benchmarks.md
+
+
+def test_the_figures_of_the_readme_are_the_records() -> None:
+    """Every ratio and every peak of the README's small table stands in a row of the benchmarks' page."""
+    measured = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8").replace("**", "")
+    lines = [line for line in measured.splitlines() if line.startswith(("| clip", "| nt_xent"))]
+    rows = {line.split("|")[1].strip(): line for line in lines}
+    found = re.findall(
+        r"^\| (CLIP|NT-Xent), ([\d ]+) \w+, d = (\d+), (\w+) \|(.*)\|$",
+        (ROOT / "README.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    assert len(found) >= 5
+    for loss, size, d, dtype, cells in found:
+        row = rows[f"{'clip' if loss == 'CLIP' else 'nt_xent'} {size.replace(' ', '')}, d = {d}, {dtype}"]
+        for number in re.findall(r"~?\d[\d.]*(?= ×| GiB)", cells):
+            where = re.search(rf"\| {re.escape(number)}(?: x)? \|", row)
+            assert where, f"{number} of {loss} {size} is not in: {row}"
