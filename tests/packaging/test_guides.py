@@ -329,6 +329,6 @@ def test_the_figures_of_the_readme_are_the_records() -> None:
     assert len(found) >= 5
     for loss, size, d, dtype, cells in found:
         row = rows[f"{'clip' if loss == 'CLIP' else 'nt_xent'} {size.replace(' ', '')}, d = {d}, {dtype}"]
-        for number in re.findall(r"~?\d[\d.]*(?= ×| GiB)", cells):
+        for number in re.findall(r"~?\d[\d.]*(?= \u00d7| GiB)", cells):
             where = re.search(rf"\| {re.escape(number)}(?: x)? \|", row)
             assert where, f"{number} of {loss} {size} is not in: {row}"
