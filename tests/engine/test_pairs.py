@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pycl import Pairs, Points, pair_stats
+from pycl import Pairs, Points, pair_average, pair_logits, pair_stats, pair_sum, pair_top
 from pycl.engine.validation import one_set, problem_of
 from pycl.engine.views import check_labels, stack_views
 
@@ -83,6 +83,21 @@ def test_points_of_several_views_are_points_with_labels(backend: str, sides: str
     torch.testing.assert_close(
         pair_stats(Points(x, n_views=3), Points(y), **mixed), pair_stats(with_labels[0], one_view, **mixed)
     )
+
+
+def test_every_operator_numbers_several_views(backend: str) -> None:
+    x, y, values = torch.randn(12, 5), torch.randn(9, 5), torch.randn(9, 4)
+    pairs, offset = Pairs.NEG_OTHER_VIEW | Pairs.POS_OTHER_VIEW, None
+    short = Points(x, n_views=3), Points(y, n_views=3)
+    long = [Points(z, torch.arange(len(z)) % (len(z) // 3), torch.arange(len(z)) // (len(z) // 3)) for z in (x, y)]
+    options = {"offset": offset, "backend": backend}
+    for operator in (
+        lambda points: pair_sum(*points, negatives=pairs, positives=Pairs.POS_SAME_VIEW, **options),
+        lambda points: pair_logits(*points, pairs=pairs, **options),
+        lambda points: pair_top(*points, 2, pairs=pairs, **options),
+        lambda points: pair_average(*points, values, pairs=pairs, **options),
+    ):
+        torch.testing.assert_close(operator(short), operator(long))
 
 
 @pytest.mark.parametrize(
