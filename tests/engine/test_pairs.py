@@ -91,13 +91,13 @@ def test_every_operator_numbers_several_views(backend: str) -> None:
     short = Points(x, n_views=3), Points(y, n_views=3)
     long = [Points(z, torch.arange(len(z)) % (len(z) // 3), torch.arange(len(z)) // (len(z) // 3)) for z in (x, y)]
     options = {"offset": offset, "backend": backend}
-    for operator in (
+    for call in (
         lambda points: pair_sum(*points, negatives=pairs, positives=Pairs.POS_SAME_VIEW, **options),
         lambda points: pair_logits(*points, pairs=pairs, **options),
         lambda points: pair_top(*points, 2, pairs=pairs, **options),
         lambda points: pair_average(*points, values, pairs=pairs, **options),
     ):
-        torch.testing.assert_close(operator(short), operator(long))
+        torch.testing.assert_close(call(short), call(long))
 
 
 @pytest.mark.parametrize(
