@@ -75,7 +75,7 @@ def _slices(n: int, size: int) -> Iterator[slice]:
 
 
 def _members(problem: Problem, pairs: int, i: slice, j: slice) -> Tensor:
-    """Which pairs of a tile are in a pair set, bool."""
+    """Which pairs of a tile are in a pair set, bool. Labels are written out once for all tiles: ``with_labels``."""
     row_ids, row_views, col_ids, col_views = problem.labels()
     same_id = row_ids[i, None] == col_ids[j]
     same_view = row_views[i, None] == col_views[j]
@@ -102,7 +102,7 @@ def _logits(problem: Problem, rows: _Side, cols: _Side, i: slice, j: slice) -> T
 
 
 def _strips(problem: Problem, rows: _Side, cols: _Side) -> Iterator[_Strip]:
-    every = slice(0, len(cols.x))
+    problem, every = problem.with_labels(), slice(0, len(cols.x))
     for i in _slices(len(rows.x), STRIP):
         in_pairs, in_pos = (_members(problem, pairs, i, every) for pairs in (problem.pairs, problem.positives))
         yield _Strip(i, _logits(problem, rows, cols, i, every), in_pairs, in_pos)
@@ -206,6 +206,7 @@ def pair_logits(problem: Problem) -> Tensor:
     every = problem.pairs == Pairs.ALL
     if every and problem.row_bias is None and problem.col_bias is None and dtype == problem.rows.dtype:
         return _product(left, right.T)
+    problem = problem if every else problem.with_labels()
     out = problem.rows.new_empty(len(left), len(right))
     for i in _slices(len(left), STRIP):
         logits = _biased(problem, _product(left[i], right.T), i, whole)
@@ -217,9 +218,10 @@ def pair_logits_backward(problem: Problem, d_logits: Tensor, needs: Needs) -> Gr
     def weights() -> Iterator[tuple[slice, Tensor]]:
         m, n = d_logits.shape
         every = problem.pairs == Pairs.ALL
+        labelled = problem if every else problem.with_labels()
         for i in _slices(m, m if every and dtype == d_logits.dtype else STRIP):
             w = d_logits[i].to(dtype)
-            yield i, w if every else w.masked_fill(~_members(problem, problem.pairs, i, slice(0, n)), 0)
+            yield i, w if every else w.masked_fill(~_members(labelled, problem.pairs, i, slice(0, n)), 0)
 
     dtype = _product_dtype(problem.rows)
     return _apply(problem, *_sides(problem), weights(), needs, dtype)
@@ -232,6 +234,7 @@ def _product_dtype(z: Tensor) -> torch.dtype:
 
 def pair_top(problem: Problem, k: int) -> tuple[Tensor, Tensor]:
     rows, cols = _sides(problem)
+    problem = problem if problem.pairs == Pairs.ALL else problem.with_labels()
     values = rows.x.new_empty(len(rows.x), k)
     index = torch.empty_like(values, dtype=torch.int64)
     for i in _slices(len(rows.x), TILE[0]):

@@ -11,9 +11,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pycl.core.pairs import Pairs, Points
-from pycl.distributed.ranks import Group, all_reduce_sum, together
-from pycl.engine.reduction import reduce
-from pycl.engine.reductions import pair_stats
+from pycl.distributed.ranks import Agreement, Group, all_reduce_sum, together
+from pycl.engine.reduction import share_of
+from pycl.engine.reductions import agreed_stats
 from pycl.functional._common import Scalar, as_scalar, expand_scalar
 
 
@@ -69,8 +69,8 @@ def _against_constants(
     scale = as_scalar("logit_scale", logit_scale)
     bias = None if logit_bias is None else expand_scalar("logit_bias", logit_bias, image)
 
-    def terms(rows: Tensor, cols: Tensor) -> Tensor:
-        stats = pair_stats(
+    def terms(rows: Tensor, cols: Tensor) -> tuple[Tensor, Agreement | None]:
+        stats, everyone = agreed_stats(
             Points(rows),
             Points(cols.detach()),
             scale,
@@ -79,9 +79,10 @@ def _against_constants(
             row_bias=bias,
             group=group,
         )
-        return stats.lse - stats.pos_sum
+        return stats.lse - stats.pos_sum, everyone
 
-    return reduce(terms(image, text) + terms(text, image), "mean", group) / 2
+    (of_images, everyone), (of_texts, _) = terms(image, text), terms(text, image)
+    return share_of(of_images + of_texts, "mean", everyone) / 2
 
 
 def world() -> dist.ProcessGroup:

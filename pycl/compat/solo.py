@@ -30,8 +30,8 @@ from pycl.compat._common import (
 from pycl.compat._peer import fall_back, find_peer, forward_names
 from pycl.core.pairs import Pairs, Points
 from pycl.distributed.ranks import LOCAL, Group, together
-from pycl.engine.reduction import reduce
-from pycl.engine.reductions import pair_stats
+from pycl.engine.reduction import share_of
+from pycl.engine.reductions import agreed_stats
 from pycl.functional._common import Scalar
 
 __all__ = ["SinkhornKnopp", "nnclr_loss_func", "simclr_loss_func", "swav_loss_func"]
@@ -60,7 +60,7 @@ def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Te
 
 @together
 def _simclr(z: Tensor, indexes: Tensor, temperature: Scalar, *, group: Group | None) -> Tensor:
-    stats = pair_stats(
+    stats, everyone = agreed_stats(
         Points(z, indexes),
         None,
         signed_scale(temperature),
@@ -69,7 +69,7 @@ def _simclr(z: Tensor, indexes: Tensor, temperature: Scalar, *, group: Group | N
         normalize=True,
         group=group,
     )
-    return reduce(stats.lse - stats.pos_lse, "mean", group)
+    return share_of(stats.lse - stats.pos_lse, "mean", everyone)
 
 
 def nnclr_loss_func(nn: Tensor, p: Tensor, temperature: float = 0.1) -> Tensor:

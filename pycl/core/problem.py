@@ -84,6 +84,12 @@ class Problem(NamedTuple):
             return Labels(self.row_ids, self.row_views, self.row_ids, self.row_views)
         return Labels(self.row_ids, self.row_views, self.col_ids, self.col_views)
 
+    def with_labels(self) -> Problem:
+        """The same problem with its labels written out."""
+        row_ids, row_views, col_ids, col_views = self.labels()
+        of_cols = (None, None) if self.cols is None else (col_ids, col_views)
+        return self._replace(row_ids=row_ids, row_views=row_views, col_ids=of_cols[0], col_views=of_cols[1], n_views=1)
+
 
 class StatsRow:
     """Rows of the statistics ``[6, n]`` that a backend returns for n points. No enum: torch.compile indexes by none.

@@ -97,11 +97,6 @@ class Agreement(NamedTuple):
         return self.ranks.group
 
     @property
-    def mine(self) -> list[int]:
-        """The sizes of this rank."""
-        return self.sizes[self.ranks.rank]
-
-    @property
     def n(self) -> int:
         """The sum of the ranks' first sizes: as a rule, the number of all anchors."""
         return sum(sizes[0] for sizes in self.sizes)
@@ -109,7 +104,7 @@ class Agreement(NamedTuple):
     @property
     def weight(self) -> float:
         """The weight of this rank's mean in the mean over the ranks; not 1 where batches are uneven."""
-        return self.mine[0] * self.ranks.size / max(1, self.n)
+        return self.sizes[self.ranks.rank][0] * self.ranks.size / max(1, self.n)
 
 
 class Named(NamedTuple):
@@ -118,7 +113,7 @@ class Named(NamedTuple):
     name: str
 
 
-Group: TypeAlias = "dist.ProcessGroup | Literal['world', 'local'] | Named | Ring | Ranks | Agreement"
+Group: TypeAlias = "dist.ProcessGroup | Literal['world', 'local'] | Named | Ring | Ranks"
 WORLD: Final = "world"
 LOCAL: Final = "local"
 
@@ -175,7 +170,7 @@ def together(function: F) -> F:
     @wraps(function)
     def call(*args: Any, **options: Any) -> Any:
         group = options.get("group")
-        if group is None or isinstance(group, (Ranks, Agreement)):
+        if group is None or isinstance(group, Ranks):
             return function(*args, **options)
         if isinstance(group, str) and (group == LOCAL or (group == WORLD and not several_ranks())):
             options["group"] = None
@@ -237,9 +232,7 @@ def of_the_batch(function: F, defaults: Mapping[str, Any] | None = None) -> F:
 
 
 def ranks_of(group: Group | None) -> Ranks | None:
-    """What ``together`` made of a ``group``, whether the ranks have agreed since or not."""
-    if isinstance(group, Agreement):
-        return group.ranks
+    """What ``together`` made of a ``group``."""
     assert group is None or isinstance(group, Ranks)
     return group
 

@@ -24,9 +24,7 @@ def reduce(terms: Tensor, reduction: str, group: Group | None = None) -> Tensor:
     ranks' terms.
     """
     check_reduction(reduction)
-    if not isinstance(group, Agreement):
-        group = agree(group, terms.device, [terms.shape[-1]], reduction=reduction)
-    return share_of(terms, reduction, group)
+    return share_of(terms, reduction, agree(group, terms.device, [terms.shape[-1]], reduction=reduction))
 
 
 def share_of(terms: Tensor, reduction: str, agreement: Agreement | None) -> Tensor:

@@ -16,11 +16,11 @@ from pycl.backends import registry
 from pycl.core.pairs import Pairs, Points
 from pycl.core.problem import N_RESULTS, Problem, StatsRow
 from pycl.core.tracing import observed
-from pycl.distributed.ranks import Group
+from pycl.distributed.ranks import Agreement, Group
 from pycl.engine.reduction import check_reduction, share_of, zero_if_empty
 from pycl.engine.validation import check_choice, check_count, check_values, one_set, problem_of
 from pycl.ops.autograd import FusedLossFunction, StatsFunction, SumFunction, WeightedSumFunction, apply
-from pycl.ops.sharded import sharded
+from pycl.ops.sharded import Sharded, sharded
 
 __all__ = ["PairStats", "Pairs", "Points", "pair_average", "pair_cross_entropy", "pair_stats", "pair_sum"]
 
@@ -131,6 +131,38 @@ def pair_stats(
     return of_rows, PairStats(*stats[N_RESULTS : 2 * N_RESULTS]) if both else of_rows
 
 
+def agreed_stats(
+    rows: Points,
+    cols: Points | None,
+    logit_scale: float | Tensor,
+    *,
+    denominator: Pairs,
+    positives: Pairs = Pairs.NONE,
+    row_bias: Tensor | None = None,
+    col_bias: Tensor | None = None,
+    offset: int | None = 0,
+    normalize: bool = False,
+    group: Group | None = None,
+    backend: str | None = None,
+    **facts: str,
+) -> tuple[PairStats, Agreement | None]:
+    """``pair_stats`` of the rows, and what the ranks of a group have agreed on to compute them.
+
+    A loss that counts the anchors of all ranks afterwards, for a mean, lets them meet once this way. The ranks compare
+    ``facts`` too: what else the loss was asked for.
+    """
+    sets = {"denominator": denominator, "positives": positives}
+    args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group)
+    name = registry.choose(backend, rows.z.device.type, args.rows.dtype)
+    shards = sharded(group, "pair_stats", args, False, **facts)
+    stats = apply(StatsFunction, *args, False, wants_gradient(args), name, shards)
+    return PairStats(*stats[:N_RESULTS]), agreement_of(shards)
+
+
+def agreement_of(shards: Sharded | None) -> Agreement | None:
+    return None if shards is None else shards.agreement
+
+
 def pair_cross_entropy(
     rows: Points,
     cols: Points | None = None,
@@ -192,7 +224,7 @@ def pair_cross_entropy(
         lses = [zero_if_empty(lse) for lse in lses]
     lse = (lses[0] + lses[1]) / 2 if both else lses[0]
     terms = torch.sub(lse, of_rows.pos_sum, alpha=1 / n_positives)
-    return share_of(terms, reduction, None if shards is None else shards.agreement)
+    return share_of(terms, reduction, agreement_of(shards))
 
 
 def pair_sum(
@@ -232,7 +264,7 @@ def pair_sum(
         return cast("Tensor", apply(FusedLossFunction, *args, "pair_sum_fused", weights, name))
     shards = sharded(group, "pair_sum", args, reduction=reduction)
     terms = apply(SumFunction, *args, wants_gradient(args), name, shards)[0]
-    return share_of(terms, reduction, None if shards is None else shards.agreement)
+    return share_of(terms, reduction, agreement_of(shards))
 
 
 def can_fuse(operator: str, args: Problem, backend: str) -> bool:

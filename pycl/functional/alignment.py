@@ -8,8 +8,8 @@ from torch import Tensor
 from pycl.core.pairs import Pairs, Points
 from pycl.core.tracing import log
 from pycl.distributed.ranks import Group, agree, all_reduce_logsumexp_differentiable, of_the_batch
-from pycl.engine.reduction import check_reduction, reduce
-from pycl.engine.reductions import pair_stats
+from pycl.engine.reduction import check_reduction, share_of
+from pycl.engine.reductions import agreed_stats
 from pycl.functional._common import Scalar, check_features, check_matched, check_positive, unit
 
 
@@ -45,8 +45,16 @@ def alignment(
     """
     check_reduction(reduction)
     check_matched(x=x, y=y)
-    agree(group, x.device, [x.shape[0]], operator="alignment", dtype=str(x.dtype))
-    return reduce((unit(x, normalize) - unit(y, normalize)).square().sum(-1), reduction, group)
+    everyone = agree(
+        group,
+        x.device,
+        [x.shape[0]],
+        operator="alignment",
+        dtype=str(x.dtype),
+        normalize=normalize,
+        reduction=reduction,
+    )
+    return share_of((unit(x, normalize) - unit(y, normalize)).square().sum(-1), reduction, everyone)
 
 
 @of_the_batch
@@ -91,7 +99,7 @@ def uniformity(
     n, bias = z.shape[0], -t * z.square().sum(-1)
     if n == 1 and group is None:
         return 0.0 * bias.sum()
-    stats = pair_stats(
+    stats, everyone = agreed_stats(
         Points(z if normalize else x),
         None,
         2.0 * t,
@@ -102,6 +110,6 @@ def uniformity(
         backend=backend,
     )
     lse = stats.lse.logsumexp(0)
-    if (everyone := agree(group, x.device, [n], operator="uniformity")) is not None:
+    if everyone is not None:
         lse, n = all_reduce_logsumexp_differentiable(lse, everyone.group), everyone.n
     return lse - log(n * (n - 1), lse)

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from pycl.core.pairs import Pairs
 from pycl.distributed.ranks import Agreement, all_reduce_logsumexp
-from pycl.engine.agreement import agree_on
-from pycl.engine.reduction import by_view, check_reduction, reduce, zero_if_empty
-from pycl.engine.reductions import pair_cross_entropy, pair_stats
+from pycl.engine.reduction import by_view, check_reduction, share_of, zero_if_empty
+from pycl.engine.reductions import agreed_stats, pair_cross_entropy
 from pycl.engine.views import stack_views
 from pycl.functional._common import Scalar, Views, check_positive, check_two_views, to_logit_scale
 from pycl.functional._options import Options, loss
@@ -109,18 +108,18 @@ def dclw(
     sigma, scale = check_positive("sigma", sigma), to_logit_scale(temperature)
     points, n_views = stack_views(views)
     check_two_views("the decoupled loss", n_views)
-    everyone = options["group"] = agree_on(options["group"], points, scale, loss="dclw")
-    stats = pair_stats(
+    stats, everyone = agreed_stats(
         points,
         None,
         scale,
         denominator=Pairs.NEGATIVE,
         positives=Pairs.POS_OTHER_VIEW,
+        reduction=reduction,
         **options,
     )
     lse, pos = by_view(zero_if_empty(stats.lse), n_views), by_view(stats.pos_sum, n_views)
     weight = (2 - _relative_softmax(pos.detach()[0] / scale / sigma, everyone)).detach()
-    return reduce(lse - weight * pos, reduction, options["group"])
+    return share_of(lse - weight * pos, reduction, everyone)
 
 
 def _relative_softmax(x: Tensor, everyone: Agreement | None) -> Tensor:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from pycl.core.pairs import Pairs
-from pycl.engine.agreement import agree_on
-from pycl.engine.reduction import check_reduction, reduce, zero_if_empty
-from pycl.engine.reductions import pair_stats
+from pycl.engine.reduction import check_reduction, share_of, zero_if_empty
+from pycl.engine.reductions import agreed_stats
 from pycl.engine.views import stack_views
 from pycl.functional._common import Scalar, Views, check_two_views, to_logit_scale
 from pycl.functional._options import Options, loss
@@ -60,18 +59,16 @@ def dhel(
     scale = to_logit_scale(temperature)
     points, n_views = stack_views(views)
     check_two_views("dhel", n_views)
-    options["group"] = agree_on(options["group"], points, scale, loss="dhel")
-    stats = pair_stats(
+    stats, everyone = agreed_stats(
         points,
         None,
         scale,
         denominator=Pairs.NEG_SAME_VIEW,
         positives=Pairs.POS_OTHER_VIEW,
+        reduction=reduction,
         **options,
     )
-    return reduce(
-        zero_if_empty(stats.lse).view(2, -1).sum(0) - stats.pos_sum.view(2, -1)[0], reduction, options["group"]
-    )
+    return share_of(zero_if_empty(stats.lse).view(2, -1).sum(0) - stats.pos_sum.view(2, -1)[0], reduction, everyone)
 
 
 @loss()
@@ -112,14 +109,14 @@ def mv_dhel(
     check_reduction(reduction)
     scale = to_logit_scale(temperature)
     points, n_views = stack_views(views)
-    options["group"] = agree_on(options["group"], points, scale, loss="mv_dhel")
-    stats = pair_stats(
+    stats, everyone = agreed_stats(
         points,
         None,
         scale,
         denominator=Pairs.NEG_SAME_VIEW,
         positives=Pairs.POS_OTHER_VIEW,
+        reduction=reduction,
         **options,
     )
     aligned = stats.pos_lse.view(n_views, -1).logsumexp(0) - math.log(2)
-    return reduce(zero_if_empty(stats.lse).view(n_views, -1).sum(0) - aligned, reduction, options["group"])
+    return share_of(zero_if_empty(stats.lse).view(n_views, -1).sum(0) - aligned, reduction, everyone)

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pycl.core.pairs import Pairs, Points
-from pycl.engine.reduction import check_reduction, reduce
-from pycl.engine.reductions import pair_cross_entropy, pair_stats
+from pycl.engine.reduction import check_reduction, share_of
+from pycl.engine.reductions import agreed_stats, pair_cross_entropy
 from pycl.functional._common import Scalar, check_features, check_matched, to_logit_scale, unit
 from pycl.functional._options import Options, loss
 
@@ -75,8 +75,16 @@ def info_nce(
             )
         check_features(query=query, negatives=negatives)
         own = scale * (unit(query, options["normalize"]) * unit(key, options["normalize"])).sum(1)
-        others = pair_stats(Points(query), Points(negatives), scale, denominator=Pairs.OTHERS, offset=None, **options)
-        return reduce(-logsigmoid(own - others.lse), reduction, options["group"])
+        others, everyone = agreed_stats(
+            Points(query),
+            Points(negatives),
+            scale,
+            denominator=Pairs.OTHERS,
+            offset=None,
+            reduction=reduction,
+            **options,
+        )
+        return share_of(-logsigmoid(own - others.lse), reduction, everyone)
     return pair_cross_entropy(
         Points(query),
         Points(key),

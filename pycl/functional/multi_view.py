@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pycl.core.pairs import Pairs
-from pycl.engine.agreement import agree_on
-from pycl.engine.reduction import check_reduction, reduce
-from pycl.engine.reductions import pair_stats
+from pycl.engine.reduction import check_reduction, share_of
+from pycl.engine.reductions import agreed_stats
 from pycl.engine.validation import check_choice
 from pycl.engine.views import stack_views
 from pycl.functional._common import Scalar, Views, no_autocast, to_logit_scale, unit
@@ -70,17 +69,17 @@ def mv_info_nce(
     check_choice("denominator", denominator, DENOMINATORS)
     scale = to_logit_scale(temperature)
     points, n_views = stack_views(views)
-    options["group"] = agree_on(options["group"], points, scale, loss="mv_info_nce", denominator=denominator)
-    stats = pair_stats(
+    stats, everyone = agreed_stats(
         points,
         None,
         scale,
         denominator=DENOMINATORS[denominator],
         positives=Pairs.POS_OTHER_VIEW,
+        reduction=reduction,
         **options,
     )
     lse, pos_lse = (t.view(n_views, -1).logsumexp(0) for t in (stats.lse, stats.pos_lse))
-    return reduce(lse - pos_lse, reduction, options["group"])
+    return share_of(lse - pos_lse, reduction, everyone)
 
 
 @loss()
@@ -125,15 +124,16 @@ def poly_view(
     check_choice("mean", mean, MEANS)
     scale = to_logit_scale(temperature)
     points, n_views = stack_views(views)
-    options["group"] = agree_on(options["group"], points, scale, loss="poly_view", mean=mean)
-    lse = pair_stats(points, None, scale, denominator=Pairs.NEGATIVE, **options).lse
+    stats, everyone = agreed_stats(
+        points, None, scale, denominator=Pairs.NEGATIVE, reduction=reduction, mean=mean, **options
+    )
     z = unit(points.z, options["normalize"]).view(n_views, -1, points.z.shape[1])
     with no_autocast(z):
         pair_logits = scale * torch.einsum("aid,bid->abi", z, z)
-    log_p = F.logsigmoid(pair_logits - lse.view(n_views, 1, -1))
+    log_p = F.logsigmoid(pair_logits - stats.lse.view(n_views, 1, -1))
     itself = torch.eye(n_views, dtype=torch.bool, device=z.device).unsqueeze(-1)
     if mean == "geometric":
         terms = log_p.masked_fill(itself, 0.0).sum(1) / (1 - n_views)
     else:
         terms = math.log(n_views - 1) - log_p.masked_fill(itself, -torch.inf).logsumexp(1)
-    return reduce(terms, reduction, options["group"])
+    return share_of(terms, reduction, everyone)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pycl.core.pairs import Pairs, Points
-from pycl.engine.reduction import by_view, check_reduction, reduce
-from pycl.engine.reductions import pair_cross_entropy, pair_stats
+from pycl.engine.reduction import by_view, check_reduction, share_of
+from pycl.engine.reductions import agreed_stats, pair_cross_entropy, pair_stats
 from pycl.engine.views import stack_views
 from pycl.functional._common import Scalar, Views, to_logit_scale
 from pycl.functional._options import Options, loss
@@ -104,8 +104,10 @@ def pairwise_nt_xent(
     check_reduction(reduction)
     scale = to_logit_scale(temperature)
     points, n_views = stack_views(views)
-    own = pair_stats(points, None, scale, denominator=Pairs.NEG_SAME_VIEW, **options).lse
-    z, own = points.z.reshape(n_views, -1, points.z.shape[1]), own.view(n_views, -1)
+    of_views, everyone = agreed_stats(
+        points, None, scale, denominator=Pairs.NEG_SAME_VIEW, reduction=reduction, **options
+    )
+    z, own = points.z.reshape(n_views, -1, points.z.shape[1]), of_views.lse.view(n_views, -1)
     terms: list[list[Tensor]] = [[] for _ in range(n_views)]
     for a, b in combinations(range(n_views), 2):
         both = pair_stats(
@@ -120,4 +122,4 @@ def pairwise_nt_xent(
         )
         for anchor, stats in zip((a, b), both, strict=True):
             terms[anchor].append(torch.logaddexp(own[anchor], stats.lse) - stats.pos_sum)
-    return reduce(torch.stack([torch.stack(t).mean(0) for t in terms]), reduction, options["group"])
+    return share_of(torch.stack([torch.stack(t).mean(0) for t in terms]), reduction, everyone)

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from pycl.core.pairs import Pairs
-from pycl.engine.agreement import agree_on
-from pycl.engine.reduction import by_view, check_reduction, reduce
-from pycl.engine.reductions import pair_stats
+from pycl.engine.reduction import by_view, check_reduction, share_of
+from pycl.engine.reductions import agreed_stats
 from pycl.engine.validation import check_choice
 from pycl.engine.views import stack_views
 from pycl.functional._common import Scalar, Views, to_logit_scale
@@ -68,16 +67,17 @@ def sup_con(
     if labels is None:
         raise TypeError("labels must be an integer tensor, got None")
     points, n_views = stack_views(views, labels)
-    options["group"] = agree_on(options["group"], points, scale, loss="sup_con", form=form)
-    stats = pair_stats(
+    stats, everyone = agreed_stats(
         points,
         None,
         scale,
         denominator=Pairs.OTHERS,
         positives=Pairs.POSITIVE,
+        reduction=reduction,
+        form=form,
         **options,
     )
     count = stats.pos_count
     mean_positive = stats.pos_sum / count.clamp_min(1) if form == "out" else stats.pos_lse - count.log()
     terms = (stats.lse - mean_positive).masked_fill(count == 0, 0.0)
-    return by_view(reduce(terms, reduction, options["group"]), n_views)
+    return by_view(share_of(terms, reduction, everyone), n_views)

@@ -8,7 +8,8 @@ points is computed on one rank only, so W ranks divide exactly the work of one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from itertools import compress
 from typing import Any
 
 import torch
@@ -27,22 +28,19 @@ def sharded(
 ) -> Sharded | None:
     """The operators for ranks that agree on the problem and on more facts, or None without a group.
 
-    Ranks that have agreed on these sizes before (:func:`pycl.engine.agreement.agree_on`) do not meet again.
-
     Raises:
         ValueError: on every rank, where one brings another dtype, width, pair set or kind of input than the others.
         RuntimeError: where another rank failed before it came here.
     """
     if group is None:
         return None
-    p, sizes = problem, [len(problem.rows), problem.n_cols()]
-    if isinstance(group, Agreement):
-        assert group.mine == sizes, f"the ranks have agreed on {group.mine} points, got {sizes}"
-        return Sharded(group)
+    p = problem
+    one_scale = p.logit_scale.dim() == 0 and p.logit_scale.device.type == "cpu"  # others would have to be waited for
+    wants_gradient = [x is not None and x.requires_grad and torch.is_grad_enabled() for x in p.leaves()]
     agreement = agree(
         group,
         p.rows.device,
-        sizes,
+        [len(p.rows), p.n_cols()],
         operator=operator,
         dtype=str(p.rows.dtype),
         d=p.rows.shape[1],
@@ -51,28 +49,14 @@ def sharded(
         pairs=int(p.pairs),
         positives=int(p.positives),
         normalize=p.normalize,
-        logit_scale=known_value(p.logit_scale),
+        logit_scale=float(f"{p.logit_scale.item():.5g}") if one_scale else None,
         scales=p.logit_scale.dim(),
         row_bias=p.row_bias is not None,
         col_bias=p.col_bias is not None,
-        gradients=wanted(zip(Gradients._fields, p.leaves(), strict=True)),
+        gradients=",".join(compress(Gradients._fields, wants_gradient)),
         **facts,
     )
     return None if agreement is None else Sharded(agreement)
-
-
-def known_value(scale: float | Tensor) -> float | None:
-    """A number that ranks compare, in five digits; None where its value would have to be waited for."""
-    if isinstance(scale, Tensor) and (scale.dim() > 0 or scale.device.type != "cpu"):
-        return None
-    return float(f"{float(scale):.5g}")
-
-
-def wanted(leaves: Iterable[tuple[str, object]]) -> str:
-    """The names of what wants a gradient."""
-    if not torch.is_grad_enabled():
-        return ""
-    return ",".join(name for name, x in leaves if isinstance(x, Tensor) and x.requires_grad)
 
 
 class Sharded:

@@ -35,6 +35,10 @@ def refusals(rank: int, world: int) -> dict[str, str]:
         "labels short": lambda: F.sup_con(z, torch.arange(5 if odd else 6), group=group),
         "empty batch": lambda: F.nt_xent(z[:, : 0 if odd else 6], group=group),
         "backend": lambda: F.nt_xent(z, group=group, backend="magma" if odd else "cpu"),
+        "backend of two steps": lambda: F.dhel(z, group=group, backend="magma" if odd else "cpu"),
+        "normalize": lambda: F.mv_dhel(z, normalize=not odd, group=group),
+        "reduction": lambda: F.dclw(z, reduction="sum" if odd else "mean", group=group),
+        "form": lambda: F.sup_con(z, torch.arange(6), form="in" if odd else "out", group=group),
         "epsilon": lambda: F.sinkhorn(z[0], epsilon=0.1 if odd else 0.2, group=group),
         "swav width": lambda: F.swav(z, torch.randn(5, 3 if odd else 4), group=group),
         "alignment": lambda: F.alignment(z[0], z[1] if not odd else z[1, :3], group=group),
@@ -66,6 +70,9 @@ FAILED = "RuntimeError: rank 1 of the group failed: {}"
         ("temperature", DIFFERS.format("logit_scale", "5.0", "3.3333", "5.0")),
         ("no gradient", DIFFERS.format("gradients", "rows", "", "rows")),
         ("epsilon", DIFFERS.format("epsilon", 0.2, 0.1, 0.2)),
+        ("normalize", DIFFERS.format("normalize", True, False, True)),
+        ("reduction", DIFFERS.format("reduction", "mean", "sum", "mean")),
+        ("form", DIFFERS.format("form", "out", "in", "out")),
     ],
 )
 def test_what_differs_is_named_on_every_rank(name: str, message: str) -> None:
@@ -79,6 +86,7 @@ def test_what_differs_is_named_on_every_rank(name: str, message: str) -> None:
         ("labels short", "ValueError: labels must have shape [6]"),
         ("empty batch", "ValueError: views must hold at least one instance"),
         ("backend", "ValueError: backend must be None or one of"),
+        ("backend of two steps", "ValueError: backend must be None or one of"),
         ("swav width", "ValueError: crops"),
         ("alignment", "ValueError: x and y must have one and the same shape"),
     ],

@@ -83,21 +83,14 @@ class Prepared(NamedTuple):
     loss_scale: Tensor | None  # what weights in float16 are multiplied by
 
 
-def _with_labels(problem: Problem) -> Problem:
-    """Kernels number points of one view by themselves; instances of several views they would have to divide for."""
-    row_ids, row_views, col_ids, col_views = problem.labels()
-    if problem.cols is None:
-        return problem._replace(row_ids=row_ids, row_views=row_views, n_views=1)
-    return problem._replace(row_ids=row_ids, row_views=row_views, col_ids=col_ids, col_views=col_views, n_views=1)
-
-
 def operands_of(problem: Problem) -> Operands:
     return prepared(problem, NO_GRAD, NO_GRAD).operands
 
 
 def prepared(problem: Problem, row_grad_stats: GradStats, col_grad_stats: GradStats) -> Prepared:
     """A symmetric problem's sides are one and the same where its operand is, and its statistics."""
-    p = _with_labels(problem) if problem.n_views > 1 else problem
+    # kernels number the points of one view by themselves; for instances of several views they would have to divide
+    p = problem.with_labels() if problem.n_views > 1 else problem
     scalar = p.logit_scale.dim() == 0
     form = OperandFormat(*_precision(p.rows.dtype, p.normalize), p.normalize)
     factor = None if scalar else p.logit_scale
