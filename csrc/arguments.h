@@ -44,6 +44,11 @@ inline DType dtype_of(const char* name, int code) {
   return DType(code);
 }
 
+inline PairMap pair_map(int code) {
+  demand(0 <= code && code <= int(PairMap::kExp), "map must be one of 0 to 3, got ", code);
+  return PairMap(code);
+}
+
 inline int thread_count(int threads) {
   demand(threads >= 1, "threads must be at least 1, got ", threads);
   return threads;

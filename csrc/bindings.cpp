@@ -210,28 +210,33 @@ PYBIND11_MODULE(_C, m) {
       exact("out"));
   m.def(
       "pair_sum",
-      [](const PyProblem& p, Address out) {
-        void* const sums = required("out", out);
-        run_kernel(p.threads, [&](const ExecutionContext& host) { p.kernels().pair_sum(p, host, sums); });
+      [](const PyProblem& p, int map, Address sums, Address counts) {
+        const PairMap chosen = pair_map(map);
+        const Sums out{required("sums", sums), pointer(counts)};
+        run_kernel(p.threads, [&](const ExecutionContext& host) { p.kernels().pair_sum(p, host, chosen, out); });
       },
-      unlocked, py::arg("problem"), exact("out"));
+      unlocked, py::arg("problem"), exact("map"), exact("sums"), exact("counts"));
   m.def(
       "pair_sum_fused",
-      [](const PyProblem& p, double weight, Address total, const Outputs& out) {
+      [](const PyProblem& p, int map, double weight, Address total, const Outputs& out) {
+        const PairMap chosen = pair_map(map);
         void* const sum = required("total", total);
         const Gradients wanted = gradients(p, out);
-        run_kernel(p.threads,
-                   [&](const ExecutionContext& host) { p.kernels().pair_sum_fused(p, host, weight, sum, wanted); });
+        run_kernel(p.threads, [&](const ExecutionContext& host) {
+          p.kernels().pair_sum_fused(p, host, chosen, weight, sum, wanted);
+        });
       },
-      unlocked, py::arg("problem"), py::arg("weight"), exact("total"), exact("out"));
+      unlocked, py::arg("problem"), exact("map"), py::arg("weight"), exact("total"), exact("out"));
   m.def(
       "pair_sum_backward",
-      [](const PyProblem& p, Address d_sum, const Outputs& out) {
+      [](const PyProblem& p, int map, Address d_sum, const Outputs& out) {
+        const PairMap chosen = pair_map(map);
         void* const d = required("d_sum", d_sum);
         const Gradients wanted = gradients(p, out);
-        run_kernel(p.threads, [&](const ExecutionContext& host) { p.kernels().pair_sum_backward(p, host, d, wanted); });
+        run_kernel(p.threads,
+                   [&](const ExecutionContext& host) { p.kernels().pair_sum_backward(p, host, chosen, d, wanted); });
       },
-      unlocked, py::arg("problem"), exact("d_sum"), exact("out"));
+      unlocked, py::arg("problem"), exact("map"), exact("d_sum"), exact("out"));
   m.def(
       "pair_weighted_sum",
       [](const PyProblem& p, const MatrixTuple& values, Address out) {

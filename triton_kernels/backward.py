@@ -17,8 +17,8 @@ import triton.language as tl
 from pycl.triton_kernels.block_mask import are_bounded, nth_block, visits_of
 from pycl.triton_kernels.logit_gradient import BothGradStats, load_terms, weights_of
 from pycl.triton_kernels.logits import (
-    LOGISTIC,
     LOGITS,
+    STATISTICS,
     Operands,
     TileShape,
     load_attribute,
@@ -112,7 +112,7 @@ def backward_dx_kernel(
     factor = 1.0 if loss_scale is None else tl.load(loss_scale)
     zero = tl.zeros((BM,), tl.float32)
     state = tl.zeros((BM, BK), tl.float32), zero, zero
-    bounded = True if RULE == LOGISTIC else are_bounded(mask)
+    bounded = True if RULE != STATISTICS else are_bounded(mask)
     if full.dtype.is_ptr():  # there is a block mask
         blocks = Operands(x, y, scale, x_block, d)
         if bounded:

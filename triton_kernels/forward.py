@@ -21,7 +21,11 @@ from pycl.triton_kernels.block_mask import are_bounded, nth_block, visits_of
 from pycl.triton_kernels.combine import STATE, add_partials, finite
 from pycl.triton_kernels.logistic import add_softplus, softplus_parts
 from pycl.triton_kernels.logits import (
-    LOGISTIC,
+    EXP,
+    RELU,
+    SOFTPLUS,
+    SQUARE,
+    STATISTICS,
     Operands,
     TileShape,
     load_scale,
@@ -29,7 +33,7 @@ from pycl.triton_kernels.logits import (
     product,
     to_logits,
 )
-from pycl.triton_kernels.numerics import LOG2E, MINUS_INFINITY, joined
+from pycl.triton_kernels.numerics import LN2, LOG2E, MINUS_INFINITY, joined
 from pycl.triton_kernels.pair_classes import UNSPECIALIZED, PairMatrix, classes_of_pairs
 
 
@@ -72,12 +76,48 @@ def _folded(l, FOLD: tl.constexpr):
 
 
 @triton.jit
+def _value(l, RULE: tl.constexpr):
+    """A map of logits in units of log 2."""
+    if RULE == RELU:
+        return tl.maximum(l, 0.0, propagate_nan=tl.PropagateNan.ALL) * LN2
+    elif RULE == EXP:
+        return tl.exp2(l)
+    else:
+        tl.static_assert(RULE == SQUARE)
+        return l * LN2 * (l * LN2)
+
+
+@triton.jit
+def _add_terms(sums, l, matrix, i, j, RULE: tl.constexpr, PARTIAL: tl.constexpr):
+    """``sums`` [BM, 4] of a map of all pairs with those of a tile."""
+    BM: tl.constexpr = l.shape[0]
+    BN: tl.constexpr = l.shape[1]
+    if RULE == SOFTPLUS:
+        straight, e = _losses(l, matrix, i, j, PARTIAL)
+        return add_softplus(sums, straight, e, BM, BN)
+    else:
+        terms = _value(l, RULE)
+        if PARTIAL:
+            small, large = _members(l, matrix, i, j)
+            terms = tl.where(small, terms, 0.0) + tl.where(large, _value(-l, RULE), 0.0)
+        elif RULE == SQUARE:
+            terms = tl.where(l == MINUS_INFINITY, 0.0, terms)
+        return sums + tl.sum(tl.reshape(terms, (BM, BN // 4, 4)), 1)
+
+
+@triton.jit
+def _members(l, matrix, i, j):
+    """Which pairs are in the first set, and which are positives; a logit of -inf is a pair that was dropped."""
+    classes, kept = classes_of_pairs(matrix, i, j), l != MINUS_INFINITY
+    return ((classes & matrix.pairs) != 0) & kept, ((classes & matrix.positives) != 0) & kept
+
+
+@triton.jit
 def _losses(l, matrix, i, j, PARTIAL: tl.constexpr):
     """Of every pair the two parts that ``add_softplus`` adds: of l in the first pair set, of -l in the positives."""
     straight, e = softplus_parts(l)
     if PARTIAL:
-        classes = classes_of_pairs(matrix, i, j)
-        small, large = (classes & matrix.pairs) != 0, (classes & matrix.positives) != 0
+        small, large = _members(l, matrix, i, j)
         straight = tl.where(small, straight, 0.0) + tl.where(large, tl.maximum(-l, 0.0), 0.0)
         e = joined(tl.where(small, e, 0.0), tl.where(large, e, 0.0))
     return straight, e
@@ -89,11 +129,11 @@ def _sweep(
     BOUNDED: tl.constexpr, PARTIAL: tl.constexpr, STAGES: tl.constexpr, PIECES: tl.constexpr, FOLD: tl.constexpr,
 ):  # fmt: skip
     """The state of a block of rows with some visits: straight code, as the compiler's pipeline wants it."""
-    TRANSPOSED: tl.constexpr = RULE != LOGISTIC and not PARTIAL
+    TRANSPOSED: tl.constexpr = RULE == STATISTICS and not PARTIAL
     BM: tl.constexpr = TILE.BM
     BN: tl.constexpr = TILE.BN
     running_max, exp_sum, pos_max, pos_exp_sum, pos_sum, pos_count = state
-    if RULE == LOGISTIC:  # sums of a thread's own until the end
+    if RULE != STATISTICS:  # sums of a thread's own until the end
         sums = tl.zeros((BM, 4), tl.float32)
     elif TRANSPOSED:
         sums = tl.zeros((BM, BN // (8 * FOLD), 8), tl.float32)
@@ -108,9 +148,8 @@ def _sweep(
         j = c0 + tl.arange(0, BN)
         products, _ = product(operands, r0, c0, TILE, TRANSPOSED)
         l = to_logits(products, operands.scale, matrix, i, j, LOG2E, not PARTIAL)
-        if RULE == LOGISTIC:
-            straight, e = _losses(l, matrix, i, j, PARTIAL)
-            sums = add_softplus(sums, straight, e, BM, BN)
+        if RULE != STATISTICS:
+            sums = _add_terms(sums, l, matrix, i, j, RULE, PARTIAL)
         else:
             at = tl.program_id(0).to(tl.int64) * n + j
             write = j < n
@@ -143,7 +182,7 @@ def _sweep(
                 tl.store(to, col_max, mask=write)
                 tl.store(to + n, col_exp_sum, mask=write)
         block = upcoming
-    if RULE == LOGISTIC:
+    if RULE != STATISTICS:
         exp_sum += tl.sum(sums, 1)
     elif TRANSPOSED:
         WIDTH: tl.constexpr = BN // FOLD
@@ -193,7 +232,7 @@ def forward_kernel(
     blocks, pieces = Operands(x, y, scale, x_block, d), Operands(x, y_piece, scale, x_block, d)
     zero, none = tl.zeros((BM,), tl.float32), tl.full((BM,), MINUS_INFINITY, tl.float32)
 
-    bounded = True if RULE == LOGISTIC else are_bounded(mask)
+    bounded = True if RULE != STATISTICS else are_bounded(mask)
     if bounded:
         state = _visit(
             (zero, zero, zero, zero, zero, zero), blocks, pieces, matrix, partials, visits, row_block,
@@ -208,10 +247,10 @@ def forward_kernel(
         )  # fmt: skip
 
     local = tl.program_id(0) * BM + tl.arange(0, BM)
-    fields = 1 if RULE == LOGISTIC else STATE
+    fields = 1 if RULE != STATISTICS else STATE
     at = partials.rows + (tl.program_id(1).to(tl.int64) * fields) * rows_here + local
     inside = local < rows_here
-    if RULE == LOGISTIC:
+    if RULE != STATISTICS:
         tl.store(at, state[1], mask=inside)
     else:
         for field in tl.static_range(STATE):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from pycl.triton_kernels.logits import LOGISTIC
+from pycl.triton_kernels.logits import RELU, SOFTPLUS, STATISTICS
 from pycl.triton_kernels.numerics import MINUS_INFINITY, exp2_of_minus, reciprocal
 from pycl.triton_kernels.pair_classes import classes_of_pairs
 
@@ -25,7 +25,7 @@ class GradStats(NamedTuple):
     """Gradients of one side's statistics: pointers, or None for those the loss does not depend on."""
 
     stats: Any  # float32 [6, n], whose last two rows are log-sum-exps in units of log 2; a sweep has a table here
-    d_lse: Any  # float32 [n]; of a logistic sum, its derivative
+    d_lse: Any  # float32 [n]; of a sum, its derivative
     d_pos_lse: Any
     d_pos_sum: Any
 
@@ -137,7 +137,16 @@ def _finite(lse):
 def weights_of(l, grad_stats, row, col, matrix, i, j, RULE: tl.constexpr, BOUNDED: tl.constexpr, PARTIAL: tl.constexpr):
     """[BM, BN] d loss / d logit; ``row`` and ``col`` are the ``Terms`` of the points."""
     rows, cols = grad_stats.rows, grad_stats.cols
-    if RULE == LOGISTIC:
+    if RULE == RELU:
+        slope = _sum_of_sides(rows.d_lse, cols.d_lse, row.d_lse, col.d_lse)
+        found = tl.where(l != l, l, tl.where(l > 0, slope, 0.0))
+        if PARTIAL:
+            classes = classes_of_pairs(matrix, i, j)
+            found = tl.where((classes & matrix.pairs) != 0, found, 0.0)
+            other = tl.where(l != l, l, tl.where((l < 0) & (l != MINUS_INFINITY), slope, 0.0))
+            found -= tl.where((classes & matrix.positives) != 0, other, 0.0)
+        return found
+    elif RULE == SOFTPLUS:
         slope = _sum_of_sides(rows.d_lse, cols.d_lse, row.d_lse, col.d_lse)
         e = exp2_of_minus(l)
         share = reciprocal(1 + e)  # of l -> -inf it is 1 / inf
@@ -146,9 +155,11 @@ def weights_of(l, grad_stats, row, col, matrix, i, j, RULE: tl.constexpr, BOUNDE
             classes = classes_of_pairs(matrix, i, j)
             found = tl.where((classes & matrix.pairs) != 0, found, 0.0)
             other = tl.where(l > 0, e * share, 1 - share)  # 1 - share where no digits are lost
-            found -= tl.where((classes & matrix.positives) != 0, slope * other, 0.0)
+            large = ((classes & matrix.positives) != 0) & (l != MINUS_INFINITY)
+            found -= tl.where(large, slope * other, 0.0)
         return found
     else:
+        tl.static_assert(RULE == STATISTICS)
         if BOUNDED:  # no logit and no log-sum-exp is large: one exponential serves the row and the column
             found = tl.exp2(l) * _sum_of_sides(rows.d_lse, cols.d_lse, row.share, col.share)
         else:

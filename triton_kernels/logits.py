@@ -16,7 +16,8 @@ import triton.language as tl
 from pycl.triton_kernels.numerics import dot
 
 STATISTICS = tl.constexpr("statistics")  # what a kernel makes of the logits: log-sum-exps and sums,
-LOGISTIC = tl.constexpr("logistic")  # sums of binary logistic losses,
+SOFTPLUS = tl.constexpr("softplus")  # sums of a map, of binary logistic losses for one,
+SQUARE, RELU, EXP = tl.constexpr("square"), tl.constexpr("relu"), tl.constexpr("exp")
 LOGITS = tl.constexpr("logits")  # or themselves
 
 

@@ -83,6 +83,14 @@ struct StatsGradient {
   const void *lse, *pos_lse, *pos_sum;
 };
 
+// The function of a logit that is summed; values are positions in pycl.core.problem.MAPS.
+enum class PairMap : int { kSoftplus = 0, kSquare = 1, kRelu = 2, kExp = 3 };
+
+// Sums of a map, and how many of its terms are not 0, [m] each in the accumulation type; counts may be null.
+struct Sums {
+  void *sums, *counts;
+};
+
 // The total of lse times one weight and pos_sum times another over the rows, or over rows and columns.
 struct CrossEntropy {
   double lse, pos_sum;
@@ -105,10 +113,11 @@ struct Kernels {
   // the total and its gradients
   void (*pair_cross_entropy_fused)(const Problem&, const ExecutionContext&, const CrossEntropy&, void* total,
                                    const Gradients&);
-  void (*pair_sum)(const Problem&, const ExecutionContext&, void* out);
-  void (*pair_sum_backward)(const Problem&, const ExecutionContext&, const void* d_sum, const Gradients&);
+  void (*pair_sum)(const Problem&, const ExecutionContext&, PairMap, const Sums& out);
+  void (*pair_sum_backward)(const Problem&, const ExecutionContext&, PairMap, const void* d_sum, const Gradients&);
   // weight times the total of the sums, and its gradients
-  void (*pair_sum_fused)(const Problem&, const ExecutionContext&, double weight, void* total, const Gradients&);
+  void (*pair_sum_fused)(const Problem&, const ExecutionContext&, PairMap, double weight, void* total,
+                         const Gradients&);
   // contiguous [m, values.d] in the accumulation type
   void (*pair_weighted_sum)(const Problem&, const ExecutionContext&, const Matrix& values, void* out);
   // log sum_b exp(L_bk + u_b) [K], u from the sample step with the prototypes' potential, 0 where that is null

@@ -1,28 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sums over the pairs of a row: softplus(l) of negatives and softplus(-l) of positives, with their gradients, and
-// values weighted by e^l.
+// Sums over the pairs of a row: map(l) of negatives and map(-l) of positives, with their gradients, and values weighted
+// by e^l.
 #pragma once
+#include "maps.h"
 #include "sweep.h"
 
 namespace {
 
-template <class T>
-PYCL_INLINE Vec<T> magnitude(Vec<T> x) {
-  return x < T(0) ? -x : x;
-}
-// For x in units of log 2: softplus(x log 2) and the logistic function, both without overflow.
-template <class T>
-PYCL_INLINE Vec<T> softplus(Vec<T> x) {
-  return ::max<T>(Vec<T>{}, x) * T(kLn2) + log1p<T>(exp2<T>(-magnitude<T>(x)));
-}
-template <class T>
-PYCL_INLINE Vec<T> sigmoid(Vec<T> x) {
-  const Vec<T> u = exp2<T>(-magnitude<T>(x));
-  return (x < T(0) ? u : splat<T>(1)) / (u + T(1));
-}
-
 // Replaces every product of a tile by value(i, l, positive, counts), summed over the sets that the pair is in: the
-// first set (the negatives), the positives, both or none. `counts` are the pairs that are in the set.
+// first set (the negatives), the positives, both or none. `counts` are the pairs that are in the set. A logit of -inf
+// is a pair that was dropped: it is in no set, and without sets its value(-inf) is 0 for negatives.
 template <bool kPartial, class P, class Value, class RowDone>
 void map_tile(Sweep<P>& sweep, const Tile<typename P::T>& tile, Value value, RowDone row_done) {
   using T = typename P::T;
@@ -35,7 +22,7 @@ void map_tile(Sweep<P>& sweep, const Tile<typename P::T>& tile, Value value, Row
       if (kPartial) {
         const IVec<T> cls = sweep.classes.of(row, tile.jb, j);
         const IVec<T> negative = (cls & Int<T>(sweep.classes.pairs)) != 0;
-        const IVec<T> positive = (cls & Int<T>(sweep.classes.positives)) != 0;
+        const IVec<T> positive = (cls & Int<T>(sweep.classes.positives)) != 0 & l != -kInf<T>;
         Vec<T> y = negative ? value(i, l, false, negative) : Vec<T>{};
         if (any<T>(positive)) y += positive ? value(i, l, true, positive) : Vec<T>{};
         store<T>(at, y);
@@ -53,62 +40,103 @@ void map_tile(Sweep<P>& sweep, const Tile<typename P::T>& tile, Value value, Row
                                   : map_tile<false>(sweep, tile, value, row_done);
 }
 
-template <class T>
+// What a negative or a positive adds to its sum, and the slope of that.
+template <class Map, class T>
 PYCL_INLINE Vec<T> term_of(Vec<T> l, bool positive) {
-  return softplus<T>(positive ? -l : l);
+  return Map::template value<T>(positive ? -l : l);
 }
-template <class T>
+template <class Map, class T>
 PYCL_INLINE Vec<T> slope_of(Vec<T> l, bool positive) {
-  return positive ? -sigmoid<T>(-l) : sigmoid<T>(l);
+  return positive ? -Map::template slope<T>(-l) : Map::template slope<T>(l);
 }
 
-template <class P>
-void pair_sum(const Problem& problem, const ExecutionContext& host, void* out) {
+template <class T>
+T sum_of_row(const Tile<T>& tile, int i) {
+  Vec<T> sum{};
+  for (int j = 0; j < tile.block; j += kLanes<T>) sum += load<T>(tile.products + int64_t(i) * tile.block + j);
+  return reduce_add<T>(sum);
+}
+
+template <class Map, class P>
+void add_terms(Sweep<P>& sweep, typename P::T* sums) {
   using T = typename P::T;
-  Sweep<P> sweep(problem, host, true, nullptr);
-  T* sums = zeros<T>(host, true, sweep.row_blocks * sweep.block);
   sweep.run([&](const Tile<T>& tile) {
-    auto value = [](int, Vec<T> l, bool positive, IVec<T>) PYCL_LAMBDA_INLINE { return term_of<T>(l, positive); };
+    auto value = [](int, Vec<T> l, bool positive, IVec<T>) PYCL_LAMBDA_INLINE { return term_of<Map, T>(l, positive); };
+    map_tile(sweep, tile, value, [&](int i) { sums[tile.i0 + i] += sum_of_row(tile, i); });
+  });
+}
+
+// The sums, and how many terms of each are not 0.
+template <class Map, class P>
+void add_and_count_terms(Sweep<P>& sweep, typename P::T* sums, typename P::T* counts) {
+  using T = typename P::T;
+  sweep.run([&](const Tile<T>& tile) {
+    Vec<T> count{};
+    auto value = [&](int, Vec<T> l, bool positive, IVec<T> counted) PYCL_LAMBDA_INLINE {
+      const Vec<T> term = term_of<Map, T>(l, positive);
+      count += counted & (term != T(0)) ? splat<T>(1) : Vec<T>{};
+      return term;
+    };
     map_tile(sweep, tile, value, [&](int i) {
-      Vec<T> sum{};
-      for (int j = 0; j < tile.block; j += kLanes<T>) sum += load<T>(tile.products + int64_t(i) * tile.block + j);
-      sums[tile.i0 + i] += reduce_add<T>(sum);
+      sums[tile.i0 + i] += sum_of_row(tile, i);
+      counts[tile.i0 + i] += reduce_add<T>(count);
+      count = Vec<T>{};
     });
   });
-  std::memcpy(out, sums, sizeof(T) * problem.rows.z.n);
 }
 
 template <class P>
-void pair_sum_backward(const Problem& problem, const ExecutionContext& host, const void* d_sum, const Gradients& out) {
+void pair_sum(const Problem& problem, const ExecutionContext& host, pycl::PairMap map, const pycl::Sums& out) {
+  using T = typename P::T;
+  Sweep<P> sweep(problem, host, true, nullptr);
+  const int64_t padded = sweep.row_blocks * sweep.block;
+  T *sums = zeros<T>(host, true, padded), *counts = zeros<T>(host, out.counts, padded);
+  with_map(map, [&](auto chosen) {
+    using Map = decltype(chosen);
+    counts ? add_and_count_terms<Map>(sweep, sums, counts) : add_terms<Map>(sweep, sums);
+  });
+  std::memcpy(out.sums, sums, sizeof(T) * problem.rows.z.n);
+  if (counts) std::memcpy(out.counts, counts, sizeof(T) * problem.rows.z.n);
+}
+
+template <class P>
+void pair_sum_backward(const Problem& problem, const ExecutionContext& host, pycl::PairMap map, const void* d_sum,
+                       const Gradients& out) {
   using T = typename P::T;
   Sweep<P> sweep(problem, host, false, &out);
   const T* d = static_cast<const T*>(d_sum);
-  apply_weights(sweep, out, [&](const Tile<T>& tile, auto emit) {
-    auto value = [&](int i, Vec<T> l, bool positive, IVec<T>)
-                     PYCL_LAMBDA_INLINE { return slope_of<T>(l, positive) * d[tile.i0 + i]; };
-    map_tile(sweep, tile, value, [&](int i) { flush_rows(i, tile.rows, emit); });
+  with_map(map, [&](auto chosen) {
+    using Map = decltype(chosen);
+    apply_weights(sweep, out, [&](const Tile<T>& tile, auto emit) {
+      auto value = [&](int i, Vec<T> l, bool positive, IVec<T>)
+                       PYCL_LAMBDA_INLINE { return slope_of<Map, T>(l, positive) * d[tile.i0 + i]; };
+      map_tile(sweep, tile, value, [&](int i) { flush_rows(i, tile.rows, emit); });
+    });
   });
 }
 
 template <class P>
-void pair_sum_fused(const Problem& problem, const ExecutionContext& host, double weight, void* total,
+void pair_sum_fused(const Problem& problem, const ExecutionContext& host, pycl::PairMap map, double weight, void* total,
                     const Gradients& gradients) {
   using T = typename P::T;
   Sweep<P> sweep(problem, host, true, &gradients);
   auto* totals = zeros<double>(host, true, sweep.workers);
-  apply_weights(sweep, gradients, [&](const Tile<T>& tile, auto emit) {
-    double total_of_tile = 0;
-    Vec<T> sum{};
-    auto value = [&](int, Vec<T> l, bool positive, IVec<T> counts) PYCL_LAMBDA_INLINE {
-      sum += counts ? term_of<T>(l, positive) : Vec<T>{};
-      return slope_of<T>(l, positive) * T(weight);
-    };
-    map_tile(sweep, tile, value, [&](int i) {
-      total_of_tile += double(reduce_add<T>(sum));
-      sum = Vec<T>{};
-      flush_rows(i, tile.rows, emit);
+  with_map(map, [&](auto chosen) {
+    using Map = decltype(chosen);
+    apply_weights(sweep, gradients, [&](const Tile<T>& tile, auto emit) {
+      double total_of_tile = 0;
+      Vec<T> sum{};
+      auto value = [&](int, Vec<T> l, bool positive, IVec<T> counted) PYCL_LAMBDA_INLINE {
+        sum += counted ? term_of<Map, T>(l, positive) : Vec<T>{};
+        return slope_of<Map, T>(l, positive) * T(weight);
+      };
+      map_tile(sweep, tile, value, [&](int i) {
+        total_of_tile += double(reduce_add<T>(sum));
+        sum = Vec<T>{};
+        flush_rows(i, tile.rows, emit);
+      });
+      totals[tile.worker] += total_of_tile;
     });
-    totals[tile.worker] += total_of_tile;
   });
   double sum = 0;
   for (int worker = 0; worker < sweep.workers; ++worker) sum += totals[worker];

@@ -22,6 +22,7 @@ from pycl.backends.reference import pair_top as pair_top
 from pycl.backends.registry import BackendUnavailable
 from pycl.core import precision
 from pycl.core.problem import (
+    MAPS,
     N_STATS,
     Gradients,
     Labels,
@@ -153,12 +154,13 @@ def pair_stats_backward(
     return out
 
 
-def pair_sum(problem: Problem, save: bool) -> tuple[Tensor, Tensor]:
-    out = torch.empty(len(problem.rows), dtype=accumulation_dtype(problem.rows.dtype))
+def pair_sum(problem: Problem, map: str, counted: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    m, dtype = len(problem.rows), accumulation_dtype(problem.rows.dtype)
+    sums, counts = torch.empty(m, dtype=dtype), torch.empty(m if counted else 0, dtype=dtype)
     compiled = _compiled(problem)
     residuals = _write_residuals(problem, compiled, save)
-    _C.pair_sum(compiled, out.data_ptr())
-    return out, residuals
+    _C.pair_sum(compiled, MAPS.index(map), sums.data_ptr(), _pointer(counts))
+    return sums, counts, residuals
 
 
 def pair_cross_entropy_fused(
@@ -171,18 +173,19 @@ def pair_cross_entropy_fused(
     return total, *gradients
 
 
-def pair_sum_fused(problem: Problem, weight: float, needs: Needs) -> tuple[Tensor, ...]:
+def pair_sum_fused(problem: Problem, map: str, weight: float, needs: Needs) -> tuple[Tensor, ...]:
     total = torch.empty((), dtype=accumulation_dtype(problem.rows.dtype))
     gradients = empty_gradients(problem, needs)
-    _C.pair_sum_fused(_compiled(problem), weight, total.data_ptr(), list(map(_pointer, gradients)))
+    out = total.data_ptr(), [_pointer(gradient) for gradient in gradients]
+    _C.pair_sum_fused(_compiled(problem), MAPS.index(map), weight, *out)
     return total, *gradients
 
 
-def pair_sum_backward(problem: Problem, residuals: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
+def pair_sum_backward(problem: Problem, map: str, residuals: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
     out = empty_gradients(problem, needs)
     compiled = _compiled(problem)
     _read_residuals(compiled, residuals)
-    _C.pair_sum_backward(compiled, d_sum.data_ptr(), list(map(_pointer, out)))
+    _C.pair_sum_backward(compiled, MAPS.index(map), d_sum.data_ptr(), [_pointer(gradient) for gradient in out])
     return out
 
 

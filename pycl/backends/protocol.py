@@ -54,10 +54,16 @@ class PairBackend(_Backend, Protocol):
         The statistics are those of this problem over more columns, where ranks share a batch; residuals may be empty.
         """
 
-    def pair_sum(self, problem: Problem, save: bool) -> tuple[Tensor, Tensor]:
-        """``sum over pairs softplus(l) + sum over positives softplus(-l)`` [m], and residuals."""
+    def pair_sum(self, problem: Problem, map: str, counted: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """``sum over pairs map(l) + sum over positives map(-l)`` [m], how many terms are not 0, and residuals.
 
-    def pair_sum_backward(self, problem: Problem, residuals: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
+        The map is one of ``pycl.core.problem.MAPS``. A logit of -inf is in no sum. The counts have the accumulation
+        dtype and are empty unless ``counted``.
+        """
+
+    def pair_sum_backward(
+        self, problem: Problem, map: str, residuals: Tensor, d_sum: Tensor, needs: Needs
+    ) -> Gradients:
         """Gradients from those of the sums [m]."""
 
     def pair_logits(self, problem: Problem) -> Tensor:
@@ -85,7 +91,7 @@ class FusedPairBackend(PairBackend, Protocol):
     ) -> tuple[Tensor, ...]:
         """The total over the rows, or over both sides, of lse and pos_sum times their weights; then ``Gradients``."""
 
-    def pair_sum_fused(self, problem: Problem, weight: float, needs: Needs) -> tuple[Tensor, ...]:
+    def pair_sum_fused(self, problem: Problem, map: str, weight: float, needs: Needs) -> tuple[Tensor, ...]:
         """The total of ``pair_sum`` times a weight; then ``Gradients``."""
 
 

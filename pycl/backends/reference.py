@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -38,6 +38,20 @@ class _Strip(NamedTuple):
     logits: Tensor  # [strip, n]
     in_pairs: Tensor  # bool [strip, n]
     in_pos: Tensor
+
+
+class _Map(NamedTuple):
+    value: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
+
+
+MAPS = {
+    # softplus(l) = -logsigmoid(-l); torch's softplus turns linear above 20, short of float64
+    "softplus": _Map(lambda l: -logsigmoid(-l), torch.sigmoid),
+    "square": _Map(torch.square, lambda l: 2 * l),
+    "relu": _Map(torch.relu, lambda l: torch.where(l.isnan(), l, (l > 0).to(l.dtype))),
+    "exp": _Map(torch.exp, torch.exp),
+}
 
 
 class _Side(NamedTuple):
@@ -108,6 +122,13 @@ def _strips(problem: Problem, rows: _Side, cols: _Side) -> Iterator[_Strip]:
         yield _Strip(i, _logits(problem, rows, cols, i, every), in_pairs, in_pos)
 
 
+def _kept(problem: Problem, rows: _Side, cols: _Side) -> Iterator[_Strip]:
+    """Strips without the pairs that were dropped, whose logit is -inf."""
+    for strip in _strips(problem, rows, cols):
+        kept = strip.logits != -torch.inf
+        yield strip._replace(in_pairs=strip.in_pairs & kept, in_pos=strip.in_pos & kept)
+
+
 def _product(a: Tensor, b: Tensor) -> Tensor:
     with torch.autocast(a.device.type, enabled=False):  # the inputs' dtype was chosen where they were made
         return a @ b
@@ -171,24 +192,28 @@ def pair_stats_backward(
     return _apply(problem, *sides, ((strip.i, weights(strip)) for strip in _strips(problem, *sides)), needs)
 
 
-def pair_sum(problem: Problem, save: bool) -> tuple[Tensor, Tensor]:
+def pair_sum(problem: Problem, map: str, counted: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     rows, cols = _sides(problem)
-    out = rows.x.new_empty(len(rows.x))
-    for strip in _strips(problem, rows, cols):
-        # softplus(l) = -logsigmoid(-l); torch's softplus turns linear above 20, short of float64
-        negative = torch.where(strip.in_pairs, -logsigmoid(-strip.logits), 0)
-        out[strip.i] = (negative - torch.where(strip.in_pos, logsigmoid(strip.logits), 0)).sum(1)
-    return out, no_residuals(problem)
+    sums, counts = (rows.x.new_empty(len(rows.x) if wanted else 0) for wanted in (True, counted))
+    for strip in _kept(problem, rows, cols):
+        parts = [
+            torch.where(chosen, MAPS[map].value(logits), 0)
+            for chosen, logits in ((strip.in_pairs, strip.logits), (strip.in_pos, -strip.logits))
+        ]
+        sums[strip.i] = (parts[0] + parts[1]).sum(1)
+        if counted:
+            counts[strip.i] = (parts[0].count_nonzero(1) + parts[1].count_nonzero(1)).to(counts.dtype)
+    return sums, counts, no_residuals(problem)
 
 
-def pair_sum_backward(problem: Problem, residuals: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
+def pair_sum_backward(problem: Problem, map: str, residuals: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
     def weights(strip: _Strip) -> Tensor:
-        slope = torch.where(strip.in_pairs, strip.logits.sigmoid(), 0)
-        slope = slope - torch.where(strip.in_pos, (-strip.logits).sigmoid(), 0)
+        slope = torch.where(strip.in_pairs, MAPS[map].slope(strip.logits), 0)
+        slope = slope - torch.where(strip.in_pos, MAPS[map].slope(-strip.logits), 0)
         return d_sum[strip.i, None] * slope
 
     sides = _sides(problem)
-    return _apply(problem, *sides, ((strip.i, weights(strip)) for strip in _strips(problem, *sides)), needs)
+    return _apply(problem, *sides, ((strip.i, weights(strip)) for strip in _kept(problem, *sides)), needs)
 
 
 def pair_weighted_sum(problem: Problem, values: Tensor) -> Tensor:

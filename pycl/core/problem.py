@@ -113,6 +113,10 @@ N_RESULTS = 4  # the first ones, which the engine returns
 N_SLOPES = 3  # the first ones, which have gradients
 
 
+# The functions of a logit that ``pair_sum`` adds up; csrc/cpu/problem.h has them in this order.
+MAPS = ("softplus", "square", "relu", "exp")
+
+
 class Needs(NamedTuple):
     """Which gradients a backward has to produce; the scale's comes with the rows'."""
 

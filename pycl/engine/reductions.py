@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pycl.backends import registry
 from pycl.core.pairs import Pairs, Points
-from pycl.core.problem import N_RESULTS, Problem, StatsRow
+from pycl.core.problem import MAPS, N_RESULTS, Problem, StatsRow
 from pycl.core.tracing import observed
 from pycl.distributed.ranks import Agreement, Group
 from pycl.engine.reduction import check_reduction, share_of, zero_if_empty
@@ -227,6 +227,7 @@ def pair_cross_entropy(
     return share_of(terms, reduction, agreement_of(shards))
 
 
+@overload
 def pair_sum(
     rows: Points,
     cols: Points | None = None,
@@ -237,34 +238,83 @@ def pair_sum(
     row_bias: Tensor | None = None,
     col_bias: Tensor | None = None,
     offset: int | None = 0,
+    map: Literal["softplus", "square", "relu", "exp"] = "softplus",
     normalize: bool = False,
     reduction: str = "none",
+    return_counts: Literal[False] = False,
     group: Group | None = None,
     backend: str | None = None,
-) -> Tensor:
-    r"""Binary logistic losses summed over every anchor's pairs.
+) -> Tensor: ...
+@overload
+def pair_sum(
+    rows: Points,
+    cols: Points | None = None,
+    logit_scale: float | Tensor = 1.0,
+    *,
+    negatives: Pairs,
+    positives: Pairs = Pairs.NONE,
+    row_bias: Tensor | None = None,
+    col_bias: Tensor | None = None,
+    offset: int | None = 0,
+    map: Literal["softplus", "square", "relu", "exp"] = "softplus",
+    normalize: bool = False,
+    reduction: str = "none",
+    return_counts: Literal[True],
+    group: Group | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]: ...
+def pair_sum(
+    rows: Points,
+    cols: Points | None = None,
+    logit_scale: float | Tensor = 1.0,
+    *,
+    negatives: Pairs,
+    positives: Pairs = Pairs.NONE,
+    row_bias: Tensor | None = None,
+    col_bias: Tensor | None = None,
+    offset: int | None = 0,
+    map: Literal["softplus", "square", "relu", "exp"] = "softplus",
+    normalize: bool = False,
+    reduction: str = "none",
+    return_counts: bool = False,
+    group: Group | None = None,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""A map of the logits summed over every anchor's pairs: binary logistic losses, squares, hinges, exponentials.
 
-    .. math:: \sum_{j \in \mathrm{negatives}(i)} \mathrm{softplus}(l_{ij})
-              + \sum_{j \in \mathrm{positives}(i)} \mathrm{softplus}(-l_{ij})
+    .. math:: \sum_{j \in \mathrm{negatives}(i)} \mathrm{map}(l_{ij})
+              + \sum_{j \in \mathrm{positives}(i)} \mathrm{map}(-l_{ij})
+
+    A threshold or a margin is a bias: ``relu`` with a ``row_bias`` of m sums ``max(0, m + l)`` over the negatives. A
+    logit of ``-inf`` is in no sum.
 
     Args:
+        map: ``"softplus"``, ``log(1 + exp l)`` (SigLIP); ``"square"``, ``l^2`` (spectral losses); ``"relu"``,
+            ``max(0, l)`` (hinges), whose slope at 0 is 0; ``"exp"``, infinity where that is beyond the range.
         reduction: ``"none"``, or ``"mean"`` or ``"sum"`` over the anchors. On a CPU, in float32 and float64, the
             gradients then come with the value: three matrix products instead of four.
+        return_counts: also return how many terms of every anchor are not 0, as triplet losses divide by.
         rows: the other arguments, and the errors from them, are those of ``pair_stats``.
 
     Returns:
-        As ``pair_cross_entropy``.
+        As ``pair_cross_entropy``; with ``return_counts`` a tuple of that and the counts [m], which have no gradient and
+        are over the candidates of all ranks.
+
+    Raises:
+        ValueError: an unknown map or reduction.
     """
+    check_choice("map", map, MAPS)
     check_reduction(reduction)
     sets = {"negatives": negatives, "positives": positives}
     args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group).as_rectangular()
     name = registry.choose(backend, rows.z.device.type, args.rows.dtype)
-    if reduction != "none" and group is None and can_fuse("pair_sum_fused", args, name):
-        weights = (1 / len(args.rows) if reduction == "mean" else 1.0,)
+    if reduction != "none" and not return_counts and group is None and can_fuse("pair_sum_fused", args, name):
+        weights = map, 1 / len(args.rows) if reduction == "mean" else 1.0
         return cast("Tensor", apply(FusedLossFunction, *args, "pair_sum_fused", weights, name))
-    shards = sharded(group, "pair_sum", args, reduction=reduction)
-    terms = apply(SumFunction, *args, wants_gradient(args), name, shards)[0]
-    return share_of(terms, reduction, agreement_of(shards))
+    shards = sharded(group, "pair_sum", args, map=map, reduction=reduction)
+    terms, counts, _ = apply(SumFunction, *args, map, return_counts, wants_gradient(args), name, shards)
+    value = share_of(terms, reduction, agreement_of(shards))
+    return (value, counts) if return_counts else value
 
 
 def can_fuse(operator: str, args: Problem, backend: str) -> bool:

@@ -149,27 +149,27 @@ class StatsFunction(_Rule):
 
 
 class SumFunction(_Rule):
-    """The sums, and the residuals for the backward."""
+    """The sums of a map, how many of their terms are not 0, and the residuals for the backward."""
 
     @staticmethod
-    @_takes("save", "backend", "sharded")
-    def forward(*args: Any) -> tuple[Tensor, Tensor]:
+    @_takes("map", "counted", "save", "backend", "sharded")
+    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         *arguments, sharded = args
-        return cast("tuple[Tensor, Tensor]", (sharded or torch.ops.pycl).pair_sum(*arguments))
+        return cast("tuple[Tensor, Tensor, Tensor]", (sharded or torch.ops.pycl).pair_sum(*arguments))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        *_, ctx.backend, sharded = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.map, _, _, ctx.backend, sharded = inputs[_INPUTS:]
         ctx.operators = sharded or torch.ops.pycl
-        _save(ctx, inputs[:_INPUTS], output[1])
-        ctx.mark_non_differentiable(output[1])
+        _save(ctx, inputs[:_INPUTS], output[2])
+        ctx.mark_non_differentiable(*output[1:])
 
     @staticmethod
-    def backward(ctx: Any, d_sum: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_sum: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         problem, (residuals,) = _restore(ctx)
         needs = _needs(ctx.needs_input_grad)
-        found = ctx.operators.pair_sum_backward(*problem, residuals, d_sum.contiguous(), needs, ctx.backend)
-        return _gradients(ctx, problem.leaves(), found, 3, d_sum)
+        found = ctx.operators.pair_sum_backward(*problem, ctx.map, residuals, d_sum.contiguous(), needs, ctx.backend)
+        return _gradients(ctx, problem.leaves(), found, 5, d_sum)
 
 
 class FusedLossFunction(torch.autograd.Function):

@@ -44,9 +44,10 @@ def _stats_shapes(problem: Problem, both_sides: bool, save: bool) -> tuple[Tenso
     return *stats, no_residuals(problem)
 
 
-def _sum_shape(problem: Problem, save: bool) -> tuple[Tensor, Tensor]:
-    rows = problem.rows
-    return rows.new_empty(rows.shape[0], dtype=accumulation_dtype(rows.dtype)), no_residuals(problem)
+def _sum_shapes(problem: Problem, map: str, counted: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    rows, dtype = problem.rows, accumulation_dtype(problem.rows.dtype)
+    counts = rows.new_empty(rows.shape[0] if counted else 0, dtype=dtype)
+    return rows.new_empty(rows.shape[0], dtype=dtype), counts, no_residuals(problem)
 
 
 def _logits_shape(problem: Problem) -> Tensor:
@@ -91,8 +92,9 @@ _OPERATORS = (
         _GRADIENTS,
         _backward_shapes,
     ),
-    _Operator("pair_sum", "bool save", "Tensor, Tensor", _sum_shape),
-    _Operator("pair_sum_backward", f"Tensor residuals, Tensor d_sum, {_NEEDS}", _GRADIENTS, _backward_shapes),
+    # of one of MAPS; the counts of the terms that are not 0 are empty unless asked for
+    _Operator("pair_sum", "str map, bool counted, bool save", "Tensor, Tensor, Tensor", _sum_shapes),
+    _Operator("pair_sum_backward", f"str map, Tensor residuals, Tensor d_sum, {_NEEDS}", _GRADIENTS, _backward_shapes),
     # A backend may lack the fused operators. They return a total and its gradients. The first adds up lse and pos_sum,
     # each times its weight, over the rows or over both sides. The second adds up the sums, times one weight.
     _Operator(
@@ -101,7 +103,7 @@ _OPERATORS = (
         f"Tensor, {_GRADIENTS}",
         _fused_shapes,
     ),
-    _Operator("pair_sum_fused", f"float weight, {_NEEDS}", f"Tensor, {_GRADIENTS}", _fused_shapes),
+    _Operator("pair_sum_fused", f"str map, float weight, {_NEEDS}", f"Tensor, {_GRADIENTS}", _fused_shapes),
     # The operators below always get columns; d_logits may have any strides.
     _Operator("pair_logits", "", "Tensor", _logits_shape),
     _Operator("pair_logits_backward", f"Tensor d_logits, {_NEEDS}", _GRADIENTS, _backward_shapes),

@@ -117,22 +117,24 @@ class Sharded:
         return _add_gradients(problem, Needs(*needs), own, exchange, remote_blocks, backward)
 
     @eager
-    def pair_sum(self, *args: Any) -> tuple[Tensor, Tensor]:
-        problem, backend = Problem(*args[:_WIDTH]), args[-1]
+    def pair_sum(self, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        problem, (map, counted, _, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
         remote_blocks = self._exchange(symmetric=False).fetch(_columns(problem))
-        found, residuals = torch.ops.pycl.pair_sum(*args)
+        found, counts, residuals = torch.ops.pycl.pair_sum(*args)
         for remote in remote_blocks:
-            found += torch.ops.pycl.pair_sum(*_part(problem, remote), False, backend)[0]
-        return found, residuals
+            part = torch.ops.pycl.pair_sum(*_part(problem, remote), map, counted, False, backend)
+            found += part[0]
+            counts += part[1]
+        return found, counts, residuals
 
     @eager
     def pair_sum_backward(self, *args: Any) -> Gradients:
-        problem, (_, d_sum, needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
+        problem, (map, _, d_sum, needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
 
         def backward(remote: RemoteBlock, needs: Needs) -> Gradients:
             part = _part(problem, remote)
             residuals = no_residuals(part)
-            return Gradients(*torch.ops.pycl.pair_sum_backward(*part, residuals, d_sum, needs, backend))
+            return Gradients(*torch.ops.pycl.pair_sum_backward(*part, map, residuals, d_sum, needs, backend))
 
         exchange = self._exchange(symmetric=False)
         remote_blocks = exchange.fetch(_columns(problem))

@@ -83,8 +83,15 @@ def _own_scales(call: Call) -> None:
 
 def _siglip(call: Call) -> None:
     problem = _problem(call, True, Pairs.POSITIVE, col_bias=_empty(N))
-    backend.pair_sum(problem, True)
-    backend.pair_sum_backward(problem, _empty(0), _empty(N), Needs(rows=True, cols=True, bias=True))
+    backend.pair_sum(problem, "softplus", False, True)
+    backend.pair_sum_backward(problem, "softplus", _empty(0), _empty(N), Needs(rows=True, cols=True, bias=True))
+
+
+def _maps(call: Call) -> None:
+    problem = _problem(call, True, Pairs.POSITIVE, row_bias=_empty(N))
+    for name in ("square", "relu", "exp"):
+        backend.pair_sum(problem, name, False, True)
+    backend.pair_sum_backward(problem, "relu", _empty(0), _empty(N), Needs(rows=True, cols=True, bias=True))
 
 
 def _logits(call: Call) -> None:
@@ -112,6 +119,7 @@ LOSSES = {
     "MV-DHEL": _mv_dhel,
     "scale a row": _own_scales,
     "SigLIP": _siglip,
+    "maps": _maps,
     "logits": _logits,
     "top": _top,
     "average": _average,
@@ -129,6 +137,7 @@ def calls() -> Iterator[Call]:
     yield Call("CLIP", torch.float16, rare=True)
     yield from (Call("NT-Xent", torch.float32, precision=precision, rare=True) for precision in ("high", "medium"))
     yield from (Call("SigLIP", d=d, rare=True) for d in (128, 256))
+    yield from (Call("maps", d=d, rare=True) for d in (128, 512))
     yield from (Call("scale a row", d=d, rare=True) for d in (128, 256, 512))
     yield Call("MV-DHEL", rare=True)
     yield from (Call("logits", d=d, rare=True) for d in (64, 512))

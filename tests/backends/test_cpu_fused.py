@@ -157,6 +157,6 @@ def test_opcheck() -> None:
         sets = int(Pairs.NEGATIVE), int(Pairs.POSITIVE) | POS_OTHER
         problem = Problem(torch.randn(7, 4), cols, None, None, None, None, torch.tensor(2.0), *bias, *sets, 0, False)
         for needs in (Needs(True, True, True), Needs(False, True, False)):
-            torch.library.opcheck(torch.ops.pycl.pair_sum_fused.default, (*problem, 0.5, needs, "cpu"))
+            torch.library.opcheck(torch.ops.pycl.pair_sum_fused.default, (*problem, "softplus", 0.5, needs, "cpu"))
             weights = len(cols) == 9, 0.25, -0.5
             torch.library.opcheck(torch.ops.pycl.pair_cross_entropy_fused.default, (*problem, *weights, needs, "cpu"))

@@ -117,6 +117,7 @@ def problems() -> dict[str, Case]:
         "both sides": make(N, 29, D, offset=None, normalize=True, denominator=ALL),
         "shifted": make(N, N, D, offset=0, denominator=ALL & ~SELF),
         "rows only": make(N, 11, D, offset=None, sides="rows", bias=("col_bias",)),
+        "squares": make(N, 11, D, offset=None, sides="rows", bias=("col_bias",), map="square"),
     }
 
 
@@ -129,7 +130,7 @@ def of_rank(case: Case, rank: int, world: int) -> Case:
     return Case(
         leaves=leaves,
         **labels,
-        **{k: getattr(case, k) for k in ("denominator", "positives", "offset", "sides", "normalize", "tied")},
+        **{k: getattr(case, k) for k in ("denominator", "positives", "offset", "sides", "normalize", "tied", "map")},
     )
 
 

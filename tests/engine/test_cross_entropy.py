@@ -21,6 +21,9 @@ CASES = {
     "itself": lambda: make(45, None, 7, bias=(), normalize=True),
     "empty": lambda: make(23, 31, 5, denominator=NEG_OTHER, positives=SELF, sides="rows", bias=()),
     "overlapping": lambda: make(19, 19, 5, denominator=ALL, positives=POS_OTHER | SELF),
+    "squares": lambda: make(31, 23, 5, sides="rows", scale="rows", map="square"),
+    "hinges": lambda: make(31, 23, 5, sides="rows", map="relu"),
+    "exponentials": lambda: make(31, None, 5, map="exp"),
 }
 
 

@@ -33,6 +33,7 @@ class Case:
     sides: Any = "both"
     normalize: bool = False
     tied: bool = False  # row_bias is col_bias
+    map: Any = "softplus"  # of pair_sum
 
     def update(self, **leaves: Tensor) -> Case:
         return replace(self, leaves=self.leaves | leaves)
@@ -59,6 +60,17 @@ def make(
     return Case(leaves, *row_labels, *col_labels, **rest)
 
 
+def pair_sets(case: Case) -> tuple[Tensor, Tensor]:
+    """Which pairs are in the denominator, and which are positives."""
+    same_view = case.row_views[:, None] == case.col_views
+    cls = torch.where(same_view, NEG_SAME, NEG_OTHER)
+    cls = torch.where(case.row_ids[:, None] == case.col_ids, torch.where(same_view, POS_SAME, POS_OTHER), cls)
+    if case.offset is not None:
+        rows, cols = (torch.arange(len(ids)) for ids in (case.row_ids, case.col_ids))
+        cls = torch.where(rows[:, None] + case.offset == cols, SELF, cls)
+    return (cls & case.denominator) != 0, (cls & case.positives) != 0
+
+
 def dense(case: Case, leaves: dict[str, Tensor]) -> tuple[list[Tensor], Tensor]:
     """Every output of the engine, and the logits they came from."""
     x, y = leaves["x"], leaves.get("y", leaves["x"])
@@ -69,20 +81,18 @@ def dense(case: Case, leaves: dict[str, Tensor]) -> tuple[list[Tensor], Tensor]:
         logits = logits + leaves["row_bias"][:, None]
     if "col_bias" in leaves or case.tied:
         logits = logits + leaves["row_bias" if case.tied else "col_bias"]
-    same_view = case.row_views[:, None] == case.col_views
-    cls = torch.where(same_view, NEG_SAME, NEG_OTHER)
-    cls = torch.where(case.row_ids[:, None] == case.col_ids, torch.where(same_view, POS_SAME, POS_OTHER), cls)
-    if case.offset is not None:
-        here = torch.arange(len(x))[:, None] + case.offset == torch.arange(len(y))
-        cls = torch.where(here, SELF, cls)
-    in_den, in_pos = (cls & case.denominator) != 0, (cls & case.positives) != 0
+    in_den, in_pos = pair_sets(case)
     found = []
     for dim in (1, 0) if case.sides == "both" else (1,):
         found += [logits.masked_fill(~chosen, -torch.inf).logsumexp(dim) for chosen in (in_den, in_pos)]
         found += [torch.where(in_pos, logits, 0).sum(dim), in_pos.sum(dim).to(logits.dtype)]
-    negative, positive = -logsigmoid(-logits), -logsigmoid(logits)
-    found.append((torch.where(in_den, negative, 0) + torch.where(in_pos, positive, 0)).sum(1))
+    kept = logits != -torch.inf
+    terms = [torch.where(chosen & kept, MAPS[case.map](l), 0) for chosen, l in ((in_den, logits), (in_pos, -logits))]
+    found.append(sum(terms).sum(1))
     return found, logits
+
+
+MAPS = {"softplus": lambda l: -logsigmoid(-l), "square": torch.square, "relu": torch.relu, "exp": torch.exp}
 
 
 def arguments(case: Case, leaves: dict[str, Tensor]) -> tuple[tuple[Points, Points | None, Tensor], dict[str, Any]]:
@@ -100,7 +110,7 @@ def engine(case: Case, leaves: dict[str, Tensor], backend: str, group: Any = Non
     options |= {"backend": backend, "group": group}
     den = Pairs(case.denominator)
     stats = pair_stats(*points, denominator=den, sides=case.sides, **options)
-    total = pair_sum(*points, negatives=den, **options)
+    total = pair_sum(*points, negatives=den, map=case.map, **options)
     return [*(t for side in stats for t in side), total] if case.sides == "both" else [*stats, total]
 
 
@@ -112,7 +122,7 @@ def reduced(case: Case, leaves: dict[str, Tensor], of: str, reduction: str, back
     points, options = arguments(case, leaves)
     options |= {"reduction": reduction, "backend": backend}
     if of == "sum":
-        return pair_sum(*points, negatives=Pairs(case.denominator), **options)
+        return pair_sum(*points, negatives=Pairs(case.denominator), map=case.map, **options)
     square = "y" not in leaves or len(leaves["x"]) == len(leaves["y"])
     options |= {"n_positives": N_POSITIVES, "sides": case.sides if square else "rows"}
     return pair_cross_entropy(*points, denominator=Pairs(case.denominator), **options)

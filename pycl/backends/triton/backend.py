@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pycl.backends import reference
+
 # the two products of a dense gradient are a library's, and so is what is left around them
 from pycl.backends.reference import pair_logits_backward
 from pycl.backends.registry import BackendUnavailable
@@ -35,7 +37,7 @@ from pycl.triton_kernels.combine import Partials, combine_partials_kernel
 from pycl.triton_kernels.forward import forward_kernel
 from pycl.triton_kernels.interpreter import INTERPRETED
 from pycl.triton_kernels.logit_gradient import GradStats
-from pycl.triton_kernels.logits import LOGISTIC, LOGITS, STATISTICS
+from pycl.triton_kernels.logits import EXP, LOGITS, RELU, SOFTPLUS, SQUARE, STATISTICS
 from pycl.triton_kernels.tile_table import TileConfig
 
 __all__ = [
@@ -63,6 +65,8 @@ DEVICES = ("cpu",) if INTERPRETED else ("cuda",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 WAVES = 4  # of programs, where these take different times
+MAPS = {map.value: map for map in (SOFTPLUS, SQUARE, RELU, EXP)}
+UNBOUNDED_SLOPES = "square", "exp"  # beyond the range that weights have as float16
 COLUMN_PARTIALS = 64 << 20  # bytes of sums over columns that wait to be combined
 
 
@@ -113,18 +117,22 @@ def pair_stats_backward(
     return gradients.gradients(problem, row_grad_stats, col_grad_stats, STATISTICS, needs)
 
 
-def pair_sum(problem: Problem, save: bool) -> tuple[Tensor, Tensor]:
+def pair_sum(problem: Problem, map: str, counted: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    if counted:  # no kernel counts
+        return reference.pair_sum(problem, map, counted, save)
     operands = operands_of(problem)
     tile = tile_for("forward", operands)
     out = operands.x.new(operands.x.n)
     for masked in masked_rows(operands, tile):
-        partials = _forward(operands, tile, masked, masked.first, masked.rows, LOGISTIC)
+        partials = _forward(operands, tile, masked, masked.first, masked.rows, MAPS[map])
         torch.sum(partials.rows, 0, out=out[masked.first : masked.first + masked.rows])
-    return out, no_residuals(problem)
+    return out, out.new_empty(0), no_residuals(problem)
 
 
-def pair_sum_backward(problem: Problem, residuals: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
-    return gradients.gradients(problem, GradStats(None, d_sum, None, None), NO_GRAD, LOGISTIC, needs)
+def pair_sum_backward(problem: Problem, map: str, residuals: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
+    if map in UNBOUNDED_SLOPES:
+        return reference.pair_sum_backward(problem, map, residuals, d_sum, needs)
+    return gradients.gradients(problem, GradStats(None, d_sum, None, None), NO_GRAD, MAPS[map], needs)
 
 
 def pair_logits(problem: Problem) -> Tensor:
@@ -161,7 +169,7 @@ def _forward(
     features, blocks, n_blocks = x.operand.shape[1], cdiv(here, tile.rows), cdiv(y.n, tile.cols)
     blocks_per_split = _blocks_per_split(operands, tile, first, blocks, symmetric)
     splits = cdiv(n_blocks, blocks_per_split)
-    row_partials = x.new(splits, here) if rule is LOGISTIC else x.new(splits, N_STATS, here)
+    row_partials = x.new(splits, N_STATS, here) if rule is STATISTICS else x.new(splits, here)
     partials = Partials(row_partials, *(x.new(blocks, k, y.n) if both_sides else None for k in (2, 4)))
     launch(
         forward_kernel,
