@@ -247,6 +247,21 @@ PYBIND11_MODULE(_C, m) {
       },
       unlocked, py::arg("problem"), exact("values"), exact("out"));
   m.def(
+      "pair_average_backward",
+      [](const PyProblem& p, const MatrixTuple& values, const MatrixTuple& d_out, Address along, Address d_values,
+         const Outputs& out) {
+        const Matrix v = matrix("values", values), g = matrix("d_out", d_out);
+        demand(v.n == p.cols.z.n, "values must have a row for each column, got ", v.n);
+        demand(g.n == p.rows.z.n && g.d == v.d, "d_out must have a row for each row and the width of the values, got ",
+               g.n, " and ", g.d);
+        const void* const from = required("along", along);
+        const Gradients wanted = gradients(p, out);
+        run_kernel(p.threads, [&](const ExecutionContext& host) {
+          p.kernels().pair_average_backward(p, host, v, g, from, pointer(d_values), wanted);
+        });
+      },
+      unlocked, py::arg("problem"), exact("values"), exact("d_out"), exact("along"), exact("d_values"), exact("out"));
+  m.def(
       "sinkhorn_columns",
       [](const MatrixTuple& scores, double epsilon, Address sample_target, Address potential, Address out,
          int threads) {

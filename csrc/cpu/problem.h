@@ -120,6 +120,9 @@ struct Kernels {
                          const Gradients&);
   // contiguous [m, values.d] in the accumulation type
   void (*pair_weighted_sum)(const Problem&, const ExecutionContext&, const Matrix& values, void* out);
+  // of softmax means: contiguous [n, values.d] in the accumulation type, or null, and what the logits depend on
+  void (*pair_average_backward)(const Problem&, const ExecutionContext&, const Matrix& values, const Matrix& d_out,
+                                const void* along, void* d_values, const Gradients&);
   // log sum_b exp(L_bk + u_b) [K], u from the sample step with the prototypes' potential, 0 where that is null
   void (*sinkhorn_columns)(const SinkhornProblem&, const ExecutionContext&, const void* potential, void* out);
   // log sum_k exp(L_bk + v_k) [B], with the prototypes' potential

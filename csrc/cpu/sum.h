@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sums over the pairs of a row: map(l) of negatives and map(-l) of positives, with their gradients, and values weighted
-// by e^l.
+// Sums over the pairs of a row: map(l) of negatives and map(-l) of positives, with their gradients.
 #pragma once
 #include "maps.h"
 #include "sweep.h"
@@ -141,25 +140,6 @@ void pair_sum_fused(const Problem& problem, const ExecutionContext& host, pycl::
   double sum = 0;
   for (int worker = 0; worker < sweep.workers; ++worker) sum += totals[worker];
   *static_cast<T*>(total) = T(weight * sum);
-}
-
-// sum_j e^l_ij v_j over the pairs. The caller's biases keep the exponentials from overflowing.
-template <class P>
-void pair_weighted_sum(const Problem& problem, const ExecutionContext& host, const pycl::Matrix& values, void* out) {
-  using T = typename P::T;
-  Sweep<P> sweep(problem, host, true, nullptr);
-  Packed<P> packed;
-  packed.lay_out(host, values, false, sweep.block, {false, false, true, false}, nullptr, false);
-  pack<P>(host, packed, nullptr);
-  const int64_t width = packed.width;
-  T* sums = allocate<T>(host, sweep.row_blocks * sweep.block * width);
-  add_products(sweep, {nullptr, &packed, sums, nullptr, nullptr, nullptr}, [&](const Tile<T>& tile, auto emit) {
-    auto value = [](int, Vec<T> l, bool, IVec<T>) PYCL_LAMBDA_INLINE { return exp2<T>(l); };
-    map_tile(sweep, tile, value, [&](int i) { flush_rows(i, tile.rows, emit); });
-  });
-  parallel(host, problem.rows.z.n, width, [&](int64_t i) {
-    std::memcpy(static_cast<T*>(out) + i * values.d, sums + i * width, sizeof(T) * values.d);
-  });
 }
 
 }  // namespace

@@ -31,6 +31,7 @@ from pycl.core.problem import (
     SinkhornProblem,
     accumulation_dtype,
     empty_gradients,
+    empty_values_gradient,
     no_residuals,
 )
 from pycl.core.sinkhorn import solve
@@ -193,6 +194,15 @@ def pair_weighted_sum(problem: Problem, values: Tensor) -> Tensor:
     out = torch.empty(len(problem.rows), values.shape[1], dtype=accumulation_dtype(problem.rows.dtype))
     _C.pair_weighted_sum(_compiled(problem), _matrix(values), out.data_ptr())
     return out
+
+
+def pair_average_backward(
+    problem: Problem, values: Tensor, d_out: Tensor, along: Tensor, of_values: bool, needs: Needs
+) -> tuple[Tensor, ...]:
+    out, d_values = empty_gradients(problem, needs), empty_values_gradient(problem, values, of_values)
+    given = _matrix(values), _matrix(d_out), along.data_ptr()
+    _C.pair_average_backward(_compiled(problem), *given, _pointer(d_values), list(map(_pointer, out)))
+    return d_values, *out
 
 
 def _scores(t: SinkhornProblem) -> tuple[Any, ...]:

@@ -78,6 +78,16 @@ class PairBackend(_Backend, Protocol):
     def pair_weighted_sum(self, problem: Problem, values: Tensor) -> Tensor:
         """``sum over pairs exp(l) values`` [m, dv], in the accumulation dtype."""
 
+    def pair_average_backward(
+        self, problem: Problem, values: Tensor, d_out: Tensor, along: Tensor, of_values: bool, needs: Needs
+    ) -> tuple[Tensor, ...]:
+        """The values' gradient [n, dv] in the accumulation dtype, empty without ``of_values``; then ``Gradients``.
+
+        Of the softmax means ``o``: the problem's row bias holds minus the log-sum-exps, so that ``exp(l)`` is the
+        weight. ``d_out`` [m, dv], contiguous, is their gradient ``g``, and ``along`` [m] is ``<g_i, o_i>``. Logit
+        ``l_ij`` has the gradient ``exp(l_ij) (<g_i, v_j> - along_i)``, in which that of the log-sum-exp is contained.
+        """
+
 
 class FusedPairBackend(PairBackend, Protocol):
     """One that returns a loss and its gradients from one call, for matrices up to a number of bytes."""

@@ -23,6 +23,7 @@ from pycl.core.problem import (
     Problem,
     accumulation_dtype,
     empty_gradients,
+    empty_values_gradient,
     no_residuals,
 )
 
@@ -222,6 +223,24 @@ def pair_weighted_sum(problem: Problem, values: Tensor) -> Tensor:
     for strip in _strips(problem, rows, cols):
         out[strip.i] = _product(torch.where(strip.in_pairs, strip.logits.exp(), 0), values)
     return out
+
+
+def pair_average_backward(
+    problem: Problem, values: Tensor, d_out: Tensor, along: Tensor, of_values: bool, needs: Needs
+) -> tuple[Tensor, ...]:
+    sides = _sides(problem)
+    d_values, values = empty_values_gradient(problem, values, of_values).zero_(), values.to(along.dtype)
+
+    def weights() -> Iterator[tuple[slice, Tensor]]:
+        for strip in _strips(problem, *sides):
+            i, g = strip.i, d_out[strip.i]
+            p = torch.where(strip.in_pairs, strip.logits.exp(), 0)
+            if of_values:
+                d_values.add_(_product(p.T, g))
+            if any(needs):
+                yield i, p * (_product(g, values.T) - along[i, None])
+
+    return d_values, *_apply(problem, *sides, weights(), needs)
 
 
 def pair_logits(problem: Problem) -> Tensor:

@@ -13,7 +13,7 @@ from pycl.compat._common import check_even, nothing
 from pycl.compat._open_clip_ranks import over_all_rows, world
 from pycl.core.pairs import Points
 from pycl.distributed.ranks import all_reduce_sum, gather_single
-from pycl.engine.reductions import pair_average
+from pycl.engine.average import pair_average
 from pycl.functional._common import Scalar, as_scalar, widen
 
 Triple: TypeAlias = tuple[Tensor, Tensor, Scalar]  # images, texts and their logit scale

@@ -58,15 +58,6 @@ class Problem(NamedTuple):
         """What has gradients, in the order of ``Gradients``."""
         return self.rows, self.cols, self.logit_scale, self.row_bias, self.col_bias
 
-    def transposed(self) -> Problem:
-        """The transposed matrix; only with columns of its own and one scale for all rows."""
-        p = self
-        assert p.cols is not None
-        return Problem(
-            *(p.cols, p.rows, p.col_ids, p.col_views, p.row_ids, p.row_views, p.logit_scale, p.col_bias, p.row_bias),
-            *(p.pairs, p.positives, None if p.offset is None else -p.offset, p.normalize, p.n_views),
-        )
-
     def as_rectangular(self) -> Problem:
         """The same problem with columns of its own: an operator that serves rows alone needs both triangles."""
         if self.cols is not None:
@@ -186,6 +177,11 @@ def empty_gradients(problem: Problem, needs: Needs) -> Gradients:
         row_bias=rows.new_empty(m if needs.bias else 0, dtype=dtype),
         col_bias=rows.new_empty(n if needs.bias and cols is not None else 0, dtype=dtype),
     )
+
+
+def empty_values_gradient(problem: Problem, values: Tensor, wanted: bool) -> Tensor:
+    """The same for the values that are averaged, in the accumulation dtype."""
+    return values.new_empty(values.shape if wanted else (0,), dtype=accumulation_dtype(problem.rows.dtype))
 
 
 def no_residuals(problem: Problem) -> Tensor:

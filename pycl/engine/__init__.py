@@ -6,9 +6,10 @@ from __future__ import annotations
 from pycl.core.pairs import Pairs, Points
 from pycl.distributed.ranks import together
 from pycl.engine import reductions
+from pycl.engine.average import pair_average
 from pycl.engine.matrix import pair_logits, pair_top
 from pycl.engine.reduction import by_view, reduce
-from pycl.engine.reductions import PairStats, pair_average
+from pycl.engine.reductions import PairStats
 from pycl.engine.views import stack_views
 
 __all__ = [

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from pycl.backends import registry
 from pycl.core.pairs import Pairs, Points
-from pycl.core.problem import MAPS, N_RESULTS, Problem, StatsRow
+from pycl.core.problem import MAPS, N_RESULTS, Problem
 from pycl.core.tracing import observed
 from pycl.distributed.ranks import Agreement, Group
 from pycl.engine.reduction import check_reduction, share_of, zero_if_empty
-from pycl.engine.validation import check_choice, check_count, check_values, one_set, problem_of
-from pycl.ops.autograd import FusedLossFunction, StatsFunction, SumFunction, WeightedSumFunction, apply
+from pycl.engine.validation import check_choice, check_count, problem_of
+from pycl.ops.autograd import FusedLossFunction, StatsFunction, SumFunction, apply
 from pycl.ops.sharded import Sharded, sharded
 
-__all__ = ["PairStats", "Pairs", "Points", "pair_average", "pair_cross_entropy", "pair_stats", "pair_sum"]
+__all__ = ["PairStats", "Pairs", "Points", "pair_cross_entropy", "pair_stats", "pair_sum"]
 
 
 SIDES = ("rows", "both")
@@ -331,45 +331,3 @@ def can_fuse(operator: str, args: Problem, backend: str) -> bool:
 def wants_gradient(args: Problem) -> bool:
     """Whether a backward may follow."""
     return torch.is_grad_enabled() and any(leaf is not None and leaf.requires_grad for leaf in args.leaves())
-
-
-def pair_average(
-    rows: Points,
-    cols: Points | None,
-    values: Tensor,
-    logit_scale: float | Tensor = 1.0,
-    *,
-    pairs: Pairs = Pairs.ALL,
-    row_bias: Tensor | None = None,
-    col_bias: Tensor | None = None,
-    offset: int | None = 0,
-    normalize: bool = False,
-    backend: str | None = None,
-) -> Tensor:
-    r"""The mean of the candidates' values under every anchor's softmax, [m, dv].
-
-    .. math:: o_i = \sum_{j \in \mathrm{pairs}(i)} \frac{e^{l_{ij}}}{\sum_{k \in \mathrm{pairs}(i)} e^{l_{ik}}} v_j
-
-    Attention whose weights are constants: the values get gradients, and what makes the logits may not ask for any.
-
-    Args:
-        values: [n, dv], floating point, on the device of the points.
-        logit_scale: one number for all rows. The other arguments, and the errors from them, are those of
-            ``pair_stats``.
-
-    Returns:
-        The means in float32 (float64 for float64 points); 0 for an anchor without pairs. Differentiable once with
-        respect to ``values``.
-
-    Raises:
-        ValueError: values of another length or on another device, a scale for each row, points, a scale or biases
-            that require a gradient where one is recorded.
-    """
-    args = problem_of(rows, cols, logit_scale, one_set(pairs), row_bias, col_bias, offset, normalize).as_rectangular()
-    check_values(values, args)
-    name = registry.choose(backend, rows.z.device.type, args.rows.dtype)
-    with torch.no_grad():
-        lse = torch.ops.pycl.pair_stats(*args, False, False, name)[0][StatsRow.LSE]
-        shift = -lse.masked_fill(lse == -torch.inf, 0)
-        args = args._replace(row_bias=shift if args.row_bias is None else args.row_bias + shift)
-    return cast("Tensor", apply(WeightedSumFunction, *args, values, name))

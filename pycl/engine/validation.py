@@ -159,7 +159,7 @@ def check_k(k: int, n: int) -> int:
 
 
 def check_values(values: Tensor, problem: Problem) -> None:
-    """Raise unless the values can be averaged over the candidates, with weights that are constants."""
+    """Raise unless the values can be averaged over the candidates."""
     if not isinstance(values, Tensor) or not values.is_floating_point():
         given = getattr(values, "dtype", type(values).__name__)
         raise TypeError(f"values must be a floating-point tensor, got {given}")
@@ -170,21 +170,6 @@ def check_values(values: Tensor, problem: Problem) -> None:
         )
     if values.device != problem.rows.device:
         raise ValueError(f"values must be on {problem.rows.device} as the points are, got {values.device}")
-    if problem.logit_scale.dim() != 0:
-        raise ValueError(
-            f"logit_scale must be one number for all rows here, got shape {tuple(problem.logit_scale.shape)}"
-        )
-    of_weights = {
-        "rows.z": problem.rows,
-        "cols.z": problem.cols,
-        "logit_scale": problem.logit_scale,
-        "row_bias": problem.row_bias,
-        "col_bias": problem.col_bias,
-    }
-    if torch.is_grad_enabled():
-        for name, tensor in of_weights.items():
-            if tensor is not None and tensor.requires_grad:
-                raise ValueError(f"{name} must not require a gradient, the weights are constants here: detach it")
 
 
 def _embeddings(name: str, z: Tensor) -> Tensor:

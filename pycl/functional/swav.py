@@ -14,8 +14,9 @@ from torch import Tensor
 from pycl.core.pairs import Pairs, Points
 from pycl.core.sinkhorn import prototype_potential, step
 from pycl.distributed.ranks import Group, agree, all_reduce_logsumexp, all_reduce_sum, of_the_batch
+from pycl.engine.average import pair_average
 from pycl.engine.reduction import check_reduction, share_of
-from pycl.engine.reductions import pair_average, pair_stats
+from pycl.engine.reductions import pair_stats
 from pycl.engine.validation import check_integer
 from pycl.functional._common import Scalar, Views, check_features, to_logit_scale, unit
 from pycl.functional._features import feature_logits

@@ -218,24 +218,37 @@ class LogitsFunction(_Rule):
         return _gradients(ctx, problem.leaves(), found, 1, d_logits)
 
 
-class WeightedSumFunction(_Rule):
-    """Linear in the values; the weights are constants."""
+class AverageFunction(_Rule):
+    """The means of values under the rows' softmax, and for the backward the bias that makes exp(l) its weights."""
 
     @staticmethod
     @_takes("values", "backend")
-    def forward(*args: Any) -> Tensor:
-        return cast("Tensor", torch.ops.pycl.pair_weighted_sum(*args))
+    def forward(*args: Any) -> tuple[Tensor, Tensor]:
+        *fields, values, backend = args
+        problem = Problem(*fields)
+        lse = torch.ops.pycl.pair_stats(*problem, False, False, backend)[0][StatsRow.LSE]
+        shift = -lse.masked_fill(lse == -torch.inf, 0)
+        if problem.row_bias is not None:
+            shift = problem.row_bias + shift
+        return torch.ops.pycl.pair_weighted_sum(*problem._replace(row_bias=shift), values, backend), shift
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         *_, values, ctx.backend = inputs
-        _save(ctx, inputs[:_INPUTS], values)
+        _save(ctx, inputs[:_INPUTS], values, *output)
+        ctx.mark_non_differentiable(output[1])
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        problem, (values,) = _restore(ctx)
-        found = torch.ops.pycl.pair_weighted_sum(*problem.transposed(), d_out.contiguous(), ctx.backend)
-        gradient = found.to(values.dtype)
-        if torch.is_grad_enabled():  # create_graph=True
-            gradient = apply(OnceDifferentiable, gradient, d_out)
-        return (*([None] * _INPUTS), gradient, None)
+    def backward(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        problem, (values, out, shift) = _restore(ctx)
+        d_out = d_out.contiguous()
+        along, of_values = (d_out * out).sum(1), ctx.needs_input_grad[_INPUTS]
+        more = values, d_out, along, of_values, _needs(ctx.needs_input_grad), ctx.backend
+        d_values, *found = torch.ops.pycl.pair_average_backward(*problem._replace(row_bias=shift), *more)
+        gradients = list(_gradients(ctx, problem.leaves(), found, 2, values, d_out))
+        if of_values:
+            d_values = d_values.to(values.dtype)
+            if torch.is_grad_enabled():  # create_graph=True
+                d_values = apply(OnceDifferentiable, d_values, *problem.leaves(), values, d_out)
+            gradients[_INPUTS] = d_values
+        return tuple(gradients)

@@ -22,6 +22,7 @@ from pycl.core.problem import (
     Problem,
     accumulation_dtype,
     empty_gradients,
+    empty_values_gradient,
     no_residuals,
 )
 
@@ -62,6 +63,11 @@ def _top_shapes(problem: Problem, k: int) -> tuple[Tensor, Tensor]:
 def _weighted_sum_shape(problem: Problem, values: Tensor) -> Tensor:
     rows = problem.rows
     return rows.new_empty(rows.shape[0], values.shape[1], dtype=accumulation_dtype(rows.dtype))
+
+
+def _average_shapes(problem: Problem, values: Tensor, *more: Any) -> tuple[Tensor, ...]:
+    *_, of_values, needs = more
+    return empty_values_gradient(problem, values, of_values), *empty_gradients(problem, needs)
 
 
 def _backward_shapes(problem: Problem, *more: Any) -> Gradients:
@@ -110,6 +116,13 @@ _OPERATORS = (
     _Operator("pair_top", "SymInt k", "Tensor, Tensor", _top_shapes),
     # sum_j exp(l_ij) v_j over the pairs [m, dv], in the accumulation dtype; the caller's biases keep it in range.
     _Operator("pair_weighted_sum", "Tensor values", "Tensor", _weighted_sum_shape),
+    # Of softmax means: the problem's row bias holds their log-sum-exps, along_i is <d_out_i, mean_i>.
+    _Operator(
+        "pair_average_backward",
+        f"Tensor values, Tensor d_out, Tensor along, bool of_values, {_NEEDS}",
+        f"Tensor, {_GRADIENTS}",
+        _average_shapes,
+    ),
 )
 
 

@@ -89,7 +89,7 @@ def statistics() -> Tensor:
 
 
 def average() -> Tensor:
-    x, y = (leaf.detach() for leaf in leaves())
+    x, y = leaves()
     return pair_average(Points(x), Points(y), leaves()[0], backend="cpu").sum()
 
 
@@ -207,6 +207,7 @@ FUNCTIONS = {  # by the loss that calls them: addresses that are a must, and seq
     "pair_sum_backward": ("sum", (2,), (3,)),
     "pair_sum_fused": ("sum_total", (3,), (4,)),
     "pair_weighted_sum": ("average", (2,), (1,)),
+    "pair_average_backward": ("average", (3,), (1, 2, 5)),
     "sinkhorn_columns": ("sinkhorn", (4,), (0,)),
     "sinkhorn_codes": ("sinkhorn", (3, 5, 6), (0,)),
 }
@@ -225,7 +226,11 @@ def test_addresses_and_lengths_of_a_call(name: str, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    "name", ["pair_stats_backward", "pair_sum_backward", "pair_sum_fused", "pair_cross_entropy_fused"]
+    "name",
+    [
+        *("pair_stats_backward", "pair_sum_backward", "pair_average_backward"),
+        *("pair_sum_fused", "pair_cross_entropy_fused"),
+    ],
 )
 def test_the_gradient_of_a_scale_comes_with_the_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loss, _, (*_, out) = FUNCTIONS[name]
@@ -237,6 +242,15 @@ def test_values_have_a_row_for_each_column(monkeypatch: pytest.MonkeyPatch) -> N
     arguments, _alive = arguments_of("pair_weighted_sum", "average", monkeypatch)
     for n in (8, 10):
         assert "a row for each column" in refused(C.pair_weighted_sum, arguments, (1, 1), n)
+
+
+def test_a_gradient_of_means_has_their_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, _alive = arguments_of("pair_average_backward", "average", monkeypatch)
+    for n in (8, 10):
+        assert "a row for each column" in refused(C.pair_average_backward, arguments, (1, 1), n)
+        assert "a row for each row" in refused(C.pair_average_backward, arguments, (2, 1), n)
+    for dv in (4, 6):
+        assert "the width of the values" in refused(C.pair_average_backward, arguments, (2, 2), dv)
 
 
 @pytest.mark.parametrize("name", ["sinkhorn_columns", "sinkhorn_codes"])

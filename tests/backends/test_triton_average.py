@@ -29,6 +29,7 @@ AVERAGES: dict[str, tuple[Any, str]] = {
     "few": (lambda: make(40, 50, 24, denominator=POS_OTHER, offset=None), "float32"),
     "unit": (lambda: make(70, 90, 40, scale=20.0, normalize=True, bias=()), "huge"),
     "wide": (lambda: make(40, 50, 200, normalize=True), "same"),
+    "tall": (lambda: make(300, 40, 24, offset=3), "same"),
 }
 
 

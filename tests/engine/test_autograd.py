@@ -60,6 +60,17 @@ def test_opcheck(kind: str, dtype: torch.dtype, both: bool, backend: str) -> Non
     torch.library.opcheck(ops.pair_sum_backward.default, (*p, "softplus", stats[2], d_sum, needs, backend))
 
 
+@pytest.mark.parametrize("kind", ["itself", "columns", "everything"])
+def test_opcheck_of_means(kind: str, backend: str) -> None:
+    p, ops = problem(kind).as_rectangular(), torch.ops.pycl
+    values, d_out, along = torch.randn(p.n_cols(), 3), torch.randn(7, 3), torch.randn(7)
+    torch.library.opcheck(ops.pair_weighted_sum.default, (*p, values, backend))
+    needs = Needs(rows=kind != "columns", cols=True, bias=kind == "everything")
+    for of_values, wanted in ((True, needs), (False, needs), (True, Needs(False, False, False))):
+        args = (*p, values, d_out, along, of_values, wanted, backend)
+        torch.library.opcheck(ops.pair_average_backward.default, args)
+
+
 def test_import_leaves_the_compiler_alone() -> None:
     """``torch._dynamo`` takes as long to import as torch itself; the mark that needs none of it is still its own."""
     code = "import sys, pycl; sys.exit('torch._dynamo' in sys.modules)"

@@ -152,6 +152,15 @@ def magnitudes(case: Case, leaves: dict[str, Tensor]) -> tuple[float, float, dic
     size = (scale * (x @ y.T) + sum(t.abs().max() for name, t in leaves.items() if "bias" in name)).max().item()
     parts = [t for t in weighted(found) if t.requires_grad]  # counts do not
     w = sum(torch.autograd.grad(t, logits, retain_graph=True)[0].abs() for t in parts)
+    return size, logits.abs().sum(1).max().item(), of_slopes(case, leaves, w, size)
+
+
+def of_slopes(case: Case, leaves: dict[str, Tensor], w: Tensor, size: float) -> dict[str, float]:
+    """The gradients without cancellation, from the logits' absolute gradients and the largest logit."""
+    x, y, scale = leaves["x"].abs(), leaves.get("y", leaves["x"]).abs(), leaves["scale"].abs().reshape(-1, 1)
+    x_norm, y_norm = (z.norm(dim=1).clamp_min(1e-12) for z in (x, y))
+    if case.normalize:
+        x, y = x / x_norm[:, None], y / y_norm[:, None]
     by_row, by_col = (w * scale) @ y / (x_norm[:, None] if case.normalize else 1), (w * scale).T @ x
     by_col = by_col / (y_norm[:, None] if case.normalize else 1)
     slope = w * (x @ y.T)
@@ -160,7 +169,7 @@ def magnitudes(case: Case, leaves: dict[str, Tensor]) -> tuple[float, float, dic
     if case.tied:
         terms["row_bias"] = w.sum(0) + w.sum(1)
     steep = max(1.0, size / 5)  # a logit's roundings enter every softmax weight; 5 is the everyday case
-    return size, logits.abs().sum(1).max().item(), {name: steep * t.max().item() for name, t in terms.items()}
+    return {name: steep * t.max().item() for name, t in terms.items()}
 
 
 def check(case: Case, backend: str, dtype: torch.dtype = torch.float32) -> None:

@@ -144,9 +144,16 @@ FAULTS = [
     Fault(
         "backward: a strip of weights overwrites what the strips before it gave to the columns",
         "pycl/backends/triton/gradients.py",
-        "add=here.start > 0",
-        "add=False",
+        "into=of_cols[0], add=here.start > 0",
+        "into=of_cols[0], add=False",
         TRITON,
+    ),
+    Fault(
+        "means: a strip of weights overwrites what the strips before it gave to the values",
+        "pycl/backends/triton/gradients.py",
+        "into=sums, add=here.start > 0",
+        "into=sums, add=False",
+        "test_triton_average",
     ),
     Fault(
         "backward: both places of a pair count in the gradient of the scale",
@@ -245,6 +252,20 @@ FAULTS = [
         "if (by_row) by_row[tile.i0 + i] += reduce_add<T>(sum);",
         "if (by_row) by_row[tile.i0 + i] -= reduce_add<T>(sum);",
         CPU,
+    ),
+    Fault(
+        "CPU: a logit's gradient lacks what it does to the other weights of its softmax",
+        "csrc/cpu/average.h",
+        "(load<T>(d + at) - from)",
+        "load<T>(d + at)",
+        "test_average",
+    ),
+    Fault(
+        "CPU: the values get a gradient from the last block of rows alone",
+        "csrc/cpu/average.h",
+        "written.start(tile.jb)",
+        "false",
+        "test_average",
     ),
     Fault(
         "CPU module: nothing ends a kernel before its last tile",

@@ -26,7 +26,7 @@ if reason := why_not():
 
 from pycl.backends.triton import cache_keys, gradients
 from pycl.backends.triton.device import device_of
-from pycl.backends.triton.gradients import pair_weighted_sum
+from pycl.backends.triton.gradients import pair_average_backward, pair_weighted_sum
 from pycl.backends.triton.launch import cdiv, launch
 from pycl.backends.triton.operands import NO_GRAD, Operands, operands_of, tile_for
 from pycl.backends.triton.pair_top import pair_top
@@ -43,6 +43,7 @@ from pycl.triton_kernels.tile_table import TileConfig
 __all__ = [
     "DEVICES",
     "DTYPES",
+    "pair_average_backward",
     "pair_logits",
     "pair_logits_backward",
     "pair_stats",

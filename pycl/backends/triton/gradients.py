@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pycl.backends import reference
 from pycl.backends.triton import tiles
 from pycl.backends.triton.device import device_of
 from pycl.backends.triton.launch import cdiv, launch, next_power_of_2, recorded_architecture
@@ -194,22 +195,59 @@ def _by_strips(sweep: _Sweep, symmetric: bool, needs: Needs, out: Gradients) -> 
 
 
 def pair_weighted_sum(problem: Problem, values: Tensor) -> Tensor:
-    """``sum_j exp(l_ij) v_j`` [m, dv] over the first pair set, of logits <= 0 up to rounding, one scale for all rows.
+    """``sum_j exp(l_ij) v_j`` [m, dv] over the first pair set, of logits <= 0 up to rounding.
 
-    Weights are the derivatives of sums of exponentials, rounded as a gradient's are; values keep their digits.
+    Weights are the derivatives of sums of exponentials, rounded as a gradient's are; values keep their digits. Those of
+    rows with scales of their own are made in plain torch: in the strips such a scale is a factor of its weights.
     """
-    ones = torch.ones(len(problem.rows), device=problem.rows.device)
-    problem = problem._replace(positives=0)
-    sweep = _Sweep(*prepared(problem, GradStats(None, ones, None, None), NO_GRAD), STATISTICS, False)
+    if problem.logit_scale.dim():
+        return reference.pair_weighted_sum(problem, values)
+    sweep = _exponentials(problem)
     x = sweep.operands.x
-    out = x.new(len(ones), values.shape[1])
+    out = x.new(x.n, values.shape[1])
     terms, values_scale = _terms_of(values, x.values.dtype)
     for here, strip in _strips(sweep):
         torch.sum(_product(strip.weights, terms).unflatten(1, (-1, values.shape[1])), 1, out=out[here])
-    for factor in (sweep.loss_scale, values_scale):
+    return _unscaled(out, sweep.loss_scale, values_scale)
+
+
+def pair_average_backward(
+    problem: Problem, values: Tensor, d_out: Tensor, along: Tensor, of_values: bool, needs: Needs
+) -> tuple[Tensor, ...]:
+    """The values' gradient by the strips of the forward; all others in plain torch.
+
+    A logit's gradient is the weight times a difference that a strip's kernel does not have: its second product.
+    """
+    if problem.logit_scale.dim():
+        return reference.pair_average_backward(problem, values, d_out, along, of_values, needs)
+    d_values = _values_gradient(problem, d_out) if of_values else d_out.new_empty(0)
+    if not any(needs):
+        return d_values, *empty_gradients(problem, needs)
+    _, *others = reference.pair_average_backward(problem, values, d_out, along, False, needs)
+    return d_values, *others
+
+
+def _values_gradient(problem: Problem, d_out: Tensor) -> Tensor:
+    """``sum_i exp(l_ij) g_i`` [n, dv]."""
+    sweep = _exponentials(problem)
+    terms, terms_scale = _terms_of(d_out, sweep.operands.x.values.dtype)
+    sums = sweep.operands.x.new(sweep.operands.y.n, terms.shape[1])
+    for here, strip in _strips(sweep):
+        _product(strip.weights.T, terms[here], into=sums, add=here.start > 0)
+    return _unscaled(sums.unflatten(1, (-1, d_out.shape[1])).sum(1), sweep.loss_scale, terms_scale)
+
+
+def _exponentials(problem: Problem) -> _Sweep:
+    ones = torch.ones(len(problem.rows), device=problem.rows.device)
+    problem = problem._replace(positives=0)
+    return _Sweep(*prepared(problem, GradStats(None, ones, None, None), NO_GRAD), STATISTICS, False)
+
+
+def _unscaled(sums: Tensor, *factors: Tensor | None) -> Tensor:
+    for factor in factors:
         if factor is not None:
-            out /= factor
-    return out
+            sums /= factor
+    return sums
 
 
 def _terms_of(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

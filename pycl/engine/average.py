@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Means of the candidates' values under every anchor's softmax: attention over any pair set."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor
+
+from pycl.backends import registry
+from pycl.core.pairs import Pairs, Points
+from pycl.core.problem import Problem
+from pycl.engine.validation import check_values, one_set, problem_of
+from pycl.ops.autograd import AverageFunction, apply
+
+
+def pair_average(
+    rows: Points,
+    cols: Points | None,
+    values: Tensor,
+    logit_scale: float | Tensor = 1.0,
+    *,
+    pairs: Pairs = Pairs.ALL,
+    row_bias: Tensor | None = None,
+    col_bias: Tensor | None = None,
+    offset: int | None = 0,
+    normalize: bool = False,
+    detach_weights: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    r"""The mean of the candidates' values under every anchor's softmax, [m, dv].
+
+    .. math:: o_i = \sum_j p_{ij} v_j, \qquad
+              p_{ij} = \frac{e^{l_{ij}}}{\sum_{k \in \mathrm{pairs}(i)} e^{l_{ik}}}
+              \text{ for } j \in \mathrm{pairs}(i), \text{ else } 0
+
+    With the gradient g of o, a logit has :math:`p_{ij} \langle g_i, v_j - o_i \rangle` and a value
+    :math:`\sum_i p_{ij} g_i`. Neither direction stores a matrix.
+
+    A cross entropy with soft targets takes no second matrix, either: it is the student's log-sum-exp minus
+    ``logit_scale * (x * mean).sum(1)``, where ``mean`` is ``pair_average`` of the student's ``y`` with the teacher's
+    points and scale.
+
+    Args:
+        values: [n, dv], floating point, on the device of the points.
+        detach_weights: the softmax is a constant: of all arguments the values alone get a gradient.
+        rows: the other arguments, and the errors from them, are those of ``pair_stats``.
+
+    Returns:
+        The means in float32 (float64 for float64 points); 0 for an anchor without pairs, with no gradient from it.
+        Differentiable once with respect to ``values``, both ``z``, ``logit_scale`` and both biases.
+
+    Raises:
+        TypeError: values that are not floating point.
+        ValueError: values of another length or on another device.
+    """
+    args = problem_of(rows, cols, logit_scale, one_set(pairs), row_bias, col_bias, offset, normalize).as_rectangular()
+    check_values(values, args)
+    name = registry.choose(backend, rows.z.device.type, args.rows.dtype)
+    if detach_weights:
+        args = Problem._make(field.detach() if isinstance(field, Tensor) else field for field in args)
+    return cast("Tensor", apply(AverageFunction, *args, values, name)[0])
