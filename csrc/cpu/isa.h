@@ -2,6 +2,7 @@
 // Included by the files named after an instruction set: everything above it has internal linkage, so that no code
 // compiled with special flags can be picked by the linker for another file.
 #pragma once
+#include "extremes.h"
 #include "sinkhorn.h"
 #include "stats_backward.h"
 #include "sum.h"
@@ -11,7 +12,7 @@ namespace {
 template <class P>
 constexpr pycl::Kernels kKernels = {residual_bytes<P>,           pair_stats<P>,        pair_stats_backward<P>,
                                     pair_cross_entropy_fused<P>, pair_sum<P>,          pair_sum_backward<P>,
-                                    pair_sum_fused<P>,           pair_weighted_sum<P>, sinkhorn_columns<P>,
-                                    sinkhorn_samples<P>,         sinkhorn_codes<P>};
+                                    pair_sum_fused<P>,           pair_weighted_sum<P>, pair_extremes<P>,
+                                    sinkhorn_columns<P>,         sinkhorn_samples<P>,  sinkhorn_codes<P>};
 
 }  // namespace
