@@ -104,6 +104,13 @@ struct SinkhornProblem {
   const void* sample_target;
 };
 
+// The largest logit of the first set and the smallest positive of each row [m] in the accumulation type, and their
+// columns; -inf, inf and -1 without one.
+struct Extremes {
+  void *negative, *positive;
+  int64_t *negative_index, *positive_index;
+};
+
 // The kernels of one instruction set and one type of product.
 struct Kernels {
   size_t (*residual_bytes)(const Problem&, int threads);  // what Problem::residuals takes
@@ -123,6 +130,7 @@ struct Kernels {
   // of softmax means: contiguous [n, values.d] in the accumulation type, or null, and what the logits depend on
   void (*pair_average_backward)(const Problem&, const ExecutionContext&, const Matrix& values, const Matrix& d_out,
                                 const void* along, void* d_values, const Gradients&);
+  void (*pair_extremes)(const Problem&, const ExecutionContext&, const Extremes& out);
   // log sum_b exp(L_bk + u_b) [K], u from the sample step with the prototypes' potential, 0 where that is null
   void (*sinkhorn_columns)(const SinkhornProblem&, const ExecutionContext&, const void* potential, void* out);
   // log sum_k exp(L_bk + v_k) [B], with the prototypes' potential

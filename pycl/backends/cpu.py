@@ -205,6 +205,15 @@ def pair_average_backward(
     return d_values, *out
 
 
+def pair_extremes(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    m, dtype = len(problem.rows), accumulation_dtype(problem.rows.dtype)
+    negative, positive = torch.empty(m, dtype=dtype), torch.empty(m, dtype=dtype)
+    negative_index, positive_index = torch.empty(m, dtype=torch.int64), torch.empty(m, dtype=torch.int64)
+    out = negative, positive, negative_index, positive_index
+    _C.pair_extremes(_compiled(problem), *map(Tensor.data_ptr, out))
+    return out
+
+
 def _scores(t: SinkhornProblem) -> tuple[Any, ...]:
     return _matrix(t.scores), t.epsilon, _pointer(t.sample_target)
 

@@ -72,8 +72,18 @@ class PairBackend(_Backend, Protocol):
     def pair_logits_backward(self, problem: Problem, d_logits: Tensor, needs: Needs) -> Gradients:
         """Gradients from those of the logits, of any strides; entries outside of ``pairs`` are ignored."""
 
-    def pair_top(self, problem: Problem, k: int) -> tuple[Tensor, Tensor]:
-        """The k largest logits of every row over ``pairs``, and their columns, int64; else -inf and -1."""
+    def pair_top(self, problem: Problem, k: int, both_sides: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The k largest logits of every row over ``pairs``, and their columns, int64; else -inf and -1.
+
+        Then, with ``both_sides``, those of every column and their rows; [0, k] without.
+        """
+
+    def pair_extremes(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The largest logit of every row over ``pairs``, the smallest over ``positives``, [m], and their columns.
+
+        Without one: -inf, inf and -1. A logit of -inf is no candidate. A NaN comes first in both; of equals the lowest
+        column.
+        """
 
     def pair_weighted_sum(self, problem: Problem, values: Tensor) -> Tensor:
         """``sum over pairs exp(l) values`` [m, dv], in the accumulation dtype."""

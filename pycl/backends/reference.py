@@ -276,24 +276,57 @@ def _product_dtype(z: Tensor) -> torch.dtype:
     return torch.float32 if z.dtype == torch.float16 and z.device.type == "cpu" else z.dtype
 
 
-def pair_top(problem: Problem, k: int) -> tuple[Tensor, Tensor]:
+def pair_top(problem: Problem, k: int, both_sides: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows, cols = _sides(problem)
     problem = problem if problem.pairs == Pairs.ALL else problem.with_labels()
     values = rows.x.new_empty(len(rows.x), k)
-    index = torch.empty_like(values, dtype=torch.int64)
+    col_values = rows.x.new_full((len(cols.x) if both_sides else 0, k), -torch.inf)
+    index, col_index = (torch.full_like(v, -1, dtype=torch.int64) for v in (values, col_values))
     for i in _slices(len(rows.x), TILE[0]):
         best, where = values[i, :0], index[i, :0]
         for j in _slices(len(cols.x), TILE[1]):
             tile = _logits(problem, rows, cols, i, j)
             if problem.pairs != Pairs.ALL:
                 tile = tile.masked_fill(~_members(problem, problem.pairs, i, j), -torch.inf)
-            columns = torch.arange(j.start, j.stop, device=tile.device).expand(tile.shape)
-            # what was kept stands to the left, so the lowest column still comes first
-            best, where = torch.cat([best, tile], 1), torch.cat([where, columns], 1)
-            chosen = _first_largest(best, min(k, best.shape[1]))
-            best, where = best.gather(1, chosen), where.gather(1, chosen)
+            best, where = _merged(best, where, tile, j, k)
+            if both_sides:
+                seen = min(k, i.start)
+                found = _merged(col_values[j, :seen], col_index[j, :seen], tile.T, i, k)
+                width = found[0].shape[1]
+                col_values[j, :width], col_index[j, :width] = found
         values[i], index[i] = best, where.masked_fill(best == -torch.inf, -1)
-    return values, index
+    return values, index, col_values, col_index.masked_fill_(col_values == -torch.inf, -1)
+
+
+def _merged(best: Tensor, where: Tensor, tile: Tensor, j: slice, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of what was kept and of a tile with the candidates j."""
+    candidates = torch.arange(j.start, j.stop, device=tile.device).expand(tile.shape)
+    # what was kept stands to the left, so the lowest candidate still comes first
+    best, where = torch.cat([best, tile], 1), torch.cat([where, candidates], 1)
+    chosen = _first_largest(best, min(k, best.shape[1]))
+    return best.gather(1, chosen), where.gather(1, chosen)
+
+
+def pair_extremes(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows, cols = _sides(problem)
+    problem = problem.with_labels()
+    values = rows.x.new_full((2, len(rows.x)), -torch.inf)  # of the positives the largest of -l
+    index = torch.full_like(values, -1, dtype=torch.int64)
+    for i in _slices(len(rows.x), TILE[0]):
+        for j in _slices(len(cols.x), TILE[1]):
+            tile = _logits(problem, rows, cols, i, j)
+            for side, pairs in enumerate((problem.pairs, problem.positives)):
+                inside = _members(problem, pairs, i, j) & (tile != -torch.inf)
+                key = -tile if side else tile
+                value = key.masked_fill(~inside, -torch.inf).amax(1)
+                equal = (key == value[:, None]) | (key.isnan() & value.isnan()[:, None])
+                at = (equal & inside).to(torch.uint8).argmax(1)  # the first; of values torch leaves ties to chance
+                old, old_at = values[side, i], index[side, i]
+                better = (~(value <= old) & ~old.isnan()) | (old_at < 0)
+                better &= inside.any(1)
+                values[side, i] = torch.where(better, value, old)
+                index[side, i] = torch.where(better, at + j.start, old_at)
+    return values[0], -values[1], index[0], index[1]
 
 
 def _first_largest(values: Tensor, k: int) -> Tensor:

@@ -58,6 +58,15 @@ class Problem(NamedTuple):
         """What has gradients, in the order of ``Gradients``."""
         return self.rows, self.cols, self.logit_scale, self.row_bias, self.col_bias
 
+    def transposed(self) -> Problem:
+        """The transposed matrix; only with columns of its own and one scale for all rows."""
+        p = self
+        assert p.cols is not None
+        return Problem(
+            *(p.cols, p.rows, p.col_ids, p.col_views, p.row_ids, p.row_views, p.logit_scale, p.col_bias, p.row_bias),
+            *(p.pairs, p.positives, None if p.offset is None else -p.offset, p.normalize, p.n_views),
+        )
+
     def as_rectangular(self) -> Problem:
         """The same problem with columns of its own: an operator that serves rows alone needs both triangles."""
         if self.cols is not None:

@@ -7,18 +7,21 @@ from pycl.core.pairs import Pairs, Points
 from pycl.distributed.ranks import together
 from pycl.engine import reductions
 from pycl.engine.average import pair_average
+from pycl.engine.extremes import PairExtremes, pair_extremes
 from pycl.engine.matrix import pair_logits, pair_top
 from pycl.engine.reduction import by_view, reduce
 from pycl.engine.reductions import PairStats
 from pycl.engine.views import stack_views
 
 __all__ = [
+    "PairExtremes",
     "PairStats",
     "Pairs",
     "Points",
     "by_view",
     "pair_average",
     "pair_cross_entropy",
+    "pair_extremes",
     "pair_logits",
     "pair_stats",
     "pair_sum",

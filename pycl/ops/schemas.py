@@ -55,9 +55,17 @@ def _logits_shape(problem: Problem) -> Tensor:
     return problem.rows.new_empty(problem.rows.shape[0], problem.n_cols())
 
 
-def _top_shapes(problem: Problem, k: int) -> tuple[Tensor, Tensor]:
-    new, shape = problem.rows.new_empty, (problem.rows.shape[0], k)
-    return new(shape, dtype=accumulation_dtype(problem.rows.dtype)), new(shape, dtype=torch.int64)
+def _top_shapes(problem: Problem, k: int, both_sides: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    new, dtype = problem.rows.new_empty, accumulation_dtype(problem.rows.dtype)
+    m, n = problem.rows.shape[0], problem.n_cols() if both_sides else 0
+    rows = new(m, k, dtype=dtype), new(m, k, dtype=torch.int64)
+    return *rows, new(n, k, dtype=dtype), new(n, k, dtype=torch.int64)
+
+
+def _extremes_shapes(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    new, m = problem.rows.new_empty, problem.rows.shape[0]
+    negative, positive = (new(m, dtype=accumulation_dtype(problem.rows.dtype)) for _ in range(2))
+    return negative, positive, new(m, dtype=torch.int64), new(m, dtype=torch.int64)
 
 
 def _weighted_sum_shape(problem: Problem, values: Tensor) -> Tensor:
@@ -113,7 +121,8 @@ _OPERATORS = (
     # The operators below always get columns; d_logits may have any strides.
     _Operator("pair_logits", "", "Tensor", _logits_shape),
     _Operator("pair_logits_backward", f"Tensor d_logits, {_NEEDS}", _GRADIENTS, _backward_shapes),
-    _Operator("pair_top", "SymInt k", "Tensor, Tensor", _top_shapes),
+    _Operator("pair_top", "SymInt k, bool both_sides", "Tensor, Tensor, Tensor, Tensor", _top_shapes),
+    _Operator("pair_extremes", "", "Tensor, Tensor, Tensor, Tensor", _extremes_shapes),
     # sum_j exp(l_ij) v_j over the pairs [m, dv], in the accumulation dtype; the caller's biases keep it in range.
     _Operator("pair_weighted_sum", "Tensor values", "Tensor", _weighted_sum_shape),
     # Of softmax means: the problem's row bias holds their log-sum-exps, along_i is <d_out_i, mean_i>.

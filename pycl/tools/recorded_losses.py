@@ -99,7 +99,7 @@ def _logits(call: Call) -> None:
 
 
 def _top(call: Call) -> None:
-    backend.pair_top(_problem(call, True, Pairs.NONE), 10)
+    backend.pair_top(_problem(call, True, Pairs.NONE), 10, False)
 
 
 def _average(call: Call) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 import pycl.functional as F
 from pycl import Pairs, Points, pair_average, pair_stats
 from pycl.backends.registry import why_not
+from pycl.engine import PairExtremes, pair_extremes
 
 if reason := why_not("cpu", "cpu"):
     pytest.skip(reason, allow_module_level=True)
@@ -93,12 +94,18 @@ def average() -> Tensor:
     return pair_average(Points(x), Points(y), leaves()[0], backend="cpu").sum()
 
 
+def extremes() -> PairExtremes:
+    sets = {"negatives": Pairs.NEGATIVE, "positives": Pairs.POSITIVE}
+    return pair_extremes(Points(z := leaves()[0], torch.arange(len(z)) % 3), **sets, backend="cpu")
+
+
 CALLS: dict[str, Callable[[], Tensor]] = {
     "cross_entropy": lambda: F.nt_xent(leaves(), backend="cpu"),
     "statistics": statistics,
     "sum": lambda: F.siglip(*leaves(), 2.0, -1.0, reduction="none", backend="cpu").sum(),
     "sum_total": lambda: F.siglip(*leaves(), 2.0, -1.0, backend="cpu"),
     "average": average,
+    "extremes": lambda: extremes().negative.sum(),
     "sinkhorn": lambda: F.sinkhorn(leaves()[0], backend="cpu").sum(),
 }
 
@@ -208,6 +215,7 @@ FUNCTIONS = {  # by the loss that calls them: addresses that are a must, and seq
     "pair_sum_fused": ("sum_total", (3,), (4,)),
     "pair_weighted_sum": ("average", (2,), (1,)),
     "pair_average_backward": ("average", (3,), (1, 2, 5)),
+    "pair_extremes": ("extremes", (1, 2, 3, 4), ()),
     "sinkhorn_columns": ("sinkhorn", (4,), (0,)),
     "sinkhorn_codes": ("sinkhorn", (3, 5, 6), (0,)),
 }

@@ -39,7 +39,7 @@ def test_opcheck(kind: str, dtype: torch.dtype, backend: str) -> None:
     serves(backend, dtype)
     p, ops = problem(kind, dtype), torch.ops.pycl
     torch.library.opcheck(ops.pair_logits.default, (*p, backend))
-    torch.library.opcheck(ops.pair_top.default, (*p, 4, backend))
+    torch.library.opcheck(ops.pair_top.default, (*p, 4, False, backend))
     for needs in (Needs(rows=True, cols=True, bias=kind == "everything"), Needs(rows=False, cols=True, bias=False)):
         torch.library.opcheck(ops.pair_logits_backward.default, (*p, torch.randn(7, 9).to(dtype), needs, backend))
 

@@ -29,7 +29,7 @@ from pycl.backends.triton.device import device_of
 from pycl.backends.triton.gradients import pair_average_backward, pair_weighted_sum
 from pycl.backends.triton.launch import cdiv, launch
 from pycl.backends.triton.operands import NO_GRAD, Operands, operands_of, tile_for
-from pycl.backends.triton.pair_top import pair_top
+from pycl.backends.triton.pair_top import pair_extremes, pair_top
 from pycl.backends.triton.schedule import NO_MASK, MaskedRows, masked_rows, num_splits, row_chunks
 from pycl.backends.triton.sinkhorn_steps import sinkhorn_codes, sinkhorn_columns
 from pycl.triton_kernels.backward import Strip, write_weights_kernel
@@ -44,6 +44,7 @@ __all__ = [
     "DEVICES",
     "DTYPES",
     "pair_average_backward",
+    "pair_extremes",
     "pair_logits",
     "pair_logits_backward",
     "pair_stats",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pycl.backends.reference import _sides
 from pycl.backends.triton.device import device_of
 from pycl.backends.triton.launch import cdiv, launch, next_power_of_2
 from pycl.backends.triton.operands import operands_of, tile_for
@@ -18,7 +19,44 @@ SHORTEST_SPLIT = 4  # column blocks a program visits
 TOP_AT_ONCE = 64  # of the largest logits of a row: what a program has registers for
 
 
-def pair_top(problem: Problem, k: int) -> tuple[Tensor, Tensor]:
+def pair_top(problem: Problem, k: int, both_sides: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    values, index = _top_of_rows(problem, k)
+    if not both_sides:
+        return values, index, values[:0], index[:0]
+    # A second launch on the transposed operands: a program of the search owns rows alone.
+    return values, index, *_top_of_rows(_with_one_scale(problem).transposed(), k)
+
+
+def _with_one_scale(problem: Problem) -> Problem:
+    """The same logits with scales of rows in the rows themselves, in float32."""
+    if problem.logit_scale.dim() == 0:
+        return problem
+    rows, cols = (side.x for side in _sides(problem))
+    scale = problem.logit_scale
+    return problem._replace(
+        rows=rows * scale[:, None], cols=cols, logit_scale=torch.ones_like(scale[0]), normalize=False
+    )
+
+
+def pair_extremes(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Two searches of one key each: the positives with all signs turned. A product of -inf hides larger positives."""
+    negative, negative_index = _top_of_rows(problem, 1)
+    turned = problem._replace(
+        pairs=problem.positives,
+        logit_scale=-problem.logit_scale,
+        row_bias=_turned(problem.row_bias),
+        col_bias=_turned(problem.col_bias),
+    )
+    positive, positive_index = _top_of_rows(turned, 1)
+    return negative[:, 0], -positive[:, 0], negative_index[:, 0], positive_index[:, 0]
+
+
+def _turned(bias: Tensor | None) -> Tensor | None:
+    """The negated bias; -inf, which leaves a point out, stays."""
+    return None if bias is None else torch.where(bias == -torch.inf, bias, -bias)
+
+
+def _top_of_rows(problem: Problem, k: int) -> tuple[Tensor, Tensor]:
     operands = operands_of(problem._replace(positives=0))
     x, y, logit_scale = operands[:3]
     features = x.operand.shape[1]

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hardest negative and positive of every anchor, and the tops of both sides, against the dense formula."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from helpers.dense import ALL, SELF, make, matrix, members
+from torch import Tensor
+from torch.testing import assert_close
+
+from pycl.backends import reference
+from pycl.backends.registry import why_not
+from pycl.engine import Pairs, Points, pair_extremes, pair_top
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(autouse=True)
+def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "TILE", (12, 16))
+
+
+def dense(logits: Tensor, inside: Tensor, sign: int) -> tuple[Tensor, Tensor]:
+    inside = inside & (logits != -torch.inf)
+    key = torch.where(inside, sign * logits, -torch.inf)
+    value, index = key.max(1, keepdim=True)
+    index = (inside & ((key == value) | (key.isnan() & value.isnan()))).int().argmax(1)
+    return sign * value[:, 0], torch.where(inside.any(1), index, -1)
+
+
+def check_integers(m: int, n: int | None, sets: tuple[int, int], dtype: torch.dtype, backend: str) -> None:
+    """Small integers: ties everywhere, and every product exact."""
+    g = torch.Generator().manual_seed(m)
+    case = make(m, n, 5, bias=(), scale=1.0, offset=0)
+    x = torch.randint(-2, 3, case.leaves["x"].shape, generator=g).to(dtype)
+    y = x if n is None else torch.randint(-2, 3, case.leaves["y"].shape, generator=g).to(dtype)
+    cols = None if n is None else Points(y, case.col_ids, case.col_views)
+    first, positives = sets
+    found = pair_extremes(
+        Points(x, case.row_ids, case.row_views),
+        cols,
+        negatives=Pairs(first),
+        positives=Pairs(positives),
+        backend=backend,
+    )
+    logits = x.double() @ y.double().T
+
+    for sign, pairs, value, index in ((1, first, found[0], found[2]), (-1, positives, found[1], found[3])):
+        true, where = dense(logits, members(replace(case, denominator=pairs)), sign)
+        assert torch.equal(value.double(), true)
+        assert torch.equal(index, where)
+
+
+SETS = [(24, 6), (31, 31), (0, 1), (8, 0), (31, 0), (16, 2), (25, 4)]
+
+
+@pytest.mark.parametrize("sets", SETS, ids=str)
+@pytest.mark.parametrize(("m", "n"), [(29, 41), (37, None), (1, 1), (130, 67)], ids=str)
+def test_ties(m: int, n: int | None, sets: tuple[int, int], backend: str) -> None:
+    check_integers(m, n, sets, torch.float32, backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dtypes(dtype: torch.dtype, backend: str) -> None:
+    if reason := why_not(backend, "cpu", dtype):
+        pytest.skip(reason)
+    check_integers(45, 38, (24, 6), dtype, backend)
+
+
+@pytest.mark.parametrize("sets", SETS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_instruction_sets(dtype: torch.dtype, sets: tuple[int, int], isa: str) -> None:
+    check_integers(301, 270, sets, dtype, "cpu")
+
+
+@pytest.mark.parametrize("offset", [0, None])
+def test_biases_that_leave_candidates_out(offset: int | None, backend: str) -> None:
+    x, y, bias = torch.randn(9, 4), torch.randn(70, 4), torch.zeros(70)
+    bias[::2] = -torch.inf
+    sets = {"negatives": Pairs.ALL, "positives": Pairs.ALL}
+    found = pair_extremes(Points(x), Points(y), col_bias=bias, offset=offset, backend=backend, **sets)
+    logits = (x @ y.T)[:, 1::2]
+    assert_close(found.negative, logits.amax(1))
+    assert_close(found.positive, logits.amin(1))
+    assert torch.equal(found.negative_index, logits.argmax(1) * 2 + 1)
+    nothing = pair_extremes(Points(x), Points(y), col_bias=bias - torch.inf, offset=offset, backend=backend, **sets)
+    assert (nothing.negative == -torch.inf).all()
+    assert (nothing.positive == torch.inf).all()
+    assert (nothing.negative_index == -1).all()
+    assert (nothing.positive_index == -1).all()
+
+
+def test_nan_comes_first(backend: str) -> None:
+    x, y = torch.randn(70, 3), torch.randn(67, 3)
+    y[[5, 60]], x[3] = torch.nan, torch.nan
+    found = pair_extremes(Points(x), Points(y), negatives=Pairs.ALL, positives=Pairs.ALL, offset=None, backend=backend)
+    expected = torch.full((70,), 5).index_fill(0, torch.tensor(3), 0)
+    assert found.negative.isnan().all()
+    assert found.positive.isnan().all()
+    assert torch.equal(found.negative_index, expected)
+    assert torch.equal(found.positive_index, expected)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("of_rows", [False, True])
+def test_gradients(of_rows: bool, normalize: bool) -> None:
+    ids = torch.tensor([0, 0, 1, 2, 3])
+    leaves = [torch.randn(5, 3), torch.randn(6, 3), torch.rand(5) + 1 if of_rows else torch.tensor(1.7)]
+    leaves = [t.double().requires_grad_() for t in (*leaves, torch.randn(5), torch.randn(6))]
+
+    def run(x: Tensor, y: Tensor, scale: Tensor, row_bias: Tensor, col_bias: Tensor) -> Any:
+        cols = Points(y, torch.tensor([0, 1, 1, 2, 7, 0]))
+        found = pair_extremes(
+            Points(x, ids), cols, scale, negatives=Pairs(24), positives=Pairs(6), row_bias=row_bias, col_bias=col_bias,
+            offset=None, normalize=normalize,
+        )  # fmt: skip
+        plain = pair_extremes(
+            Points(x.detach(), ids), Points(y.detach(), cols.ids), scale.detach(), negatives=Pairs(24),
+            positives=Pairs(6), row_bias=row_bias.detach(), col_bias=col_bias.detach(), offset=None,
+            normalize=normalize,
+        )  # fmt: skip
+        assert_close(tuple(t.detach() for t in found), tuple(plain))
+        return found.negative, found.positive[:4]
+
+    assert torch.autograd.gradcheck(run, leaves)
+    bad = leaves[0].detach().clone()
+    bad[4, 0] = torch.inf
+    bad.requires_grad_()
+    found = pair_extremes(Points(bad, ids), Points(leaves[1], ids.new_tensor([0, 1, 1, 2, 7, 0])), negatives=Pairs.NONE,
+                          positives=Pairs(6), offset=None)  # fmt: skip
+    assert found.positive[4] == torch.inf
+    assert torch.equal(torch.autograd.grad(found.positive.sum(), bad)[0][4], torch.zeros(3).double())
+
+
+@pytest.mark.parametrize("scale", ["rows", 2.0], ids=str)
+@pytest.mark.parametrize("k", [1, 7, 29])
+def test_tops_of_both_sides(k: int, scale: Any, backend: str) -> None:
+    case = make(29, 41, 7, scale=scale, denominator=ALL & ~SELF)
+    leaves = {name: t.float() for name, t in case.leaves.items()}
+    points = Points(leaves["x"], case.row_ids, case.row_views), Points(leaves["y"], case.col_ids, case.col_views)
+    options: dict[str, Any] = {"row_bias": leaves.get("row_bias"), "col_bias": leaves.get("col_bias")}
+    options |= {"pairs": Pairs(case.denominator), "offset": case.offset, "backend": backend}
+    rows, cols = pair_top(*points, k, leaves["scale"], sides="both", **options)
+    one_sided = pair_top(*points, k, leaves["scale"], **options)
+    assert torch.equal(rows[0], one_sided[0])
+    assert torch.equal(rows[1], one_sided[1])
+    dense = matrix(case, leaves).masked_fill(~members(case), -torch.inf).T
+    top = dense.topk(k, 1)
+    assert_close(cols[0], top.values, rtol=1e-4, atol=1e-4)
+    assert torch.equal(cols[1] == -1, top.values == -torch.inf)
+
+
+def test_bad_input() -> None:
+    x, y = Points(torch.randn(4, 3)), Points(torch.randn(6, 3))
+    with pytest.raises(ValueError, match=r"k must be between 1 and .* 4, got 5"):
+        pair_top(x, y, 5, sides="both")
+    with pytest.raises(ValueError, match="sides"):
+        pair_top(x, y, 2, sides="cols")  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="negatives must be"):
+        pair_extremes(x, y, negatives=3, positives=Pairs.NONE)  # type: ignore[arg-type]
