@@ -22,7 +22,7 @@ TOP_AT_ONCE = 64  # of the largest logits of a row: what a program has registers
 def pair_top(problem: Problem, k: int, both_sides: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     values, index = _top_of_rows(problem, k)
     if not both_sides:
-        return values, index, values[:0], index[:0]
+        return values, index, values.new_empty(0, k), index.new_empty(0, k)  # views would be refused as outputs
     # A second launch on the transposed operands: a program of the search owns rows alone.
     return values, index, *_top_of_rows(_with_one_scale(problem).transposed(), k)
 
