@@ -27,7 +27,7 @@ STATE = tl.constexpr(6)
 class Partials(NamedTuple):
     """Sums over the tiles of one program each, float32; None for columns that have no statistics."""
 
-    rows: Any  # [splits, STATE, rows_here]; of logistic sums [splits, rows_here]
+    rows: Any  # [splits, STATE, rows_here]; of sums of a map [splits, rows_here]
     cols: Any  # [row blocks, 2, n], of the first pair set
     pos_cols: Any  # [row blocks, 4, n], of the positives
 

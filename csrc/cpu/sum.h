@@ -21,7 +21,7 @@ void map_tile(Sweep<P>& sweep, const Tile<typename P::T>& tile, Value value, Row
       if (kPartial) {
         const IVec<T> cls = sweep.classes.of(row, tile.jb, j);
         const IVec<T> negative = (cls & Int<T>(sweep.classes.pairs)) != 0;
-        const IVec<T> positive = (cls & Int<T>(sweep.classes.positives)) != 0 & l != -kInf<T>;
+        const IVec<T> positive = ((cls & Int<T>(sweep.classes.positives)) != 0) & (l != -kInf<T>);
         Vec<T> y = negative ? value(i, l, false, negative) : Vec<T>{};
         if (any<T>(positive)) y += positive ? value(i, l, true, positive) : Vec<T>{};
         store<T>(at, y);

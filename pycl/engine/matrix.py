@@ -92,8 +92,7 @@ def pair_top(
     Args:
         k: how many, ``1 <= k <= n``, and ``k <= m`` with both sides.
         sides: ``"both"`` returns the tops of the columns too, ``((values, index), (values, index))``; on a CPU from
-            the same sweep. The other arguments, and the errors from them, are those of
-            ``pair_logits``.
+            the same sweep. The other arguments, and the errors from them, are those of ``pair_logits``.
 
     Returns:
         Values [m, k] in float32 (float64 for float64 input), descending, and int64 indices [m, k]. An anchor with

@@ -266,3 +266,17 @@ def test_bad_input(options: dict[str, Any], error: type[Exception], message: str
     arguments = {"rows": Points(torch.zeros(5, 3)), "cols": Points(torch.zeros(4, 3)), "values": torch.zeros(4, 2)}
     with pytest.raises(error, match=message):
         pair_average(**(arguments | {"offset": None} | options))  # type: ignore[arg-type]  # of mixed types
+
+
+def test_soft_targets_take_no_second_matrix(backend: str) -> None:
+    """The identity of the docstring: the student's log-sum-exp minus its logit with the mean under the teacher."""
+    student, teacher = torch.randn(2, 9, 5), torch.randn(2, 9, 3)
+    x, y = student.requires_grad_()
+    mean = pair_average(Points(teacher[0]), Points(teacher[1]), y, 2.0, offset=None, backend=backend)
+    lse = pair_stats(Points(x), Points(y), 3.0, denominator=Pairs.ALL, offset=None, backend=backend).lse
+    found = lse - 3.0 * (x * mean).sum(1)
+    targets = (2.0 * teacher[0] @ teacher[1].T).softmax(1)
+    wanted = torch.nn.functional.cross_entropy(3.0 * x @ y.T, targets, reduction="none")
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    gradients = [torch.autograd.grad(terms.sum(), student, retain_graph=True)[0] for terms in (found, wanted)]
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3)

@@ -159,6 +159,6 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match=r"k must be between 1 and .* 4, got 5"):
         pair_top(x, y, 5, sides="both")
     with pytest.raises(ValueError, match="sides"):
-        pair_top(x, y, 2, sides="cols")  # type: ignore[call-overload]
+        pair_top(x, y, 2, sides="cols")  # type: ignore[call-overload]  # wrong on purpose
     with pytest.raises(TypeError, match="negatives must be"):
-        pair_extremes(x, y, negatives=3, positives=Pairs.NONE)  # type: ignore[arg-type]
+        pair_extremes(x, y, negatives=3, positives=Pairs.NONE)  # type: ignore[arg-type]  # wrong on purpose

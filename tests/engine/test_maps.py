@@ -93,4 +93,4 @@ def test_gradcheck(backend: str) -> None:
 
 def test_an_unknown_map_is_refused() -> None:
     with pytest.raises(ValueError, match="map must be one of 'softplus', 'square', 'relu', 'exp', got 'tanh'"):
-        pair_sum(Points(torch.randn(3, 2)), negatives=Pairs.OTHERS, map="tanh")  # type: ignore[call-overload]  # wrong
+        pair_sum(Points(torch.randn(3, 2)), negatives=Pairs.OTHERS, map="tanh")  # type: ignore[call-overload]  # wrong on purpose

@@ -194,12 +194,7 @@ def check(case: Case, backend: str, dtype: torch.dtype = torch.float32) -> None:
 
 def members(case: Case) -> Tensor:
     """Which pairs are in the denominator, bool [m, n]."""
-    same_id, same_view = case.row_ids[:, None] == case.col_ids, case.row_views[:, None] == case.col_views
-    cls = torch.where(same_id, torch.where(same_view, POS_SAME, POS_OTHER), torch.where(same_view, NEG_SAME, NEG_OTHER))
-    if case.offset is not None:
-        position = torch.arange(len(case.row_ids))[:, None] + case.offset
-        cls = torch.where(position == torch.arange(len(case.col_ids)), SELF, cls)
-    return (cls & case.denominator) != 0
+    return pair_sets(case)[0]
 
 
 def matrix(case: Case, leaves: dict[str, Tensor]) -> Tensor:
