@@ -14,7 +14,7 @@ namespace pycl {
 
 using Address = uintptr_t;
 using Addresses = std::array<Address, 3>;
-using Outputs = std::array<Address, 5>;  // in the order of Gradients
+using Outputs = std::array<Address, 6>;  // in the order of Gradients
 using MatrixTuple = std::tuple<Address, int64_t, int64_t, int64_t, int64_t, int>;
 
 // Kernels number points and features in 31 bits and compute sizes in 64: products of these and a tile's padding fit.
@@ -83,7 +83,7 @@ inline void check_sides(const Side& rows, const Side& cols, bool symmetric) {
 inline Gradients gradients(const Problem& problem, const Outputs& out) {
   demand(out[0] || !out[2], "the gradient of logit_scale comes with that of the rows");
   demand(!problem.symmetric || !out[1], "a symmetric problem has no columns of its own with a gradient");
-  return {pointer(out[0]), pointer(out[1]), pointer(out[2]), pointer(out[3]), pointer(out[4])};
+  return {pointer(out[0]), pointer(out[1]), pointer(out[2]), pointer(out[3]), pointer(out[4]), pointer(out[5])};
 }
 
 inline SinkhornProblem sinkhorn_problem(const MatrixTuple& scores, double epsilon, Address sample_target) {

@@ -56,7 +56,7 @@ struct alignas(64) ResidualHeader {
 // gradients have the accumulation type. logit_scale has one entry per row and comes with rows. In a symmetric problem
 // only the sum over logit_scale is defined: a pair is counted with the row that its tile was visited from.
 struct Gradients {
-  void *rows, *cols, *logit_scale, *row_bias, *col_bias;
+  void *rows, *cols, *logit_scale, *row_bias, *col_bias, *modifiers;
 };
 
 // What kernels need from outside: threads and memory. run() calls body(arg, task) for every task in [0, tasks), maybe

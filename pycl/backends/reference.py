@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from pycl.backends.reference_modifiers import Modified, strip_rows
 from pycl.backends.reference_sinkhorn import sinkhorn as sinkhorn
 from pycl.backends.reference_sinkhorn import sinkhorn_codes as sinkhorn_codes
 from pycl.backends.reference_sinkhorn import sinkhorn_columns as sinkhorn_columns
@@ -37,8 +38,9 @@ NORM_EPS = 1e-12  # as torch.nn.functional.normalize
 class _Strip(NamedTuple):
     i: slice
     logits: Tensor  # [strip, n]
-    in_pairs: Tensor  # bool [strip, n]
+    in_pairs: Tensor  # bool [strip, n], without pairs that were dropped: their logit is -inf
     in_pos: Tensor
+    modified: Modified | None
 
 
 class _Map(NamedTuple):
@@ -116,18 +118,16 @@ def _logits(problem: Problem, rows: _Side, cols: _Side, i: slice, j: slice) -> T
     return _biased(problem, _product(rows.x[i], cols.x[j].T).mul_(scale), i, j)
 
 
-def _strips(problem: Problem, rows: _Side, cols: _Side) -> Iterator[_Strip]:
+def _strips(problem: Problem, rows: _Side, cols: _Side, taped: bool = False) -> Iterator[_Strip]:
     problem, every = problem.with_labels(), slice(0, len(cols.x))
-    for i in _slices(len(rows.x), STRIP):
+    for i in _slices(len(rows.x), strip_rows(problem, STRIP) if problem.modifiers else STRIP):
         in_pairs, in_pos = (_members(problem, pairs, i, every) for pairs in (problem.pairs, problem.positives))
-        yield _Strip(i, _logits(problem, rows, cols, i, every), in_pairs, in_pos)
-
-
-def _kept(problem: Problem, rows: _Side, cols: _Side) -> Iterator[_Strip]:
-    """Strips without the pairs that were dropped, whose logit is -inf."""
-    for strip in _strips(problem, rows, cols):
-        kept = strip.logits != -torch.inf
-        yield strip._replace(in_pairs=strip.in_pairs & kept, in_pos=strip.in_pos & kept)
+        logits, modified = _logits(problem, rows, cols, i, every), None
+        if problem.modifiers:
+            modified = Modified(problem, logits, i, in_pos, taped)
+            logits = modified.logits
+        kept = logits != -torch.inf
+        yield _Strip(i, logits, in_pairs & kept, in_pos & kept, modified)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -189,14 +189,13 @@ def pair_stats_backward(
         w = _softmax_weights(strip, row_stats, d_row_stats, 0)
         return w + _softmax_weights(strip, col_stats, d_col_stats, 1) if col_stats.shape[1] else w
 
-    sides = _sides(problem)
-    return _apply(problem, *sides, ((strip.i, weights(strip)) for strip in _strips(problem, *sides)), needs)
+    return _strips_backward(problem, weights, needs)
 
 
 def pair_sum(problem: Problem, map: str, counted: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     rows, cols = _sides(problem)
     sums, counts = (rows.x.new_empty(len(rows.x) if wanted else 0) for wanted in (True, counted))
-    for strip in _kept(problem, rows, cols):
+    for strip in _strips(problem, rows, cols):
         parts = [
             torch.where(chosen, MAPS[map].value(logits), 0)
             for chosen, logits in ((strip.in_pairs, strip.logits), (strip.in_pos, -strip.logits))
@@ -213,8 +212,7 @@ def pair_sum_backward(problem: Problem, map: str, residuals: Tensor, d_sum: Tens
         slope = slope - torch.where(strip.in_pos, MAPS[map].slope(-strip.logits), 0)
         return d_sum[strip.i, None] * slope
 
-    sides = _sides(problem)
-    return _apply(problem, *sides, ((strip.i, weights(strip)) for strip in _kept(problem, *sides)), needs)
+    return _strips_backward(problem, weights, needs)
 
 
 def pair_weighted_sum(problem: Problem, values: Tensor) -> Tensor:
@@ -228,19 +226,15 @@ def pair_weighted_sum(problem: Problem, values: Tensor) -> Tensor:
 def pair_average_backward(
     problem: Problem, values: Tensor, d_out: Tensor, along: Tensor, of_values: bool, needs: Needs
 ) -> tuple[Tensor, ...]:
-    sides = _sides(problem)
     d_values, values = empty_values_gradient(problem, values, of_values).zero_(), values.to(along.dtype)
 
-    def weights() -> Iterator[tuple[slice, Tensor]]:
-        for strip in _strips(problem, *sides):
-            i, g = strip.i, d_out[strip.i]
-            p = torch.where(strip.in_pairs, strip.logits.exp(), 0)
-            if of_values:
-                d_values.add_(_product(p.T, g))
-            if any(needs):
-                yield i, p * (_product(g, values.T) - along[i, None])
+    def weights(strip: _Strip) -> Tensor:
+        g, p = d_out[strip.i], torch.where(strip.in_pairs, strip.logits.exp(), 0)
+        if of_values:
+            d_values.add_(_product(p.T, g))
+        return p * (_product(g, values.T) - along[strip.i, None]) if any(needs) else p
 
-    return d_values, *_apply(problem, *sides, weights(), needs)
+    return d_values, *_strips_backward(problem, weights, needs)
 
 
 def pair_logits(problem: Problem) -> Tensor:
@@ -312,11 +306,14 @@ def pair_extremes(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     problem = problem.with_labels()
     values = rows.x.new_full((2, len(rows.x)), -torch.inf)  # of the positives the largest of -l
     index = torch.full_like(values, -1, dtype=torch.int64)
-    for i in _slices(len(rows.x), TILE[0]):
-        for j in _slices(len(cols.x), TILE[1]):
-            tile = _logits(problem, rows, cols, i, j)
-            for side, pairs in enumerate((problem.pairs, problem.positives)):
-                inside = _members(problem, pairs, i, j) & (tile != -torch.inf)
+    height, width = TILE if not problem.modifiers else (strip_rows(problem, TILE[0]), len(cols.x))
+    for i in _slices(len(rows.x), height):
+        for j in _slices(len(cols.x), width):
+            tile, in_pos = _logits(problem, rows, cols, i, j), _members(problem, problem.positives, i, j)
+            if problem.modifiers:
+                tile = Modified(problem, tile, i, in_pos, False).logits
+            for side, members in enumerate((_members(problem, problem.pairs, i, j), in_pos)):
+                inside = members & (tile != -torch.inf)
                 key = -tile if side else tile
                 value = key.masked_fill(~inside, -torch.inf).amax(1)
                 equal = (key == value[:, None]) | (key.isnan() & value.isnan()[:, None])
@@ -345,6 +342,21 @@ def _first_largest(values: Tensor, k: int) -> Tensor:
 def _factors(problem: Problem, rows: _Side, cols: _Side, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """What the matrix is the product of, the scale in the left factor."""
     return (rows.x * problem.logit_scale.unsqueeze(-1)).to(dtype), cols.x.to(dtype)
+
+
+def _strips_backward(problem: Problem, weights: Callable[[_Strip], Tensor], needs: Needs) -> Gradients:
+    """Gradients from those of the logits, which ``weights`` makes strip by strip."""
+    sides, of_modifiers = _sides(problem), empty_gradients(problem, Needs(False, False, False, needs.modifiers))
+    of_modifiers.modifiers.zero_()
+
+    def given() -> Iterator[tuple[slice, Tensor]]:
+        for strip in _strips(problem, *sides, taped=any(needs)):
+            w = weights(strip)
+            if strip.modified is not None and any(needs):
+                w = strip.modified.back(w, of_modifiers)
+            yield strip.i, w
+
+    return _apply(problem, *sides, given(), needs)._replace(modifiers=of_modifiers.modifiers)
 
 
 def _apply(

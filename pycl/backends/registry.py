@@ -62,7 +62,13 @@ def fused_limit(name: str, operator: str) -> float:
 
 
 @functools.cache
-def why_not(name: str, device_type: str, dtype: torch.dtype = torch.float32, operator: str = PAIRS) -> str | None:
+def why_not(
+    name: str,
+    device_type: str,
+    dtype: torch.dtype = torch.float32,
+    operator: str = PAIRS,
+    modifiers: tuple[str, ...] = (),
+) -> str | None:
     """The reason why a backend cannot serve tensors of a device type and dtype, or ``None`` where it can."""
     try:
         backend = load(name)
@@ -76,6 +82,8 @@ def why_not(name: str, device_type: str, dtype: torch.dtype = torch.float32, ope
     if dtype not in backend.DTYPES:
         wanted = ", ".join(map(str, backend.DTYPES))
         return f"backend={name!r} takes {wanted}, got {dtype}; backend='reference' takes it, slowly"
+    if missing := [kind for kind in modifiers if kind not in getattr(backend, "MODIFIERS", ())]:
+        return f"backend={name!r} has no {missing[0]} of pairs; backend='reference' has it, slowly"
     return None
 
 
@@ -103,7 +111,13 @@ def check_name(name: str) -> None:
         raise ValueError(f"backend must be None or one of {list(BACKENDS)}, got {name!r}")
 
 
-def choose(name: str | None, device_type: str, dtype: torch.dtype = torch.float32, operator: str = PAIRS) -> str:
+def choose(
+    name: str | None,
+    device_type: str,
+    dtype: torch.dtype = torch.float32,
+    operator: str = PAIRS,
+    modifiers: tuple[str, ...] = (),
+) -> str:
     """The backend to use for tensors of a device type and dtype.
 
     Args:
@@ -111,6 +125,7 @@ def choose(name: str | None, device_type: str, dtype: torch.dtype = torch.float3
         device_type: ``"cpu"``, ``"cuda"``, ...
         dtype: of the embeddings or the scores.
         operator: what the backend has to have.
+        modifiers: the kinds of modifiers it has to have, of ``pycl.core.modifiers.KINDS``.
 
     Raises:
         ValueError: the name is not a backend's.
@@ -118,9 +133,9 @@ def choose(name: str | None, device_type: str, dtype: torch.dtype = torch.float3
     """
     name = name or os.environ.get("PYCL_BACKEND") or None
     if name is None:
-        return _automatic(device_type, dtype, operator)
+        return _automatic(device_type, dtype, operator, modifiers)
     check_name(name)
-    if reason := why_not(name, device_type, dtype, operator):
+    if reason := why_not(name, device_type, dtype, operator, modifiers):
         raise BackendUnavailable(reason)
     return name
 
@@ -130,10 +145,10 @@ choose._dynamo_marked_constant = True  # type: ignore[attr-defined]  # not every
 
 
 @functools.cache
-def _automatic(device_type: str, dtype: torch.dtype, operator: str) -> str:
+def _automatic(device_type: str, dtype: torch.dtype, operator: str, modifiers: tuple[str, ...]) -> str:
     skipped: list[str] = []
     for name in _in_order(device_type, operator):  # those after the first that can serve are not even imported
-        if (reason := why_not(name, device_type, dtype, operator)) is None:
+        if (reason := why_not(name, device_type, dtype, operator, modifiers)) is None:
             break
         skipped.append(reason)
     reasons = "; ".join(skipped)

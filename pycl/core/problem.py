@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from pycl.core.modifiers import KINDS
 
 
 class Labels(NamedTuple):
@@ -34,6 +37,10 @@ class Problem(NamedTuple):
 
     ``pairs`` is the first pair set of an operator: the denominator of a softmax, the negatives of a logistic loss, the
     pairs that are looked at. ``positives`` is the second, and empty for operators of one set.
+
+    ``modifiers`` change the logits, as :mod:`pycl.core.modifiers` says, by the tensors after it: integers of the points
+    [m, K] and [n, K], numbers of the points [m, R] and [n, C], and shared numbers [S] in the accumulation dtype, all
+    contiguous. Those of the columns are None in a symmetric problem.
     """
 
     rows: Tensor
@@ -50,18 +57,35 @@ class Problem(NamedTuple):
     offset: int | None
     normalize: bool
     n_views: int = 1
+    modifiers: Sequence[int] = ()
+    row_codes: Tensor | None = None
+    col_codes: Tensor | None = None
+    row_values: Tensor | None = None
+    col_values: Tensor | None = None
+    shared: Tensor | None = None
 
     def n_cols(self) -> int:
         return self.rows.shape[0] if self.cols is None else self.cols.shape[0]
 
-    def leaves(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]:
-        """What has gradients, in the order of ``Gradients``."""
-        return self.rows, self.cols, self.logit_scale, self.row_bias, self.col_bias
+    def leaves(self) -> tuple[Tensor | None, ...]:
+        """What has gradients, in the order of ``LEAVES``."""
+        p = self
+        return p.rows, p.cols, p.logit_scale, p.row_bias, p.col_bias, p.row_values, p.col_values, p.shared
+
+    def shifted(self, shift: Tensor) -> Problem:
+        """With a number of each row added to its logits, of which limits see nothing. It has no gradient."""
+        p = self
+        if not p.modifiers:
+            return p._replace(row_bias=shift if p.row_bias is None else p.row_bias + shift)
+        column = shift[:, None]
+        values = column if p.row_values is None else torch.cat([p.row_values, column], 1)
+        return p._replace(modifiers=(*p.modifiers, KINDS.index("row_shift"), 0, 0), row_values=values)
 
     def transposed(self) -> Problem:
-        """The transposed matrix; only with columns of its own and one scale for all rows."""
+        """The transposed matrix; only with columns of its own, one scale for all rows and no modifiers."""
         p = self
         assert p.cols is not None
+        assert not p.modifiers
         return Problem(
             *(p.cols, p.rows, p.col_ids, p.col_views, p.row_ids, p.row_views, p.logit_scale, p.col_bias, p.row_bias),
             *(p.pairs, p.positives, None if p.offset is None else -p.offset, p.normalize, p.n_views),
@@ -71,7 +95,15 @@ class Problem(NamedTuple):
         """The same problem with columns of its own: an operator that serves rows alone needs both triangles."""
         if self.cols is not None:
             return self
-        return self._replace(cols=self.rows, col_ids=self.row_ids, col_views=self.row_views, col_bias=self.row_bias)
+        p = self
+        return p._replace(
+            cols=p.rows,
+            col_ids=p.row_ids,
+            col_views=p.row_views,
+            col_bias=p.row_bias,
+            col_codes=p.row_codes,
+            col_values=p.row_values,
+        )
 
     def labels(self) -> Labels:
         """The labels of the rows and of the columns, made where there are none."""
@@ -117,18 +149,26 @@ N_SLOPES = 3  # the first ones, which have gradients
 MAPS = ("softplus", "square", "relu", "exp")
 
 
+# The fields of a problem that have gradients: those of Gradients, then the parts of its last one.
+LEAVES = ("rows", "cols", "logit_scale", "row_bias", "col_bias", "row_values", "col_values", "shared")
+N_MODIFIER_LEAVES = 3
+
+
 class Needs(NamedTuple):
     """Which gradients a backward has to produce; the scale's comes with the rows'."""
 
     rows: bool
     cols: bool
     bias: bool
+    modifiers: bool = False
 
 
 class Gradients(NamedTuple):
     """One entry per differentiable input; what was not asked for is empty.
 
-    ``logit_scale`` has one entry per row; in a symmetric problem only their sum is defined.
+    ``logit_scale`` has one entry per row; in a symmetric problem only their sum is defined. ``modifiers`` has those of
+    ``row_values``, ``col_values`` (none in a symmetric problem) and ``shared``, one after the other: one tensor, as
+    most problems have none of it.
     """
 
     rows: Tensor
@@ -136,6 +176,13 @@ class Gradients(NamedTuple):
     logit_scale: Tensor
     row_bias: Tensor
     col_bias: Tensor
+    modifiers: Tensor
+
+    def of_modifiers(self, leaves: Sequence[Tensor | None]) -> list[Tensor]:
+        """Views of ``modifiers``: those of the values of the rows and the columns, and of what is shared."""
+        like = leaves[-N_MODIFIER_LEAVES:]
+        parts = self.modifiers.split([0 if x is None else x.numel() for x in like])
+        return [part if x is None else part.view(x.shape) for part, x in zip(parts, like, strict=True)]
 
 
 class SinkhornProblem(NamedTuple):
@@ -185,7 +232,12 @@ def empty_gradients(problem: Problem, needs: Needs) -> Gradients:
         logit_scale=rows.new_empty(m if needs.rows else 0, dtype=dtype),
         row_bias=rows.new_empty(m if needs.bias else 0, dtype=dtype),
         col_bias=rows.new_empty(n if needs.bias and cols is not None else 0, dtype=dtype),
+        modifiers=rows.new_empty(_modifier_size(problem) if needs.modifiers else 0, dtype=dtype),
     )
+
+
+def _modifier_size(problem: Problem) -> int:
+    return sum(x.numel() for x in problem.leaves()[-N_MODIFIER_LEAVES:] if x is not None)
 
 
 def empty_values_gradient(problem: Problem, values: Tensor, wanted: bool) -> Tensor:

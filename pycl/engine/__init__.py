@@ -9,12 +9,18 @@ from pycl.engine import reductions
 from pycl.engine.average import pair_average
 from pycl.engine.extremes import PairExtremes, pair_extremes
 from pycl.engine.matrix import pair_logits, pair_top
+from pycl.engine.modifiers import Agreement, LabelTable, Limit, Modified, PairMLP
 from pycl.engine.reduction import by_view, reduce
 from pycl.engine.reductions import PairStats
 from pycl.engine.views import stack_views
 
 __all__ = [
+    "Agreement",
+    "LabelTable",
+    "Limit",
+    "Modified",
     "PairExtremes",
+    "PairMLP",
     "PairStats",
     "Pairs",
     "Points",

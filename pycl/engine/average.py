@@ -3,15 +3,22 @@
 
 from __future__ import annotations
 
+import sys
 from typing import cast
 
 from torch import Tensor
 
-from pycl.backends import registry
 from pycl.core.pairs import Pairs, Points
 from pycl.core.problem import Problem
+from pycl.engine.modifiers import Modified
+from pycl.engine.reductions import backend_of
 from pycl.engine.validation import check_values, one_set, problem_of
 from pycl.ops.autograd import AverageFunction, apply
+
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+else:
+    from typing_extensions import Unpack
 
 
 def pair_average(
@@ -27,6 +34,7 @@ def pair_average(
     normalize: bool = False,
     detach_weights: bool = False,
     backend: str | None = None,
+    **changes: Unpack[Modified],
 ) -> Tensor:
     r"""The mean of the candidates' values under every anchor's softmax, [m, dv].
 
@@ -54,9 +62,11 @@ def pair_average(
         TypeError: values that are not floating point.
         ValueError: values of another length or on another device.
     """
-    args = problem_of(rows, cols, logit_scale, one_set(pairs), row_bias, col_bias, offset, normalize).as_rectangular()
+    sets = one_set(pairs)
+    args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, **changes)
+    args = args.as_rectangular()
     check_values(values, args)
-    name = registry.choose(backend, rows.z.device.type, args.rows.dtype)
+    name = backend_of(args, backend)
     if detach_weights:
         args = Problem._make(field.detach() if isinstance(field, Tensor) else field for field in args)
     return cast("Tensor", apply(AverageFunction, *args, values, name)[0])

@@ -3,16 +3,26 @@
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pycl.backends import registry
+from pycl.backends.reference_modifiers import Data, modify
 from pycl.core.pairs import Pairs, Points
 from pycl.core.problem import Problem, accumulation_dtype
-from pycl.engine.reductions import wants_gradient
+from pycl.engine.modifiers import Modified, normalized
+from pycl.engine.reductions import backend_of, wants_gradient
 from pycl.engine.validation import problem_of
+
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+else:
+    from typing_extensions import Unpack
+
+
+CHUNK = 64  # rows whose chosen pairs are modified in one tile
 
 
 class PairExtremes(NamedTuple):
@@ -36,6 +46,7 @@ def pair_extremes(
     offset: int | None = 0,
     normalize: bool = False,
     backend: str | None = None,
+    **changes: Unpack[Modified],
 ) -> PairExtremes:
     r"""The largest logit of every anchor's negatives and the smallest of its positives, without the matrix.
 
@@ -55,8 +66,8 @@ def pair_extremes(
         ``PairExtremes`` of [m] each; ``-inf`` or ``inf`` and an index of -1 for an anchor without a candidate.
     """
     sets = {"negatives": negatives, "positives": positives}
-    args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize).as_rectangular()
-    name = registry.choose(backend, rows.z.device.type, args.rows.dtype)
+    args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, **changes).as_rectangular()
+    name = backend_of(args, backend)
     with torch.no_grad():
         found = PairExtremes(*torch.ops.pycl.pair_extremes(*args, name))
     if not wants_gradient(args):
@@ -77,17 +88,26 @@ def _logits_at(args: Problem, index: Tensor, found: Tensor) -> Tensor:
     x = args.rows.to(dtype).masked_fill(none[:, None], 0)
     y = args.cols.to(dtype).index_select(0, at).masked_fill(none[:, None], 0)
     if args.normalize:
-        x, y = _normalized(x), _normalized(y)
+        x, y = normalized(x), normalized(y)
     logits = args.logit_scale.expand(len(x)).masked_fill(none, 0) * (x * y).sum(1)
     if args.row_bias is not None:
         logits = logits + args.row_bias.masked_fill(none, 0)
     if args.col_bias is not None:
         logits = logits + args.col_bias.index_select(0, at).masked_fill(none, 0)
+    if args.modifiers:
+        logits = torch.cat([_modified_at(args, part, logits[part], at[part]) for part in _chunks(len(x))])
     return torch.where(none, found, logits)
 
 
-def _normalized(x: Tensor) -> Tensor:
-    """``x / max(norm, 1e-12)``; squares of huge and tiny entries leave the range, so the largest becomes 1 first."""
-    peak = x.detach().abs().amax(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-    x = x / peak
-    return x / torch.maximum(x.norm(dim=1, keepdim=True), 1e-12 / peak)
+def _modified_at(args: Problem, i: slice, logits: Tensor, at: Tensor) -> Tensor:
+    """The logits of rows ``i`` with one candidate each after the modifiers, which take tiles: this is a diagonal."""
+    of_rows = (None if x is None else x[i] for x in (args.row_codes, args.row_values))
+    of_cols = (None if x is None else x.index_select(0, at) for x in (args.col_codes, args.col_values))
+    (row_codes, row_values), (col_codes, col_values) = of_rows, of_cols
+    data = Data(row_codes, col_codes, row_values, col_values, args.shared)
+    rows, tile = torch.arange(i.start, i.stop, device=at.device), logits[:, None].expand(-1, len(at))
+    return modify(args.modifiers, data, tile, None, rows, at).diagonal()
+
+
+def _chunks(n: int) -> list[slice]:
+    return [slice(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]

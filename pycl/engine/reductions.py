@@ -7,6 +7,7 @@ are in :mod:`pycl.ops.autograd`.
 
 from __future__ import annotations
 
+import sys
 from typing import Literal, NamedTuple, cast, overload
 
 import torch
@@ -17,10 +18,16 @@ from pycl.core.pairs import Pairs, Points
 from pycl.core.problem import MAPS, N_RESULTS, Problem
 from pycl.core.tracing import observed
 from pycl.distributed.ranks import Agreement, Group
+from pycl.engine.modifiers import Modified, kinds_of
 from pycl.engine.reduction import check_reduction, share_of, zero_if_empty
 from pycl.engine.validation import check_choice, check_count, problem_of
 from pycl.ops.autograd import FusedLossFunction, StatsFunction, SumFunction, apply
 from pycl.ops.sharded import Sharded, sharded
+
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+else:
+    from typing_extensions import Unpack
 
 __all__ = ["PairStats", "Pairs", "Points", "pair_cross_entropy", "pair_stats", "pair_sum"]
 
@@ -55,6 +62,7 @@ def pair_stats(
     normalize: bool = False,
     group: Group | None = None,
     backend: str | None = None,
+    **changes: Unpack[Modified],
 ) -> PairStats: ...
 @overload
 def pair_stats(
@@ -71,6 +79,7 @@ def pair_stats(
     normalize: bool = False,
     group: Group | None = None,
     backend: str | None = None,
+    **changes: Unpack[Modified],
 ) -> tuple[PairStats, PairStats]: ...
 def pair_stats(
     rows: Points,
@@ -86,6 +95,7 @@ def pair_stats(
     normalize: bool = False,
     group: Group | None = None,
     backend: str | None = None,
+    **changes: Unpack[Modified],
 ) -> PairStats | tuple[PairStats, PairStats]:
     r"""Log-sum-exps and sums of the logits of every anchor over two pair sets.
 
@@ -107,6 +117,8 @@ def pair_stats(
             ``pycl.distributed.Ring``. ``offset`` counts within this rank; ids are compared as they are, and ``None``
             numbers the points of all ranks. Gradients are those of the sum over the ranks.
         backend: ``None`` for the automatic choice, or ``"cpu" | "triton" | "cuda" | "reference"``.
+        changes: ``modifiers``, ``col_scale``, ``score_mod`` and ``score_mod_args`` change the logits:
+            :class:`pycl.engine.Modified`.
 
     Returns:
         ``PairStats`` of the rows, or with ``sides="both"`` those of the rows and of the columns. Differentiable once
@@ -120,8 +132,8 @@ def pair_stats(
     """
     check_choice("sides", sides, SIDES)
     sets = {"denominator": denominator, "positives": positives}
-    args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group)
-    name = registry.choose(backend, rows.z.device.type, args.rows.dtype)
+    args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group, **changes)
+    name = backend_of(args, backend)
     both = sides == "both" and args.cols is not None
     shards = sharded(group, "pair_stats", args, both)
     stats = apply(StatsFunction, *args, both, wants_gradient(args), name, shards)
@@ -153,7 +165,7 @@ def agreed_stats(
     """
     sets = {"denominator": denominator, "positives": positives}
     args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group)
-    name = registry.choose(backend, rows.z.device.type, args.rows.dtype)
+    name = backend_of(args, backend)
     shards = sharded(group, "pair_stats", args, False, **facts)
     stats = apply(StatsFunction, *args, False, wants_gradient(args), name, shards)
     return PairStats(*stats[:N_RESULTS]), agreement_of(shards)
@@ -179,6 +191,7 @@ def pair_cross_entropy(
     reduction: str = "none",
     group: Group | None = None,
     backend: str | None = None,
+    **changes: Unpack[Modified],
 ) -> Tensor:
     r"""Softmax cross entropies of every anchor with its positives.
 
@@ -206,11 +219,11 @@ def pair_cross_entropy(
     n_positives = check_count("n_positives", n_positives)
     check_reduction(reduction)
     sets = {"denominator": denominator, "positives": positives}
-    args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group)
+    args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group, **changes)
     n = args.rows.shape[0]
     if sides == "both" and args.n_cols() != n:
         raise ValueError(f"sides='both' takes as many cols as rows, got {args.n_cols()} and {n}")
-    name = registry.choose(backend, rows.z.device.type, args.rows.dtype)
+    name = backend_of(args, backend)
     both = sides == "both" and args.cols is not None
     if reduction != "none" and group is None and can_fuse("pair_cross_entropy_fused", args, name):
         weight = (0.5 if both else 1.0) / (n if reduction == "mean" else 1)
@@ -244,6 +257,7 @@ def pair_sum(
     return_counts: Literal[False] = False,
     group: Group | None = None,
     backend: str | None = None,
+    **changes: Unpack[Modified],
 ) -> Tensor: ...
 @overload
 def pair_sum(
@@ -262,6 +276,7 @@ def pair_sum(
     return_counts: Literal[True],
     group: Group | None = None,
     backend: str | None = None,
+    **changes: Unpack[Modified],
 ) -> tuple[Tensor, Tensor]: ...
 def pair_sum(
     rows: Points,
@@ -279,6 +294,7 @@ def pair_sum(
     return_counts: bool = False,
     group: Group | None = None,
     backend: str | None = None,
+    **changes: Unpack[Modified],
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""A map of the logits summed over every anchor's pairs: binary logistic losses, squares, hinges, exponentials.
 
@@ -306,8 +322,9 @@ def pair_sum(
     check_choice("map", map, MAPS)
     check_reduction(reduction)
     sets = {"negatives": negatives, "positives": positives}
-    args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group).as_rectangular()
-    name = registry.choose(backend, rows.z.device.type, args.rows.dtype)
+    args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group, **changes)
+    args = args.as_rectangular()
+    name = backend_of(args, backend)
     if reduction != "none" and not return_counts and group is None and can_fuse("pair_sum_fused", args, name):
         weights = map, 1 / len(args.rows) if reduction == "mean" else 1.0
         return cast("Tensor", apply(FusedLossFunction, *args, "pair_sum_fused", weights, name))
@@ -315,6 +332,11 @@ def pair_sum(
     terms, counts, _ = apply(SumFunction, *args, map, return_counts, wants_gradient(args), name, shards)
     value = share_of(terms, reduction, agreement_of(shards))
     return (value, counts) if return_counts else value
+
+
+def backend_of(args: Problem, asked: str | None) -> str:
+    """The backend for a problem: the one that was asked for, or the choice."""
+    return registry.choose(asked, args.rows.device.type, args.rows.dtype, modifiers=kinds_of(args))
 
 
 def can_fuse(operator: str, args: Problem, backend: str) -> bool:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Iterable
 
 import numpy as np
@@ -13,6 +14,12 @@ from torch import Tensor
 from pycl.core.pairs import Pairs, Points
 from pycl.core.problem import FLOATS, Problem, accumulation_dtype, check_whole
 from pycl.distributed.ranks import Group, instances
+from pycl.engine.modifiers import Modified, modified, scaled
+
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+else:
+    from typing_extensions import Unpack
 
 # of points without labels, which are all of one view
 POSITIVE, NEGATIVE = int(Pairs.POS_SAME_VIEW), int(Pairs.NEG_SAME_VIEW)
@@ -28,6 +35,7 @@ def problem_of(
     offset: int | None,
     normalize: bool,
     group: Group | None = None,
+    **changes: Unpack[Modified],
 ) -> Problem:
     """Validate everything once and bring it into the form the operators take.
 
@@ -37,6 +45,9 @@ def problem_of(
     _check_points("rows", rows)
     if cols is not None:
         _check_points("cols", cols)
+    if changes and (col_scale := changes.pop("col_scale", None)) is not None:
+        rows, cols = _scaled(rows, cols, col_scale, normalize)
+        normalize = False
     for name, pairs in sets.items():
         if not isinstance(pairs, Pairs):
             raise TypeError(f"{name} must be a union of pycl.Pairs, got {_described(pairs)}")
@@ -69,12 +80,19 @@ def problem_of(
     scale = _scale(logit_scale, z, dtype, alone=group is None)
     symmetric = cols is None and scale.dim() == 0 and row_bias is col_bias
     row_bias, col_bias = _bias("row_bias", row_bias, z, dtype), _bias("col_bias", col_bias, cols_z, dtype)
+    rest = first, pos, 0 if symmetric else offset, normalize, n_views
     if symmetric:
-        return Problem(
-            z, None, row_ids, row_views, None, None, scale, row_bias, None, first, pos, 0, normalize, n_views
-        )
-    labels = row_ids, row_views, col_ids, col_views
-    return Problem(z, cols_z, *labels, scale, row_bias, col_bias, first, pos, offset, normalize, n_views)
+        problem = Problem(z, None, row_ids, row_views, None, None, scale, row_bias, None, *rest)
+    else:
+        problem = Problem(z, cols_z, row_ids, row_views, col_ids, col_views, scale, row_bias, col_bias, *rest)
+    return modified(problem, group is not None, **changes) if changes else problem
+
+
+def _scaled(rows: Points, cols: Points | None, col_scale: Tensor, normalize: bool) -> tuple[Points, Points]:
+    """Points whose product has the factors of the columns."""
+    z = _embeddings("rows", rows.z)
+    given, cols_z = (rows, z) if cols is None else (cols, _embeddings("cols", cols.z))
+    return rows._replace(z=scaled(z, normalize, None)), given._replace(z=scaled(cols_z, normalize, col_scale))
 
 
 def _check_points(name: str, points: object) -> None:

@@ -16,12 +16,13 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 
-from pycl.core.problem import N_RESULTS, N_SLOPES, Gradients, Needs, Problem, StatsRow
+from pycl.core.problem import LEAVES, N_RESULTS, N_SLOPES, Gradients, Needs, Problem, StatsRow
 from pycl.core.tracing import observed
 
 _INPUTS = len(Problem._fields)
-_LEAVES = [Problem._fields.index(name) for name in Gradients._fields]
+_LEAVES = [Problem._fields.index(name) for name in LEAVES]
 _SCALE = Problem._fields.index("logit_scale")
+_ROW_VALUES = Problem._fields.index("row_values")
 
 
 def apply(rule: type[torch.autograd.Function], *args: Any) -> Any:
@@ -70,8 +71,8 @@ def _restore(ctx: Any) -> tuple[Problem, tuple[Tensor, ...]]:
 
 def _needs(wanted: Sequence[bool]) -> Needs:
     """From what is wanted of the inputs, in their order."""
-    rows, cols, logit_scale, row_bias, col_bias = (wanted[i] for i in _LEAVES)
-    return Needs(rows=rows or logit_scale, cols=cols, bias=row_bias or col_bias)
+    rows, cols, logit_scale, row_bias, col_bias, *of_modifiers = (wanted[i] for i in _LEAVES)
+    return Needs(rows=rows or logit_scale, cols=cols, bias=row_bias or col_bias, modifiers=any(of_modifiers))
 
 
 class _Rule(torch.autograd.Function):
@@ -104,7 +105,10 @@ def _gradients(
     gradients: list[Tensor | None] = [None] * (_INPUTS + rest)
     wanted = ctx.needs_input_grad
     create_graph = torch.is_grad_enabled()
-    for i, leaf, gradient in zip(_LEAVES, leaves, found, strict=True):
+    *points, of_modifiers = found
+    if len(of_modifiers):
+        points += Gradients(*found).of_modifiers(leaves)
+    for i, leaf, gradient in zip(_LEAVES, leaves, points, strict=False):
         if not wanted[i]:
             continue
         if i == _SCALE and leaf is not None and leaf.dim() == 0:
@@ -189,7 +193,7 @@ class FusedLossFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        of_total, leaves = saved[: len(_LEAVES)], saved[len(_LEAVES) :]
+        of_total, leaves = saved[: len(Gradients._fields)], saved[len(Gradients._fields) :]
         found = of_total
         # A loss is mostly the end of a graph that is used once: the gradients are handed out as they are. If the graph
         # is kept, they might be changed in place before the next backward, so copies are handed out.
@@ -219,7 +223,7 @@ class LogitsFunction(_Rule):
 
 
 class AverageFunction(_Rule):
-    """The means of values under the rows' softmax, and for the backward the bias that makes exp(l) its weights."""
+    """The means of values under the rows' softmax, and for the backward the shift that makes exp(l) its weights."""
 
     @staticmethod
     @_takes("values", "backend")
@@ -228,9 +232,7 @@ class AverageFunction(_Rule):
         problem = Problem(*fields)
         lse = torch.ops.pycl.pair_stats(*problem, False, False, backend)[0][StatsRow.LSE]
         shift = -lse.masked_fill(lse == -torch.inf, 0)
-        if problem.row_bias is not None:
-            shift = problem.row_bias + shift
-        return torch.ops.pycl.pair_weighted_sum(*problem._replace(row_bias=shift), values, backend), shift
+        return torch.ops.pycl.pair_weighted_sum(*problem.shifted(shift), values, backend), shift
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -244,8 +246,12 @@ class AverageFunction(_Rule):
         d_out = d_out.contiguous()
         along, of_values = (d_out * out).sum(1), ctx.needs_input_grad[_INPUTS]
         more = values, d_out, along, of_values, _needs(ctx.needs_input_grad), ctx.backend
-        d_values, *found = torch.ops.pycl.pair_average_backward(*problem._replace(row_bias=shift), *more)
-        gradients = list(_gradients(ctx, problem.leaves(), found, 2, values, d_out))
+        shifted = problem.shifted(shift)
+        d_values, *found = torch.ops.pycl.pair_average_backward(*shifted, *more)
+        gradients = list(_gradients(ctx, shifted.leaves(), found, 2, values, d_out))
+        of_row_values = gradients[_ROW_VALUES]
+        if of_row_values is not None:
+            gradients[_ROW_VALUES] = of_row_values[:, :-1]  # not of the shift
         if of_values:
             d_values = d_values.to(values.dtype)
             if torch.is_grad_enabled():  # create_graph=True

@@ -29,12 +29,13 @@ from pycl.core.problem import (
 _PROBLEM = (
     "Tensor rows, Tensor? cols, Tensor? row_ids, Tensor? row_views, Tensor? col_ids, Tensor? col_views, "
     "Tensor logit_scale, Tensor? row_bias, Tensor? col_bias, int pairs, int positives, SymInt? offset, "
-    "bool normalize, int n_views"
+    "bool normalize, int n_views, SymInt[] modifiers, Tensor? row_codes, Tensor? col_codes, Tensor? row_values, "
+    "Tensor? col_values, Tensor? shared"
 )
-_NEEDS = "bool[3] needs"
+_NEEDS = "bool[4] needs"
 # the gradients of lse, pos_lse and pos_sum of each side; not as a list, into which vmap cannot look
 _SLOPES = ", ".join(f"Tensor? d_{side}_{name}" for side in ("row", "col") for name in ("lse", "pos_lse", "pos_sum"))
-_GRADIENTS = "Tensor, Tensor, Tensor, Tensor, Tensor"
+_GRADIENTS = ", ".join("Tensor" for _ in Gradients._fields)
 _WIDTH = len(Problem._fields)
 
 
@@ -125,7 +126,7 @@ _OPERATORS = (
     _Operator("pair_extremes", "", "Tensor, Tensor, Tensor, Tensor", _extremes_shapes),
     # sum_j exp(l_ij) v_j over the pairs [m, dv], in the accumulation dtype; the caller's biases keep it in range.
     _Operator("pair_weighted_sum", "Tensor values", "Tensor", _weighted_sum_shape),
-    # Of softmax means: the problem's row bias holds their log-sum-exps, along_i is <d_out_i, mean_i>.
+    # Of softmax means: their log-sum-exps are subtracted from the logits, along_i is <d_out_i, mean_i>.
     _Operator(
         "pair_average_backward",
         f"Tensor values, Tensor d_out, Tensor along, bool of_values, {_NEEDS}",

@@ -15,7 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycl.core.problem import N_SLOPES, Gradients, Needs, Problem, StatsRow, accumulation_dtype, no_residuals
+from pycl.core.problem import (
+    LEAVES,
+    N_MODIFIER_LEAVES,
+    N_SLOPES,
+    Gradients,
+    Needs,
+    Problem,
+    StatsRow,
+    accumulation_dtype,
+    no_residuals,
+)
 from pycl.core.tracing import eager
 from pycl.distributed.exchange import AllGatherExchange, ColumnExchange, RemoteBlock, RingExchange, RowRange
 from pycl.distributed.ranks import Agreement, Group, agree
@@ -53,7 +63,8 @@ def sharded(
         scales=p.logit_scale.dim(),
         row_bias=p.row_bias is not None,
         col_bias=p.col_bias is not None,
-        gradients=",".join(compress(Gradients._fields, wants_gradient)),
+        gradients=",".join(compress(LEAVES, wants_gradient)),
+        modifiers=str(tuple(p.modifiers)),
         **facts,
     )
     return None if agreement is None else Sharded(agreement)
@@ -148,11 +159,14 @@ class Sharded:
 
 def _columns(problem: Problem) -> list[Tensor]:
     """What other ranks need of this rank's columns; those of a symmetric problem are its rows."""
+    return [x for x in _of_columns(problem) if x is not None]
+
+
+def _of_columns(problem: Problem) -> tuple[Tensor | None, ...]:
     p = problem
-    columns = (
-        (p.rows, p.row_ids, p.row_views, p.row_bias) if p.cols is None else (p.cols, p.col_ids, p.col_views, p.col_bias)
-    )
-    return [x for x in columns if x is not None]
+    if p.cols is None:
+        return p.rows, p.row_ids, p.row_views, p.row_bias, p.row_codes, p.row_values
+    return p.cols, p.col_ids, p.col_views, p.col_bias, p.col_codes, p.col_values
 
 
 def _part(problem: Problem, remote: RemoteBlock) -> Problem:
@@ -160,8 +174,10 @@ def _part(problem: Problem, remote: RemoteBlock) -> Problem:
     p, at = problem, remote.rows
     assert p.row_ids is not None  # points of a group have labels
     assert p.row_views is not None
-    cols, col_ids, col_views, *more = remote.columns
-    biased = (p.row_bias if p.cols is None else p.col_bias) is not None
+    arrived = iter(remote.columns)
+    cols, col_ids, col_views, col_bias, col_codes, col_values = (
+        None if x is None else next(arrived) for x in _of_columns(p)
+    )
     return p._replace(
         rows=at.of(p.rows),
         cols=cols,
@@ -171,8 +187,12 @@ def _part(problem: Problem, remote: RemoteBlock) -> Problem:
         col_views=col_views,
         logit_scale=p.logit_scale if p.logit_scale.dim() == 0 else at.of(p.logit_scale),
         row_bias=None if p.row_bias is None else at.of(p.row_bias),
-        col_bias=more[0] if biased else None,
+        col_bias=col_bias,
         offset=None,
+        row_codes=None if p.row_codes is None else at.of(p.row_codes),
+        col_codes=col_codes,
+        row_values=None if p.row_values is None else at.of(p.row_values),
+        col_values=col_values,
     )
 
 
@@ -200,22 +220,37 @@ def _add_gradients(
     symmetric = problem.cols is None
     dtype = accumulation_dtype(problem.rows.dtype)
     found = Gradients(*(gradient.to(dtype) for gradient in own))
-    mine = (found.rows, found.row_bias) if symmetric else (found.cols, found.col_bias)
-    needed = Needs(needs.rows, needs.rows if symmetric else needs.cols, needs.bias)
+    d_row_values, d_col_values, d_shared = _of_modifiers(found, problem)
+    if symmetric:
+        mine, like = (found.rows, found.row_bias, d_row_values), (own.rows, own.row_bias, d_row_values)
+    else:
+        mine, like = (found.cols, found.col_bias, d_col_values), (own.cols, own.col_bias, d_col_values)
+    needed = Needs(needs.rows, needs.rows if symmetric else needs.cols, needs.bias, needs.modifiers)
 
     def add(at: RowRange, arrived: list[Tensor]) -> None:
         for gradient, part in zip([x for x in mine if len(x)], arrived, strict=True):
             gradient[at.start : at.stop] += part
 
-    like = [x for x in ((own.rows, own.row_bias) if symmetric else (own.cols, own.col_bias)) if len(x)]
-    returns = exchange.returns(like, add) if like else None
+    sent = [x for x in like if len(x)]
+    returns = exchange.returns(sent, add) if sent else None
+    of_rows = found.rows, found.logit_scale, found.row_bias, d_row_values
     for remote in remote_blocks:
-        of_rows, of_cols, of_scale, of_row_bias, of_col_bias = backward(remote, needed)
-        for gradient, part in ((found.rows, of_rows), (found.logit_scale, of_scale), (found.row_bias, of_row_bias)):
+        part = backward(remote, needed)
+        row_values, col_values, shared = _of_modifiers(part, _part(problem, remote))
+        for gradient, more in zip(of_rows, (part.rows, part.logit_scale, part.row_bias, row_values), strict=True):
             if len(gradient):
-                remote.rows.of(gradient).add_(part)
+                remote.rows.of(gradient).add_(more)
+        d_shared.add_(shared)
         if returns is not None:
-            returns.send(remote, [x for x in (of_cols, of_col_bias) if len(x)])
+            returns.send(remote, [x for x in (part.cols, part.col_bias, col_values) if len(x)])
     if returns is not None:
         returns.wait()
     return Gradients(*(gradient.to(x.dtype) for gradient, x in zip(found, own, strict=True)))
+
+
+def _of_modifiers(gradients: Gradients, problem: Problem) -> list[Tensor]:
+    """Views of the gradients of a problem's modifiers, empty where there are none."""
+    if len(gradients.modifiers):
+        found = gradients.of_modifiers(problem.leaves())
+        return [x if x.numel() else x.view(-1)[:0] for x in found]
+    return [gradients.modifiers] * N_MODIFIER_LEAVES

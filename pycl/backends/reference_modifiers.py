@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The modifiers of :mod:`pycl.core.modifiers` on a strip of logits; their gradients by autograd within the strip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from pycl.core.modifiers import KINDS as KINDS
+from pycl.core.modifiers import Form, ScoreMod, forms
+from pycl.core.problem import Gradients, Problem
+
+ELEMENTS = 1 << 22  # of the largest tensor of a strip, 16 MiB of float32
+
+
+def strip_rows(problem: Problem, most: int) -> int:
+    """How many rows of logits are modified at once: an MLP makes as many numbers of a pair as it is wide."""
+    widths = [form.sizes[0] for form in forms(problem.modifiers) if form.kind == "pair_mlp"]
+    return max(1, min(most, ELEMENTS // (problem.n_cols() * max(1, *widths, 1))))
+
+
+class Data(NamedTuple):
+    """What the modifiers of a tile read: that of its rows, of its columns, and what is shared."""
+
+    row_codes: Tensor | None
+    col_codes: Tensor | None
+    row_values: Tensor | None
+    col_values: Tensor | None
+    shared: Tensor | None
+
+    def of(self, form: Form) -> tuple[Any, ...]:
+        """A modifier's own part."""
+        parts = form.codes, form.codes, form.row_values, form.col_values
+        of_points = (None if x is None else x[:, part] for x, part in zip(self, parts, strict=False))
+        return *of_points, None if self.shared is None else self.shared[form.shared]
+
+
+def modify(
+    modifiers: Sequence[int], data: Data, given: Tensor, in_pos: Tensor | None, rows: Tensor, cols: Tensor
+) -> Tensor:
+    """The logits of a tile, ``given`` without modifiers, after them. Limits spare ``in_pos``, all where it is None.
+
+    ``rows`` and ``cols`` are positions, [a] and [b].
+    """
+    made = given
+    for form in forms(modifiers):
+        row_codes, col_codes, row_values, col_values, shared = data.of(form)
+        if form.kind == "label_table":
+            lines = shared.view(form.sizes).index_select(0, row_codes[:, 0])
+            made = made + lines.index_select(1, col_codes[:, 0])
+        elif form.kind == "agreement":
+            made = made + _of_agreement(row_codes, col_codes, shared)
+        elif form.kind == "pair_mlp":
+            hidden = torch.tanh(row_values[:, None] + col_values)
+            made = made + logsigmoid(hidden @ shared[:-1] + shared[-1])
+        elif form.kind == "limit":
+            value = row_values[:, 1:] @ col_values[:, 1:].T if form.sizes[0] else given
+            above = (value > row_values[:, :1]) | (value > col_values[:, 0])
+            made = made if in_pos is None else made.masked_fill(above & ~in_pos, -torch.inf)
+        elif form.kind == "row_shift":
+            made = made + row_values
+        else:
+            made = _scored(ScoreMod.of(form.sizes[0]), made, rows[:, None], cols[None], shared)
+    return made
+
+
+class Modified:
+    """A strip's logits after the modifiers; with ``taped`` its gradients can be found afterwards."""
+
+    def __init__(self, problem: Problem, logits: Tensor, i: slice, in_pos: Tensor, taped: bool) -> None:
+        p, self.problem, self.i = problem, problem, i
+        symmetric = p.cols is None
+        col_codes, col_values = (p.row_codes, p.row_values) if symmetric else (p.col_codes, p.col_values)
+        row_codes, row_values = (None if x is None else x[i] for x in (p.row_codes, p.row_values))
+        leaves = [None if x is None else x.detach() for x in (row_values, col_values, p.shared)]
+        self.given, self.leaves = logits.detach(), leaves
+        position = torch.arange(max(logits.shape[1], i.stop), device=logits.device)
+        with torch.set_grad_enabled(taped):
+            for x in (self.given, *leaves):
+                if taped and x is not None:
+                    x.requires_grad_()
+            data = Data(row_codes, col_codes, *leaves)
+            self.made = modify(p.modifiers, data, self.given, in_pos, position[i], position[: logits.shape[1]])
+        self.logits = self.made.detach()
+
+    def back(self, w: Tensor, gradients: Gradients) -> Tensor:
+        """From the gradients of ``logits`` to those of the logits without modifiers; adds those of the data."""
+        leaves = [x for x in self.leaves if x is not None]
+        d_given, *found = torch.autograd.grad(
+            self.made, [self.given, *leaves], w, allow_unused=True, materialize_grads=True
+        )
+        if len(gradients.modifiers):
+            d_rows, d_cols, d_shared = gradients.of_modifiers(self.problem.leaves())
+            into = (d_rows[self.i], d_rows if self.problem.cols is None else d_cols, d_shared)
+            targets = [to for to, x in zip(into, self.leaves, strict=True) if x is not None]
+            for to, part in zip(targets, found, strict=True):
+                to += part
+        return d_given
+
+
+def _of_agreement(row_codes: Tensor, col_codes: Tensor, shared: Tensor) -> Tensor:
+    count = torch.zeros(len(row_codes), len(col_codes), dtype=torch.int64, device=shared.device)
+    for t in range(row_codes.shape[1]):
+        count += row_codes[:, t, None] == col_codes[:, t]
+    found = shared[0].expand(count.shape)
+    for t in range(1, len(shared)):  # an index would add up its gradient entry by entry
+        found = torch.where(count == t, shared[t], found)
+    return found
+
+
+def _scored(score_mod: ScoreMod, logits: Tensor, rows: Tensor, cols: Tensor, shared: Tensor | None) -> Tensor:
+    given, start = [], 0
+    for x in score_mod.arguments:
+        if isinstance(x, torch.Size) and shared is not None:  # stands for a tensor
+            given.append(shared[start : start + x.numel()].view(x))
+            start += x.numel()
+        else:
+            given.append(x)
+    made = score_mod.function(logits, rows, cols, *given)
+    if not isinstance(made, Tensor) or not made.is_floating_point():
+        got = made.dtype if isinstance(made, Tensor) else type(made).__name__
+        raise TypeError(f"score_mod must return a floating-point tensor, got {got}")
+    if made.shape != logits.shape:
+        raise ValueError(f"score_mod must return logits of the shape it got, {[*logits.shape]}, got {[*made.shape]}")
+    return made.to(logits.dtype)
