@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from helpers.dense import MAPS, Case, arguments, given, outputs, pair_sets, run, weighted
+from helpers.dense import Case, arguments, given, of_slopes, outputs, pair_sets, run, weighted
 from helpers.dense import magnitudes as of_plain
-from helpers.dense import of_slopes
 from helpers.oracle import assert_as_accurate
 from pycl import Pairs, engine
 
