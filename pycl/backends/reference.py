@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pycl.backends.reference_modifiers import Modified, strip_rows
+from pycl.backends.reference_modifiers import KINDS, Modified, strip_rows
 from pycl.backends.reference_sinkhorn import sinkhorn as sinkhorn
 from pycl.backends.reference_sinkhorn import sinkhorn_codes as sinkhorn_codes
 from pycl.backends.reference_sinkhorn import sinkhorn_columns as sinkhorn_columns
@@ -32,6 +32,7 @@ from pycl.core.problem import (
 
 DEVICES = None  # every device
 DTYPES = FLOATS
+MODIFIERS = KINDS
 STRIP = 512  # rows of logits held at once
 TILE = 256, 4096  # rows and columns of logits searched at once: 4 MiB of float32
 NORM_EPS = 1e-12  # as torch.nn.functional.normalize

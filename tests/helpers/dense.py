@@ -73,6 +73,12 @@ def pair_sets(case: Case) -> tuple[Tensor, Tensor]:
 
 def dense(case: Case, leaves: dict[str, Tensor]) -> tuple[list[Tensor], Tensor]:
     """Every output of the engine, and the logits they came from."""
+    logits = given(case, leaves)
+    return outputs(case, logits), logits
+
+
+def given(case: Case, leaves: dict[str, Tensor]) -> Tensor:
+    """The logits of all pairs, of the product, the scale and the biases."""
     x, y = leaves["x"], leaves.get("y", leaves["x"])
     if case.normalize:
         x, y = (z / z.norm(dim=1, keepdim=True).clamp_min(1e-12) for z in (x, y))
@@ -81,15 +87,18 @@ def dense(case: Case, leaves: dict[str, Tensor]) -> tuple[list[Tensor], Tensor]:
         logits = logits + leaves["row_bias"][:, None]
     if "col_bias" in leaves or case.tied:
         logits = logits + leaves["row_bias" if case.tied else "col_bias"]
-    in_den, in_pos = pair_sets(case)
+    return logits
+
+
+def outputs(case: Case, logits: Tensor) -> list[Tensor]:
+    """Every output of the engine; a pair whose logit is -inf counts nowhere."""
+    in_den, in_pos = (chosen & (logits != -torch.inf) for chosen in pair_sets(case))
     found = []
     for dim in (1, 0) if case.sides == "both" else (1,):
         found += [logits.masked_fill(~chosen, -torch.inf).logsumexp(dim) for chosen in (in_den, in_pos)]
         found += [torch.where(in_pos, logits, 0).sum(dim), in_pos.sum(dim).to(logits.dtype)]
-    kept = logits != -torch.inf
-    terms = [torch.where(chosen & kept, MAPS[case.map](l), 0) for chosen, l in ((in_den, logits), (in_pos, -logits))]
-    found.append(sum(terms).sum(1))
-    return found, logits
+    terms = [torch.where(chosen, MAPS[case.map](l), 0) for chosen, l in ((in_den, logits), (in_pos, -logits))]
+    return [*found, sum(terms).sum(1)]
 
 
 MAPS = {"softplus": lambda l: -logsigmoid(-l), "square": torch.square, "relu": torch.relu, "exp": torch.exp}
