@@ -8,10 +8,11 @@ namespace {
 
 using pycl::Slopes;
 
-// What makes a slope times the logits of the products, as in Sweep.
+// What makes a slope times the logits of what a sweep finds in a tile.
 template <class T>
-struct Affine {
-  T slope, *row_factor, *row_bias, *col_bias;
+struct SlopedAffine {
+  T slope;
+  Affine<T> affine;
   double bound;
 
   template <class P>
@@ -23,22 +24,21 @@ struct Affine {
       return out;
     };
     const int64_t rows = sweep.row_blocks * sweep.block, cols = sweep.col_blocks * sweep.block;
-    row_factor = times(sweep.row_factor, rows);
-    row_bias = times(sweep.row_bias, rows);
-    col_bias = times(sweep.col_bias, cols);
+    affine = {times(sweep.row_factor, rows), times(sweep.row_bias, rows), times(sweep.col_bias, cols)};
     bound = sweep.bound * s;
   }
   // A sweep is pointers and sizes: a copy for each tile costs nothing beside its products.
   template <class P>
   Sweep<P> applied(Sweep<P> sweep) const {
-    sweep.row_factor = row_factor, sweep.row_bias = row_bias, sweep.col_bias = col_bias, sweep.bound = bound;
+    sweep.row_factor = affine.row_factor, sweep.row_bias = affine.row_bias, sweep.col_bias = affine.col_bias;
+    sweep.bound = bound;
     return sweep;
   }
 };
 
 template <class T>
 struct SlopedStats {
-  Affine<T> affine;
+  SlopedAffine<T> logits;
   SideStats<T> rows, cols;
   bool proven;
   T shift;
@@ -47,7 +47,7 @@ struct SlopedStats {
   void write(const SideStats<T>& side, void* out, int64_t n) const {
     side.write(out, n);
     T* pos_sum = static_cast<T*>(out) + 2 * n;
-    for (int64_t i = 0; i < n; ++i) pos_sum[i] /= affine.slope;
+    for (int64_t i = 0; i < n; ++i) pos_sum[i] /= logits.slope;
   }
 };
 
@@ -59,9 +59,9 @@ void find_sloped_stats(Sweep<P>& sweep, const Slopes& slopes, const Stats& out) 
   auto* each = allocate<SlopedStats<T>>(host, slopes.n);
   for (int k = 0; k < slopes.n; ++k) {
     SlopedStats<T>& s = each[k];
-    s.affine.fill(sweep, slopes.values[k]);
-    s.proven = s.affine.bound <= kProvenBound;
-    s.shift = s.proven ? T(s.affine.bound) : -kInf<T>;
+    s.logits.fill(sweep, slopes.values[k]);
+    s.proven = s.logits.bound <= kProvenBound;
+    s.shift = s.proven ? T(s.logits.bound) : -kInf<T>;
     s.rows.start(host, sweep.row_blocks * sweep.block, s.shift);
     s.cols = s.rows;
     if (!problem.symmetric) s.cols.start(host, sweep.col_blocks * sweep.block, s.shift);
@@ -81,7 +81,7 @@ void find_sloped_stats(Sweep<P>& sweep, const Slopes& slopes, const Stats& out) 
         own.products = copy;
         std::memcpy(copy, tile.products, sizeof(T) * size_t(tile_size));
       }
-      Sweep<P> scaled = s.affine.applied(sweep);
+      Sweep<P> scaled = s.logits.applied(sweep);
       StatsForward<P>{scaled, s.proven, s.shift, s.rows, s.cols}.visit(own, scratch);
     }
   });
@@ -108,7 +108,7 @@ template <class P>
 struct SlopedWeights {
   using T = typename P::T;
   struct OfSlope {
-    Affine<T> affine;
+    SlopedAffine<T> logits;
     SideWeights<T> rows, cols;
   };
   Sweep<P>& sweep;
@@ -122,7 +122,7 @@ struct SlopedWeights {
   // The weights of slope k, in the place of the products; `emit` as in add_products().
   template <class Emit>
   void fill(int k, const Tile<T>& tile, T* buffer, Emit emit) const {
-    Sweep<P> scaled = each[k].affine.applied(sweep);
+    Sweep<P> scaled = each[k].logits.applied(sweep);
     StatsWeights<P>{scaled, each[k].rows, each[k].cols, both_sides}(tile, buffer, emit);
   }
 
@@ -166,8 +166,8 @@ void find_sloped_gradients(Sweep<P>& sweep, const Slopes& slopes, const Stats& s
   auto* each = allocate<OfSlope>(sweep.host, slopes.n);
   for (int k = 0; k < slopes.n; ++k) {
     OfSlope& s = each[k];
-    s.affine.fill(sweep, slopes.values[k]);
-    const T slope = s.affine.slope;
+    s.logits.fill(sweep, slopes.values[k]);
+    const T slope = s.logits.slope;
     s.rows = sloped_weights(sweep, k, slope, problem.rows.z.n, sweep.row_blocks, stats.rows, d_rows);
     s.cols = s.rows;
     if (!problem.symmetric)
