@@ -133,7 +133,7 @@ def test_most_slopes(backend: str) -> None:
 
 @SLOPE
 def test_biases_that_leave_candidates_out(slopes: Sequence[float], backend: str) -> None:
-    case = make(67, 131, 19, offset=3, positives=0)
+    case = make(67, 131, 19, offset=3)
     for every in (2, 1):
         bias = {name: t.clone() for name, t in case.leaves.items() if "bias" in name}
         bias["row_bias"][5] = bias["col_bias"][::every] = -torch.inf
@@ -191,13 +191,18 @@ def test_gradcheck(backend: str) -> None:
     assert torch.autograd.gradcheck(function, [t.clone().requires_grad_() for t in case.leaves.values()])
 
 
-def test_slopes_times_modified_logits() -> None:
-    case = make(30, 41, 5, positives=0)
-    table = torch.rand(3, 4, dtype=torch.float64, requires_grad=True)
-    rows, cols = torch.arange(30) % 3, torch.arange(41) % 4
+@pytest.mark.float64
+def test_slopes_times_modified_logits(backend: str) -> None:
+    """Weights of pairs are in what a slope multiplies; a dropped pair is in no sum of any slope."""
+    case = make(150, 141, 5)
+    table = torch.rand(3, 4, dtype=torch.float64)
+    table[1, 2], rows, cols = 0, torch.arange(150) % 3, torch.arange(141) % 4
+    table.requires_grad_()
     leaves = {name: t.clone().requires_grad_() for name, t in case.leaves.items()}
-    found = swept(case, leaves, (1.0, 2.5), None, modifiers=[LabelTable(table, rows, cols)])
-    logits = dense(case, leaves)[1] + table.log()[rows[:, None], cols]
+    found = swept(case, leaves, (1.0, 2.5), backend, modifiers=[LabelTable(table, rows, cols)])
+    dropped = (rows[:, None] == 1) & (cols == 2)
+    weights = torch.where(dropped, 1, table[rows[:, None], cols]).log().masked_fill(dropped, -torch.inf)
+    logits = dense(case, leaves)[1] + weights
     wanted = of_logits(logits, pair_sets(case), (1.0, 2.5), case.sides)
     wants = [*leaves.values(), table]
     assert_close(found, wanted)
