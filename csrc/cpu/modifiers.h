@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The modifiers of a problem on a tile: its products become logits, and weights of logits become slopes of the
+// The modifiers of a problem on a tile: its products become logits, and weights of logits become gradients of the
 // modifiers' data. One modifier changes a whole tile before the next one does: the tile is in a cache.
 #pragma once
 #include <new>
@@ -76,18 +76,18 @@ struct TileModifiers {
     }
   }
 
-  void add_slopes(const Tile<T>& tile) const {
-    for (int k = 0; k < count; ++k) list[k]->add_slopes(tile);
+  void add_gradients(const Tile<T>& tile) const {
+    for (int k = 0; k < count; ++k) list[k]->add_gradients(tile);
   }
 
-  // See Gradients. Slopes of constants are 0.
-  void store_slopes(const Problem& p, void* out) const {
+  // See Gradients. Those of constants are 0.
+  void store_gradients(const Problem& p, void* out) const {
     const int64_t of_rows = p.rows.z.n * data->row_width, of_cols = p.symmetric ? 0 : p.cols.z.n * data->col_width;
     T *rows = static_cast<T*>(out), *cols = rows + of_rows, *shared = cols + of_cols;
     std::memset(out, 0, sizeof(T) * size_t(of_rows + of_cols + data->n_shared));
     for (int k = 0; k < count; ++k) {
       const Modifier& m = data->list[k];
-      list[k]->store_slopes(rows + m.row_value, cols + m.col_value, shared + m.shared);
+      list[k]->store_gradients(rows + m.row_value, cols + m.col_value, shared + m.shared);
     }
   }
 };

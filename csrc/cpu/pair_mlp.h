@@ -23,7 +23,7 @@ struct PairMlp final : TileModifier<T> {
   int64_t width, row_width, col_width;
   const T* w;
   T b, unit, base;  // base: b and all w
-  bool wide;     // e and f hold p and q
+  bool wide;        // e and f hold p and q
   bool symmetric;
   int block, workers;
   int64_t n_rows, n_cols;
@@ -63,12 +63,12 @@ struct PairMlp final : TileModifier<T> {
       T* to = f + j / block * block * width + j % block;
       for (int64_t k = 0; k < width; ++k) to[k * block] = put(q[j * col_width + k] + middle[k], kCutOff<T>);
     });
-    const bool slopes = g.wants_slopes;
-    sigmoids = allocate<T>(g.host, slopes ? int64_t(workers) * block * block : 0);
-    rows = allocate<T>(g.host, slopes ? int64_t(workers) * block : 0);
-    d_rows = zeros<T>(g.host, slopes, g.padded_rows() * width);
-    d_cols = zeros<T>(g.host, slopes, g.padded_cols() * width);
-    sums = zeros<double>(g.host, slopes, workers * (width + 1));
+    const bool wanted = g.wants_gradients;
+    sigmoids = allocate<T>(g.host, wanted ? int64_t(workers) * block * block : 0);
+    rows = allocate<T>(g.host, wanted ? int64_t(workers) * block : 0);
+    d_rows = zeros<T>(g.host, wanted, g.padded_rows() * width);
+    d_cols = zeros<T>(g.host, wanted, g.padded_cols() * width);
+    sums = zeros<double>(g.host, wanted, workers * (width + 1));
   }
 
   // The middle of each unit's p; whether all are within reach of it.
@@ -105,8 +105,8 @@ struct PairMlp final : TileModifier<T> {
   void change(const Tile<T>& tile, const Classes<T>&) const override {
     wide ? change_tile<true>(tile) : change_tile<false>(tile);
   }
-  void add_slopes(const Tile<T>& tile) const override {
-    wide ? add_slopes_of_tile<true>(tile) : add_slopes_of_tile<false>(tile);
+  void add_gradients(const Tile<T>& tile) const override {
+    wide ? add_gradients_of_tile<true>(tile) : add_gradients_of_tile<false>(tile);
   }
 
   template <bool kWide>
@@ -141,7 +141,7 @@ struct PairMlp final : TileModifier<T> {
   T* sigmoid_of(const Tile<T>& tile, int i) const { return sigmoids + (int64_t(tile.worker) * block + i) * block; }
 
   template <bool kWide>
-  void add_slopes_of_tile(const Tile<T>& tile) const {
+  void add_gradients_of_tile(const Tile<T>& tile) const {
     const int block = tile.block;
     T* g = rows + int64_t(tile.worker) * block;
     double* to = sums + tile.worker * (width + 1);
@@ -172,8 +172,8 @@ struct PairMlp final : TileModifier<T> {
     }
   }
 
-  // In a symmetric problem a point has the slopes of both roles.
-  void store_slopes(T* d_row_values, T* d_col_values, T* d_shared) const override {
+  // In a symmetric problem a point has the gradients of both roles.
+  void store_gradients(T* d_row_values, T* d_col_values, T* d_shared) const override {
     auto of_col = [&](int64_t j, int64_t k) { return d_cols[j / block * block * width + k * block + j % block]; };
     for (int64_t i = 0; i < n_rows; ++i)
       for (int64_t k = 0; k < width; ++k)

@@ -49,7 +49,7 @@ struct LabelTable final : TileModifier<T> {
     n_lines = allocate<int>(g.host, g.row_blocks);
     for (int64_t b = 0; b < g.row_blocks; ++b) number_lines(b, label + b * block, m_rows - b * block);
     lines = allocate<T>(g.host, int64_t(workers) * block * block);
-    sums = zeros<double>(g.host, g.wants_slopes, workers * height * width);
+    sums = zeros<double>(g.host, g.wants_gradients, workers * height * width);
   }
 
   void number_lines(int64_t b, const Int<T>* label, int64_t left) {
@@ -81,7 +81,7 @@ struct LabelTable final : TileModifier<T> {
     }
   }
 
-  void add_slopes(const Tile<T>& tile) const override {
+  void add_gradients(const Tile<T>& tile) const override {
     std::memset(line_of(tile, 0), 0, sizeof(T) * size_t(n_lines[tile.ib]) * block);
     for (int i = 0; i < tile.rows; ++i) {
       T* sum = line_of(tile, line[tile.i0 + i]);
@@ -96,7 +96,7 @@ struct LabelTable final : TileModifier<T> {
     }
   }
 
-  void store_slopes(T*, T*, T* d_shared) const override { store_sums(sums, workers, height * width, d_shared); }
+  void store_gradients(T*, T*, T* d_shared) const override { store_sums(sums, workers, height * width, d_shared); }
 };
 
 // Adds weights[number of labels that agree].
@@ -127,7 +127,7 @@ struct AgreementWeights final : TileModifier<T> {
       fill_codes<T>(data.col_codes, n, data.n_codes, which, base, padded_cols, col_ids + t * padded_cols, 1);
     }
     counts = allocate<Int<T>>(g.host, int64_t(workers) * g.block);
-    sums = zeros<double>(g.host, g.wants_slopes, workers * (n_labels + 1));
+    sums = zeros<double>(g.host, g.wants_gradients, workers * (n_labels + 1));
   }
 
   static int64_t lowest_code(const pycl::Modifiers& data, int64_t which, int64_t m, int64_t n) {
@@ -162,7 +162,7 @@ struct AgreementWeights final : TileModifier<T> {
     }
   }
 
-  void add_slopes(const Tile<T>& tile) const override {
+  void add_gradients(const Tile<T>& tile) const override {
     const int n = n_labels, block = tile.block;
     const int64_t next = padded_cols;
     Int<T>* agreeing = counts + int64_t(tile.worker) * block;
@@ -180,7 +180,7 @@ struct AgreementWeights final : TileModifier<T> {
     }
   }
 
-  void store_slopes(T*, T*, T* d_shared) const override { store_sums(sums, workers, n_labels + 1, d_shared); }
+  void store_gradients(T*, T*, T* d_shared) const override { store_sums(sums, workers, n_labels + 1, d_shared); }
 };
 
 }  // namespace

@@ -130,8 +130,8 @@ struct Sweep {
     bound = unit * (row_points.max_norm * col_points.max_norm * largest_scale + largest_row + largest_col);
   }
 
-  void lay_out_modifiers(double unit, bool wants_slopes) {
-    modifiers.lay_out({problem, host, block, workers, row_blocks, col_blocks, unit, wants_slopes},
+  void lay_out_modifiers(double unit, bool wants_gradients) {
+    modifiers.lay_out({problem, host, block, workers, row_blocks, col_blocks, unit, wants_gradients},
                       {row_factor, row_bias, col_bias});
     bound += unit * modifiers.bound();
     row_factor = allocate<T>(host, row_blocks * block);
@@ -263,9 +263,9 @@ void apply_weights(Sweep<P>& sweep, const Gradients& out, MakeWeights make_weigh
   add_products(sweep, {&sweep.row_points, &sweep.col_points, direct, transposed, d_row_bias, d_col_bias},
                [&](const Tile<T>& tile, auto emit) {
                  make_weights(tile, emit);
-                 if (out.modifiers) sweep.modifiers.add_slopes(tile);
+                 if (out.modifiers) sweep.modifiers.add_gradients(tile);
                });
-  if (out.modifiers) sweep.modifiers.store_slopes(p, out.modifiers);
+  if (out.modifiers) sweep.modifiers.store_gradients(p, out.modifiers);
 
   const T* scale = static_cast<const T*>(p.logit_scale);
   const T scale_after = P::kScalesOperand || p.scale_per_row ? T(1) : scale[0];

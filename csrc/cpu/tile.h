@@ -22,8 +22,8 @@ struct Grid {
   const ExecutionContext& host;
   int block, workers;
   int64_t row_blocks, col_blocks;
-  double unit;        // tiles hold logits in nats times this
-  bool wants_slopes;  // gradients of the modifiers' data
+  double unit;           // tiles hold logits in nats times this
+  bool wants_gradients;  // gradients of the modifiers' data
 
   int64_t padded_rows() const { return row_blocks * block; }
   int64_t padded_cols() const { return col_blocks * block; }
@@ -37,10 +37,10 @@ struct TileModifier {
   // Whether it reads the tile's logits, and so comes before those that change them.
   virtual bool reads_logits() const { return false; }
   virtual void change(const Tile<T>&, const Classes<T>&) const = 0;
-  // Adds up the slopes of its data from the tile's dL/dl.
-  virtual void add_slopes(const Tile<T>&) const {}
+  // Adds up the gradients of its data from the tile's dL/dl.
+  virtual void add_gradients(const Tile<T>&) const {}
   // To the first of its own numbers in an output laid out as the data.
-  virtual void store_slopes(T*, T*, T*) const {}
+  virtual void store_gradients(T*, T*, T*) const {}
 };
 
 template <class T>
