@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "cpu/problem.h"
 
@@ -124,6 +125,17 @@ inline Gradients gradients(const Problem& problem, const Outputs& out) {
   demand(out[0] || !out[2], "the gradient of logit_scale comes with that of the rows");
   demand(!problem.symmetric || !out[1], "a symmetric problem has no columns of its own with a gradient");
   return {pointer(out[0]), pointer(out[1]), pointer(out[2]), pointer(out[3]), pointer(out[4]), pointer(out[5])};
+}
+
+inline Slopes slopes_of(const std::vector<double>& values) {
+  demand(values.size() <= Slopes::kMost, "slopes must be at most ", int64_t(Slopes::kMost), ", got ",
+         int64_t(values.size()));
+  Slopes slopes{int(values.size()), {}};
+  for (int k = 0; k < slopes.n; ++k) {
+    demand(std::isfinite(values[k]) && values[k] > 0, "slopes must be positive and finite, not number ", int64_t(k));
+    slopes.values[k] = values[k];
+  }
+  return slopes;
 }
 
 inline SinkhornProblem sinkhorn_problem(const MatrixTuple& scores, double epsilon, Address sample_target) {

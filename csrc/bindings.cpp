@@ -210,23 +210,26 @@ PYBIND11_MODULE(_C, m) {
   const auto unlocked = py::call_guard<py::gil_scoped_release>();
   m.def(
       "pair_stats",
-      [](const PyProblem& p, Address rows, Address cols) {
+      [](const PyProblem& p, Address rows, Address cols, const std::vector<double>& slopes) {
         const Stats out{required("rows", rows), pointer(cols)};
-        run_kernel(p.threads, [&](const ExecutionContext& host) { p.kernels().pair_stats(p, host, out); });
+        const Slopes each = slopes_of(slopes);
+        run_kernel(p.threads, [&](const ExecutionContext& host) { p.kernels().pair_stats(p, host, each, out); });
       },
-      unlocked, py::arg("problem"), exact("rows"), exact("cols"));
+      unlocked, py::arg("problem"), exact("rows"), exact("cols"), exact("slopes"));
   m.def(
       "pair_stats_backward",
       [](const PyProblem& p, Address rows, Address cols, const Addresses& d_rows, const Addresses& d_cols,
-         const Outputs& out) {
+         const Outputs& out, const std::vector<double>& slopes) {
         auto gradient = [](const Addresses& d) { return StatsGradient{pointer(d[0]), pointer(d[1]), pointer(d[2])}; };
         const Stats stats{required("rows", rows), pointer(cols)};
+        const Slopes each = slopes_of(slopes);
         const Gradients wanted = gradients(p, out);
         run_kernel(p.threads, [&](const ExecutionContext& host) {
-          p.kernels().pair_stats_backward(p, host, stats, gradient(d_rows), gradient(d_cols), wanted);
+          p.kernels().pair_stats_backward(p, host, each, stats, gradient(d_rows), gradient(d_cols), wanted);
         });
       },
-      unlocked, py::arg("problem"), exact("rows"), exact("cols"), exact("d_rows"), exact("d_cols"), exact("out"));
+      unlocked, py::arg("problem"), exact("rows"), exact("cols"), exact("d_rows"), exact("d_cols"), exact("out"),
+      exact("slopes"));
   m.def(
       "pair_cross_entropy_fused",
       [](const PyProblem& p, double lse, double pos_sum, bool both_sides, Address total, const Outputs& out) {

@@ -5,7 +5,7 @@
 #include "average.h"
 #include "extremes.h"
 #include "sinkhorn.h"
-#include "stats_backward.h"
+#include "slopes.h"
 
 namespace {
 

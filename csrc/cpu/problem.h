@@ -96,12 +96,20 @@ struct ExecutionContext {
 
 // Row-major [6, n] in the accumulation type: lse, pos_lse, pos_sum, pos_count, then lse and pos_lse in units of log 2.
 // The last two are for the backward and are what the tiles computed. Converted from nats they would be off by a
-// rounding, which a large logit turns into a visible error of its weight.
+// rounding, which a large logit turns into a visible error of its weight. With slopes a block [6, n] for each of them.
 struct Stats {
   void *rows, *cols;  // cols null: row statistics only
 };
 
-// Gradients with respect to the statistics, [n] each; null for zero.
+// The log-sum-exps are those of each of these times the logits; without any, of the logits.
+struct Slopes {
+  static constexpr int kMost = 8;  // pycl.core.problem.MAX_SLOPES
+  int n;
+  double values[kMost];
+};
+
+// Gradients with respect to the statistics, [n] each; null for zero. With slopes those of lse and pos_lse are [slopes,
+// n].
 struct StatsGradient {
   const void *lse, *pos_lse, *pos_sum;
 };
@@ -137,9 +145,9 @@ struct Extremes {
 // The kernels of one instruction set and one type of product.
 struct Kernels {
   size_t (*residual_bytes)(const Problem&, int threads);  // what Problem::residuals takes
-  void (*pair_stats)(const Problem&, const ExecutionContext&, const Stats& out);
-  void (*pair_stats_backward)(const Problem&, const ExecutionContext&, const Stats&, const StatsGradient& rows,
-                              const StatsGradient& cols, const Gradients&);
+  void (*pair_stats)(const Problem&, const ExecutionContext&, const Slopes&, const Stats& out);
+  void (*pair_stats_backward)(const Problem&, const ExecutionContext&, const Slopes&, const Stats&,
+                              const StatsGradient& rows, const StatsGradient& cols, const Gradients&);
   // the total and its gradients
   void (*pair_cross_entropy_fused)(const Problem&, const ExecutionContext&, const CrossEntropy&, void* total,
                                    const Gradients&);

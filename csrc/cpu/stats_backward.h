@@ -133,13 +133,6 @@ void find_gradients(Sweep<P>& sweep, const Stats& stats, const StatsGradient& d_
                 [&](const Tile<T>& tile, auto emit) { weights(tile, buffers + tile.worker * 2 * block, emit); });
 }
 
-template <class P>
-void pair_stats_backward(const Problem& problem, const ExecutionContext& host, const Stats& stats,
-                         const StatsGradient& d_rows, const StatsGradient& d_cols, const Gradients& out) {
-  Sweep<P> sweep(problem, host, false, &out);
-  find_gradients(sweep, stats, d_rows, d_cols, out);
-}
-
 // Both passes share the packed points, and the products, which stay in memory of the call.
 template <class P>
 void pair_cross_entropy_fused(const Problem& given, const ExecutionContext& host, const CrossEntropy& weights,
@@ -161,16 +154,16 @@ void pair_cross_entropy_fused(const Problem& given, const ExecutionContext& host
   };
   *static_cast<T*>(total) = T(add_up(stats.rows, m) + add_up(stats.cols, n));
 
-  auto uniform = [&](double slope, int64_t points) {
+  auto uniform = [&](double gradient, int64_t points) {
     T* d = allocate<T>(host, points);
-    for (int64_t i = 0; i < points; ++i) d[i] = T(slope);
+    for (int64_t i = 0; i < points; ++i) d[i] = T(gradient);
     return d;
   };
-  auto slopes = [&](int64_t points) {
+  auto d_stats = [&](int64_t points) {
     return StatsGradient{uniform(weights.lse, points), nullptr, uniform(weights.pos_sum, points)};
   };
   sweep.reuse = true;
-  find_gradients(sweep, stats, slopes(m), slopes(n), out);
+  find_gradients(sweep, stats, d_stats(m), d_stats(n), out);
 }
 
 }  // namespace

@@ -282,10 +282,4 @@ void find_stats(Sweep<P>& sweep, const Stats& out) {
   if (out.cols) forward.cols.write(out.cols, problem.cols.z.n);
 }
 
-template <class P>
-void pair_stats(const Problem& problem, const ExecutionContext& host, const Stats& out) {
-  Sweep<P> sweep(problem, host, true, nullptr);
-  find_stats(sweep, out);
-}
-
 }  // namespace

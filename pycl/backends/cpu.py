@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from pycl.core.problem import (
     empty_gradients,
     empty_values_gradient,
     no_residuals,
+    slopes_or_one,
 )
 from pycl.core.sinkhorn import solve
 
@@ -151,18 +153,22 @@ def _read_residuals(compiled: Any, residuals: Tensor) -> None:
         compiled.residuals_at(storage.data_ptr())
 
 
-def pair_stats(problem: Problem, both_sides: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+def pair_stats(
+    problem: Problem, slopes: Sequence[float], both_sides: bool, save: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     n = problem.n_cols() if both_sides and problem.cols is not None else 0
     dtype = accumulation_dtype(problem.rows.dtype)
-    row_stats, col_stats = (torch.empty(N_STATS, size, dtype=dtype) for size in (len(problem.rows), n))
+    height = N_STATS * len(slopes_or_one(slopes))
+    row_stats, col_stats = (torch.empty(height, size, dtype=dtype) for size in (len(problem.rows), n))
     compiled = _compiled(problem)
     residuals = _write_residuals(problem, compiled, save)
-    _C.pair_stats(compiled, row_stats.data_ptr(), _pointer(col_stats))
+    _C.pair_stats(compiled, row_stats.data_ptr(), _pointer(col_stats), slopes)
     return row_stats, col_stats, residuals
 
 
 def pair_stats_backward(
     problem: Problem,
+    slopes: Sequence[float],
     row_stats: Tensor,
     col_stats: Tensor,
     residuals: Tensor,
@@ -175,7 +181,7 @@ def pair_stats_backward(
     stats = _pointer(row_stats), _pointer(col_stats)
     compiled = _compiled(problem)
     _read_residuals(compiled, residuals)
-    _C.pair_stats_backward(compiled, *stats, *d_stats, list(map(_pointer, out)))
+    _C.pair_stats_backward(compiled, *stats, *d_stats, list(map(_pointer, out)), slopes)
     return out
 
 

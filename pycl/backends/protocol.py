@@ -10,7 +10,7 @@ run it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -32,8 +32,12 @@ class _Backend(Protocol):
 class PairBackend(_Backend, Protocol):
     """The operators on the logits of all pairs of points."""
 
-    def pair_stats(self, problem: Problem, both_sides: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def pair_stats(
+        self, problem: Problem, slopes: Sequence[float], both_sides: bool, save: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The statistics of the rows [6, m] (``StatsRow``), those of the columns [6, n] or [6, 0], and residuals.
+
+        With slopes both are a block of six rows for each slope s, with the log-sum-exps of s times the logits.
 
         Statistics of the columns are wanted with ``both_sides``, unless the problem is symmetric. With ``save`` a
         backward may follow. Residuals are an empty tensor; a backend may leave in its storage what the backward reuses.
@@ -42,6 +46,7 @@ class PairBackend(_Backend, Protocol):
     def pair_stats_backward(
         self,
         problem: Problem,
+        slopes: Sequence[float],
         row_stats: Tensor,
         col_stats: Tensor,
         residuals: Tensor,
@@ -50,6 +55,8 @@ class PairBackend(_Backend, Protocol):
         needs: Needs,
     ) -> Gradients:
         """Gradients from those of lse, pos_lse and pos_sum of each side, None for 0.
+
+        They are contiguous, [n] each. With slopes those of the log-sum-exps are [slopes, n].
 
         The statistics are those of this problem over more columns, where ranks share a batch; residuals may be empty.
         """

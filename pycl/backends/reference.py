@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,6 +26,8 @@ from pycl.core.problem import (
     empty_gradients,
     empty_values_gradient,
     no_residuals,
+    slopes_or_one,
+    stats_blocks,
 )
 
 DEVICES = None  # every device
@@ -140,45 +142,60 @@ def _lse(logits: Tensor, mask: Tensor, dim: int) -> Tensor:
     return logits.masked_fill(~mask, -torch.inf).logsumexp(dim)
 
 
-def _reduce(strip: _Strip, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _steeper(logits: Tensor, slope: float) -> Tensor:
+    return logits if slope == 1 else logits * slope
+
+
+def _reduce(strip: _Strip, slopes: Sequence[float], dim: int) -> Tensor:
+    """The results of each slope over ``dim``, a block [N_RESULTS, n] each."""
     pos_sum = torch.where(strip.in_pos, strip.logits, 0).sum(dim)
-    return (
-        _lse(strip.logits, strip.in_pairs, dim),
-        _lse(strip.logits, strip.in_pos, dim),
-        pos_sum,
-        strip.in_pos.sum(dim).to(pos_sum.dtype),
-    )
+    sums = pos_sum, strip.in_pos.sum(dim).to(pos_sum.dtype)
+    found = []
+    for slope in slopes:
+        logits = _steeper(strip.logits, slope)
+        found.append(torch.stack([_lse(logits, strip.in_pairs, dim), _lse(logits, strip.in_pos, dim), *sums]))
+    return torch.stack(found)
 
 
-def pair_stats(problem: Problem, both_sides: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+def pair_stats(
+    problem: Problem, slopes: Sequence[float], both_sides: bool, save: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     rows, cols = _sides(problem)
-    both_sides = both_sides and problem.cols is not None
-    row_stats = rows.x.new_zeros(N_STATS, len(rows.x))
-    col_stats = rows.x.new_zeros(N_STATS, len(cols.x) if both_sides else 0)
-    col_stats[:2] = -torch.inf
+    both_sides, slopes = both_sides and problem.cols is not None, slopes_or_one(slopes)
+    row_stats = rows.x.new_zeros(len(slopes) * N_STATS, len(rows.x))
+    col_stats = rows.x.new_zeros(len(slopes) * N_STATS, len(cols.x) if both_sides else 0)
+    of_rows, of_cols = (stats_blocks(stats)[:, :N_RESULTS] for stats in (row_stats, col_stats))
+    of_cols[:, :2] = -torch.inf
     for strip in _strips(problem, rows, cols):
-        row_stats[:N_RESULTS, strip.i] = torch.stack(_reduce(strip, 1))
+        of_rows[:, :, strip.i] = _reduce(strip, slopes, 1)
         if both_sides:
-            part = _reduce(strip, 0)
-            col_stats[0] = torch.logaddexp(col_stats[0], part[0])
-            col_stats[1] = torch.logaddexp(col_stats[1], part[1])
-            col_stats[2] += part[2]
-            col_stats[3] += part[3]
+            part = _reduce(strip, slopes, 0)
+            of_cols[:, :2] = torch.logaddexp(of_cols[:, :2], part[:, :2])
+            of_cols[:, 2:] += part[:, 2:]
     return row_stats, col_stats, no_residuals(problem)
 
 
-def _softmax_weights(strip: _Strip, stats: Tensor, d_stats: list[Tensor | None], dim: int) -> Tensor:
+def _softmax_weights(
+    strip: _Strip, slopes: Sequence[float], stats: Tensor, d_stats: list[Tensor | None], dim: int
+) -> Tensor:
     """d loss / d logits of one side, whose statistics run along ``dim`` of the strip."""
     at = (strip.i, None) if dim == 0 else (None, slice(None))
-    # an empty or wholly masked set weighs nothing: exp(-inf - 0), not exp(-inf + inf)
-    lse, pos_lse = (x.masked_fill(x == -torch.inf, 0)[at] for x in stats[:2])
-    d_lse, d_pos_lse, d_pos_sum = (0.0 if d is None else d[at] for d in d_stats)
-    den = torch.where(strip.in_pairs, d_lse * (strip.logits - lse).exp(), 0)
-    return den + torch.where(strip.in_pos, d_pos_lse * (strip.logits - pos_lse).exp() + d_pos_sum, 0)
+    d_pos_sum = 0.0 if d_stats[2] is None else torch.where(strip.in_pos, d_stats[2][at], 0)
+    d_lses = [[None] * len(slopes) if d is None else d.view(len(slopes), -1) for d in d_stats[:2]]
+    w = torch.zeros_like(strip.logits) + d_pos_sum
+    for slope, block, *d_of_slope in zip(slopes, stats_blocks(stats), *d_lses, strict=True):
+        logits = _steeper(strip.logits, slope)
+        for members, lse, d in zip((strip.in_pairs, strip.in_pos), block[:2], d_of_slope, strict=True):
+            if d is not None:
+                # an empty or wholly masked set weighs nothing: exp(-inf - 0), not exp(-inf + inf)
+                share = (logits - lse.masked_fill(lse == -torch.inf, 0)[at]).exp()
+                w += torch.where(members, slope * d[at] * share, 0)
+    return w
 
 
 def pair_stats_backward(
     problem: Problem,
+    slopes: Sequence[float],
     row_stats: Tensor,
     col_stats: Tensor,
     residuals: Tensor,
@@ -187,8 +204,10 @@ def pair_stats_backward(
     needs: Needs,
 ) -> Gradients:
     def weights(strip: _Strip) -> Tensor:
-        w = _softmax_weights(strip, row_stats, d_row_stats, 0)
-        return w + _softmax_weights(strip, col_stats, d_col_stats, 1) if col_stats.shape[1] else w
+        w = _softmax_weights(strip, slopes, row_stats, d_row_stats, 0)
+        return w + _softmax_weights(strip, slopes, col_stats, d_col_stats, 1) if col_stats.shape[1] else w
+
+    slopes = slopes_or_one(slopes)
 
     return _strips_backward(problem, weights, needs)
 

@@ -130,6 +130,9 @@ class StatsRow:
     them, and ranks of a group merge them: converted from nats they would be off by a rounding, which a large logit
     turns into a visible error of its weight. A backend whose backward reads the first two rows leaves the last two
     at 0.
+
+    With slopes there is such a block of rows for each of them, one after the other: the log-sum-exps are those of slope
+    times the logits, the sums and the counts those of the logits.
     """
 
     LSE = 0
@@ -140,9 +143,20 @@ class StatsRow:
     POS_LSE_LOG2 = 5
 
 
-N_STATS = 6  # rows of the statistics
+N_STATS = 6  # rows of the statistics, of each slope
 N_RESULTS = 4  # the first ones, which the engine returns
-N_SLOPES = 3  # the first ones, which have gradients
+N_GRADED = 3  # the first ones, which have gradients
+MAX_SLOPES = 8  # of one sweep; csrc/cpu/problem.h has the same
+
+
+def slopes_or_one(slopes: Sequence[float]) -> Sequence[float]:
+    """The slopes an operator was given; without any, the log-sum-exps are those of the logits."""
+    return slopes or (1.0,)
+
+
+def stats_blocks(stats: Tensor) -> Tensor:
+    """Statistics ``[n_slopes, N_STATS, n]``, a view: the block of each slope."""
+    return stats.view(stats.shape[0] // N_STATS, N_STATS, stats.shape[1])
 
 
 # The functions of a logit that ``pair_sum`` adds up; csrc/cpu/problem.h has them in this order.

@@ -8,6 +8,7 @@ are in :mod:`pycl.ops.autograd`.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, cast, overload
 
 import torch
@@ -20,7 +21,7 @@ from pycl.core.tracing import observed
 from pycl.distributed.ranks import Agreement, Group
 from pycl.engine.modifiers import Modified, kinds_of
 from pycl.engine.reduction import check_reduction, share_of, zero_if_empty
-from pycl.engine.validation import check_choice, check_count, problem_of
+from pycl.engine.validation import check_choice, check_count, check_slopes, problem_of
 from pycl.ops.autograd import FusedLossFunction, StatsFunction, SumFunction, apply
 from pycl.ops.sharded import Sharded, sharded
 
@@ -39,6 +40,7 @@ class PairStats(NamedTuple):
     """Statistics of one anchor's logits, one entry per anchor, float32 (float64 for float64 input).
 
     An anchor without pairs in a set has a log-sum-exp of ``-inf``, a sum and a count of 0, and no gradient from it.
+    With S slopes both log-sum-exps have the shape [S, m].
     """
 
     lse: Tensor  # log sum exp l_ij over the denominator set
@@ -60,6 +62,7 @@ def pair_stats(
     offset: int | None = 0,
     sides: Literal["rows"] = "rows",
     normalize: bool = False,
+    slopes: Sequence[float] | None = None,
     group: Group | None = None,
     backend: str | None = None,
     **changes: Unpack[Modified],
@@ -77,6 +80,7 @@ def pair_stats(
     offset: int | None = 0,
     sides: Literal["both"],
     normalize: bool = False,
+    slopes: Sequence[float] | None = None,
     group: Group | None = None,
     backend: str | None = None,
     **changes: Unpack[Modified],
@@ -93,6 +97,7 @@ def pair_stats(
     offset: int | None = 0,
     sides: Literal["rows", "both"] = "rows",
     normalize: bool = False,
+    slopes: Sequence[float] | None = None,
     group: Group | None = None,
     backend: str | None = None,
     **changes: Unpack[Modified],
@@ -100,6 +105,16 @@ def pair_stats(
     r"""Log-sum-exps and sums of the logits of every anchor over two pair sets.
 
     .. math:: l_{ij} = \mathrm{logit\_scale}_i \langle x_i, y_j \rangle + \mathrm{row\_bias}_i + \mathrm{col\_bias}_j
+
+    With ``slopes`` there is a log-sum-exp of each multiple of the logits, from one product:
+
+    .. math:: \mathrm{lse}_{si} = \log \sum_j e^{\mathrm{slope}_s l_{ij}}, \qquad
+              \frac{\partial}{\partial l_{ij}} \sum_s g_s \mathrm{lse}_{si}
+              = \sum_s g_s \, \mathrm{slope}_s \, e^{\mathrm{slope}_s l_{ij} - \mathrm{lse}_{si}}
+
+    Negatives weighted by :math:`e^{\beta l}` take the slopes (beta, 1 + beta): Robinson et al., "Contrastive Learning
+    with Hard Negative Samples", 2021. The multi-similarity loss takes (alpha, beta), one for each of the two sets: Wang
+    et al., "Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning", 2019.
 
     Args:
         rows: the anchors, ``z`` [m, d] in float32, float64, bfloat16 or float16.
@@ -113,6 +128,8 @@ def pair_stats(
         offset: anchor i is the same point as candidate ``i + offset``; ``None`` for disjoint sets without a self pair.
         sides: ``"both"`` returns the statistics of the candidates too, from the same sweep.
         normalize: divide every embedding by ``max(norm, 1e-12)`` first, inside the kernel.
+        slopes: one to eight positive numbers; ``lse`` and ``pos_lse`` are then [S, m], those of each slope times the
+            logits after all that changes them. ``pos_sum`` and ``pos_count`` stay those of the logits.
         group: the candidates are the ``cols`` of all ranks (all ranks' rows where ``cols`` is None), a process group or
             ``pycl.distributed.Ring``. ``offset`` counts within this rank; ids are compared as they are, and ``None``
             numbers the points of all ranks. Gradients are those of the sum over the ranks.
@@ -126,17 +143,20 @@ def pair_stats(
 
     Raises:
         TypeError: embeddings that are not floating point, ids or views that are not integers, pair sets that are not
-            ``Pairs``.
-        ValueError: shapes that do not fit, tensors on different devices, an unknown ``sides`` or ``backend``.
+            ``Pairs``, slopes that are not a sequence of numbers.
+        ValueError: shapes that do not fit, tensors on different devices, an unknown ``sides`` or ``backend``, slopes
+            that are not positive and finite.
         RuntimeError: a backend that is not built; a second derivative; another rank that failed.
     """
     check_choice("sides", sides, SIDES)
+    factors = check_slopes(slopes)
     sets = {"denominator": denominator, "positives": positives}
     args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group, **changes)
     name = backend_of(args, backend)
     both = sides == "both" and args.cols is not None
-    shards = sharded(group, "pair_stats", args, both)
-    stats = apply(StatsFunction, *args, both, wants_gradient(args), name, shards)
+    facts = {"slopes": str(factors)} if factors else {}
+    shards = sharded(group, "pair_stats", args, both, **facts)
+    stats = apply(StatsFunction, *args, factors, both, wants_gradient(args), name, shards)
     of_rows = PairStats(*stats[:N_RESULTS])
     if sides == "rows":
         return of_rows
@@ -167,7 +187,7 @@ def agreed_stats(
     args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group)
     name = backend_of(args, backend)
     shards = sharded(group, "pair_stats", args, False, **facts)
-    stats = apply(StatsFunction, *args, False, wants_gradient(args), name, shards)
+    stats = apply(StatsFunction, *args, (), False, wants_gradient(args), name, shards)
     return PairStats(*stats[:N_RESULTS]), agreement_of(shards)
 
 
@@ -230,7 +250,7 @@ def pair_cross_entropy(
         weights = both, weight, -weight / n_positives
         return cast("Tensor", apply(FusedLossFunction, *args, "pair_cross_entropy_fused", weights, name))
     shards = sharded(group, "pair_cross_entropy", args, both, reduction=reduction)
-    stats = apply(StatsFunction, *args, both, wants_gradient(args), name, shards)
+    stats = apply(StatsFunction, *args, (), both, wants_gradient(args), name, shards)
     of_rows = PairStats(*stats[:N_RESULTS])
     lses = [of_rows.lse, stats[N_RESULTS]] if both else [of_rows.lse]
     drops = args.modifiers or args.row_bias is not None or args.col_bias is not None  # a bias of -inf drops pairs

@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pycl.core.pairs import Pairs, Points
-from pycl.core.problem import FLOATS, Problem, accumulation_dtype, check_whole
+from pycl.core.problem import FLOATS, MAX_SLOPES, Problem, accumulation_dtype, check_whole
 from pycl.distributed.ranks import Group, instances
 from pycl.engine.modifiers import Modified, modified, scaled
 
@@ -166,6 +167,22 @@ def check_count(name: str, count: int) -> int:
     if count < 1:
         raise ValueError(f"{name} must be at least 1, got {count}")
     return count
+
+
+def check_slopes(slopes: Sequence[float] | None) -> tuple[float, ...]:
+    """Positive finite numbers, one at least; none where None was given."""
+    if slopes is None:
+        return ()
+    if not isinstance(slopes, Sequence) or isinstance(slopes, (str, bytes)):
+        raise TypeError(f"slopes must be None or a sequence of numbers, got {type(slopes).__name__}")
+    if not 1 <= len(slopes) <= MAX_SLOPES:
+        raise ValueError(f"slopes must be 1 to {MAX_SLOPES} numbers, got {len(slopes)}")
+    for slope in slopes:
+        if isinstance(slope, (bool, np.bool_)) or not isinstance(slope, (int, float, np.integer, np.floating)):
+            raise TypeError(f"slopes must be numbers, which have no gradient, got {type(slope).__name__}")
+        if not (math.isfinite(slope) and slope > 0):
+            raise ValueError(f"slopes must be positive and finite, got {slope}")
+    return tuple(float(slope) for slope in slopes)
 
 
 def check_k(k: int, n: int) -> int:

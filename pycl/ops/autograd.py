@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 
-from pycl.core.problem import LEAVES, N_RESULTS, N_SLOPES, Gradients, Needs, Problem, StatsRow
+from pycl.core.problem import LEAVES, N_GRADED, N_RESULTS, Gradients, Needs, Problem, StatsRow, stats_blocks
 from pycl.core.tracing import observed
 
 _INPUTS = len(Problem._fields)
@@ -99,7 +99,7 @@ class OnceDifferentiable(_Rule):
 
 
 def _gradients(
-    ctx: Any, leaves: Sequence[Tensor | None], found: Sequence[Tensor], rest: int, *slopes: Tensor | None
+    ctx: Any, leaves: Sequence[Tensor | None], found: Sequence[Tensor], rest: int, *d_results: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """Map an operator's gradients onto the inputs of the Function, ``None`` where none is needed."""
     gradients: list[Tensor | None] = [None] * (_INPUTS + rest)
@@ -113,28 +113,30 @@ def _gradients(
             continue
         if i == _SCALE and leaf is not None and leaf.dim() == 0:
             gradient = gradient.sum()
-        gradients[i] = apply(OnceDifferentiable, gradient, *leaves, *slopes) if create_graph else gradient
+        gradients[i] = apply(OnceDifferentiable, gradient, *leaves, *d_results) if create_graph else gradient
     return tuple(gradients)
 
 
 class StatsFunction(_Rule):
-    """The statistics of the rows, and with ``both_sides`` of the columns.
+    """The statistics of the rows, and with ``both_sides`` of the columns; with slopes a log-sum-exp for each of them.
 
     Three more outputs are for the backward: all statistics of the rows, all of the columns, and the residuals.
     """
 
     @staticmethod
-    @_takes("both_sides", "save", "backend", "sharded")
+    @_takes("slopes", "both_sides", "save", "backend", "sharded")
     def forward(*args: Any) -> tuple[Tensor, ...]:
         *arguments, sharded = args
         row_stats, col_stats, residuals = (sharded or torch.ops.pycl).pair_stats(*arguments)
-        sides = (row_stats, col_stats) if args[_INPUTS] else (row_stats,)
-        return *(row for side in sides for row in side.unbind()[:N_RESULTS]), row_stats, col_stats, residuals
+        slopes, both_sides = args[_INPUTS : _INPUTS + 2]
+        sides = (row_stats, col_stats) if both_sides else (row_stats,)
+        of_side = _results_of_slopes if slopes else _results
+        return *(result for side in sides for result in of_side(side)), row_stats, col_stats, residuals
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *_, ctx.backend, sharded = inputs
-        ctx.operators = sharded or torch.ops.pycl
+        ctx.slopes, ctx.operators = inputs[_INPUTS], sharded or torch.ops.pycl
         *stats, row_stats, col_stats, residuals = output
         _save(ctx, inputs[:_INPUTS], row_stats, col_stats, residuals)
         counts = stats[StatsRow.POS_COUNT :: N_RESULTS]
@@ -145,11 +147,21 @@ class StatsFunction(_Rule):
     def backward(ctx: Any, *d_stats: Tensor | None) -> tuple[Tensor | None, ...]:
         problem, saved = _restore(ctx)
         d_sides = [None if d is None else d.contiguous() for d in d_stats[:-3]]
-        d_rows, d_cols = d_sides[:N_SLOPES], d_sides[N_RESULTS:][:N_SLOPES] or [None] * N_SLOPES
+        d_rows, d_cols = d_sides[:N_GRADED], d_sides[N_RESULTS:][:N_GRADED] or [None] * N_GRADED
         found = ctx.operators.pair_stats_backward(
-            *problem, *saved, *d_rows, *d_cols, _needs(ctx.needs_input_grad), ctx.backend
+            *problem, ctx.slopes, *saved, *d_rows, *d_cols, _needs(ctx.needs_input_grad), ctx.backend
         )
-        return _gradients(ctx, problem.leaves(), found, 4, *d_sides)
+        return _gradients(ctx, problem.leaves(), found, 5, *d_sides)
+
+
+def _results(stats: Tensor) -> Sequence[Tensor]:
+    return stats.unbind()[:N_RESULTS]
+
+
+def _results_of_slopes(stats: Tensor) -> Sequence[Tensor]:
+    """The log-sum-exps [S, n] of all slopes, and the sums and the counts [n] of the logits."""
+    lse, pos_lse, *_ = stats_blocks(stats).unbind(1)
+    return lse, pos_lse, *stats[StatsRow.POS_SUM : N_RESULTS].unbind()
 
 
 class SumFunction(_Rule):
@@ -230,7 +242,7 @@ class AverageFunction(_Rule):
     def forward(*args: Any) -> tuple[Tensor, Tensor]:
         *fields, values, backend = args
         problem = Problem(*fields)
-        lse = torch.ops.pycl.pair_stats(*problem, False, False, backend)[0][StatsRow.LSE]
+        lse = torch.ops.pycl.pair_stats(*problem, (), False, False, backend)[0][StatsRow.LSE]
         shift = -lse.masked_fill(lse == -torch.inf, 0)
         return torch.ops.pycl.pair_weighted_sum(*problem.shifted(shift), values, backend), shift
 

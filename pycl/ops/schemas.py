@@ -24,6 +24,7 @@ from pycl.core.problem import (
     empty_gradients,
     empty_values_gradient,
     no_residuals,
+    slopes_or_one,
 )
 
 _PROBLEM = (
@@ -34,15 +35,18 @@ _PROBLEM = (
 )
 _NEEDS = "bool[4] needs"
 # the gradients of lse, pos_lse and pos_sum of each side; not as a list, into which vmap cannot look
-_SLOPES = ", ".join(f"Tensor? d_{side}_{name}" for side in ("row", "col") for name in ("lse", "pos_lse", "pos_sum"))
+_D_STATS = ", ".join(f"Tensor? d_{side}_{name}" for side in ("row", "col") for name in ("lse", "pos_lse", "pos_sum"))
 _GRADIENTS = ", ".join("Tensor" for _ in Gradients._fields)
 _WIDTH = len(Problem._fields)
 
 
-def _stats_shapes(problem: Problem, both_sides: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _stats_shapes(
+    problem: Problem, slopes: Sequence[float], both_sides: bool, save: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     new, dtype = problem.rows.new_empty, accumulation_dtype(problem.rows.dtype)
     n = problem.n_cols() if both_sides and problem.cols is not None else 0
-    stats = new(N_STATS, problem.rows.shape[0], dtype=dtype), new(N_STATS, n, dtype=dtype)
+    height = N_STATS * len(slopes_or_one(slopes))
+    stats = new(height, problem.rows.shape[0], dtype=dtype), new(height, n, dtype=dtype)
     return *stats, no_residuals(problem)
 
 
@@ -99,11 +103,11 @@ class _Operator(NamedTuple):
 
 _OPERATORS = (
     # With `save` a forward leaves its residuals for the backward: an output of its own, that no user gets. For tracing
-    # it is empty; the memory behind it is the backend's.
-    _Operator("pair_stats", "bool both_sides, bool save", "Tensor, Tensor, Tensor", _stats_shapes),
+    # it is empty; the memory behind it is the backend's. Without slopes there is one log-sum-exp, of the logits.
+    _Operator("pair_stats", "float[] slopes, bool both_sides, bool save", "Tensor, Tensor, Tensor", _stats_shapes),
     _Operator(
         "pair_stats_backward",
-        f"Tensor row_stats, Tensor col_stats, Tensor residuals, {_SLOPES}, {_NEEDS}",
+        f"float[] slopes, Tensor row_stats, Tensor col_stats, Tensor residuals, {_D_STATS}, {_NEEDS}",
         _GRADIENTS,
         _backward_shapes,
     ),
@@ -138,14 +142,14 @@ _OPERATORS = (
 
 def _problem_first(name: str) -> Callable[..., list[Any]]:
     """From the arguments of an operator to those of the backend's function, which begin with the problem."""
-    has_needs, has_slopes = name.endswith(("_backward", "_fused")), name == "pair_stats_backward"
+    has_needs, has_d_stats = name.endswith(("_backward", "_fused")), name == "pair_stats_backward"
 
     def arrange(*args: Any) -> list[Any]:
         arranged = [Problem._make(args[:_WIDTH]), *args[_WIDTH:-1]]
         if has_needs:
             arranged[-1] = Needs(*arranged[-1])
-        if has_slopes:
-            arranged[4:10] = arranged[4:7], arranged[7:10]
+        if has_d_stats:
+            arranged[5:11] = arranged[5:8], arranged[8:11]
         return arranged
 
     return arrange

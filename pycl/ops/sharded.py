@@ -17,14 +17,15 @@ from torch import Tensor
 
 from pycl.core.problem import (
     LEAVES,
+    N_GRADED,
     N_MODIFIER_LEAVES,
-    N_SLOPES,
     Gradients,
     Needs,
     Problem,
     StatsRow,
     accumulation_dtype,
     no_residuals,
+    stats_blocks,
 )
 from pycl.core.tracing import eager
 from pycl.distributed.exchange import AllGatherExchange, ColumnExchange, RemoteBlock, RingExchange, RowRange
@@ -82,7 +83,7 @@ class Sharded:
 
     @eager
     def pair_stats(self, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        problem, (both_sides, _, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
+        problem, (slopes, both_sides, _, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
         symmetric = problem.cols is None
         both_sides = both_sides or symmetric  # a remote block serves the points of both ranks
         exchange = self._exchange(symmetric)
@@ -91,7 +92,8 @@ class Sharded:
         mine = row_stats if symmetric else col_stats
         returns = exchange.returns([mine.T], lambda at, found: _merge(mine, at, found[0].T))
         for remote in remote_blocks:
-            of_rows, of_cols, _ = torch.ops.pycl.pair_stats(*_part(problem, remote), both_sides, False, backend)
+            part = *_part(problem, remote), slopes, both_sides, False, backend
+            of_rows, of_cols, _ = torch.ops.pycl.pair_stats(*part)
             _merge(row_stats, remote.rows, of_rows)
             if both_sides:
                 returns.send(remote, [of_cols.T])
@@ -102,28 +104,29 @@ class Sharded:
     @eager
     def pair_stats_backward(self, *args: Any) -> Gradients:
         problem, more = Problem(*args[:_WIDTH]), args[_WIDTH:]
-        row_stats, col_stats, _, *d_stats, needs, backend = more
-        d_rows, d_cols = d_stats[:N_SLOPES], d_stats[N_SLOPES:]
+        slopes, row_stats, col_stats, _, *d_stats, needs, backend = more
+        d_rows, d_cols = d_stats[:N_GRADED], d_stats[N_GRADED:]
         symmetric = problem.cols is None
         stats, d_stats = (row_stats, d_rows) if symmetric else (col_stats, d_cols)
-        given = (torch.zeros_like(stats[0]) if d is None else d for d in d_stats)
-        slopes = [stats.T, *given] if stats.shape[1] else []
+        lses = stats_blocks(stats)[:, 0] if slopes else stats[0]
+        given = (
+            torch.zeros_like(like) if d is None else d for d, like in zip(d_stats, (lses, lses, stats[0]), strict=True)
+        )
+        travel = [stats.T, *(d.movedim(-1, 0) for d in given)] if stats.shape[1] else []
 
         def backward(remote: RemoteBlock, needs: Needs) -> Gradients:
-            at, (of_cols, *d_of_cols) = (
-                remote.rows,
-                remote.columns[-len(slopes) :] if slopes else [col_stats.T, *d_cols],
-            )
+            at = remote.rows
+            of_cols, *arrived = remote.columns[-len(travel) :] if travel else [col_stats.T]
+            d_of_cols = [d.movedim(0, -1).contiguous() for d in arrived] or d_cols
             stats = row_stats[:, at.start : at.stop].contiguous(), of_cols.T.contiguous()
-            d_of_rows = [None if d is None else at.of(d) for d in d_rows]
+            d_of_rows = [None if d is None else d[..., at.start : at.stop].contiguous() for d in d_rows]
             part = _part(problem, remote)
             residuals = no_residuals(part)
-            return Gradients(
-                *torch.ops.pycl.pair_stats_backward(*part, *stats, residuals, *d_of_rows, *d_of_cols, needs, backend)
-            )
+            given = slopes, *stats, residuals, *d_of_rows, *d_of_cols, needs, backend
+            return Gradients(*torch.ops.pycl.pair_stats_backward(*part, *given))
 
         exchange = self._exchange(symmetric)
-        remote_blocks = exchange.fetch([*_columns(problem), *slopes])
+        remote_blocks = exchange.fetch([*_columns(problem), *travel])
         own = Gradients(*torch.ops.pycl.pair_stats_backward(*args))
         return _add_gradients(problem, Needs(*needs), own, exchange, remote_blocks, backward)
 
@@ -203,9 +206,9 @@ _LSES_LOG2 = slice(StatsRow.LSE_LOG2, StatsRow.POS_LSE_LOG2 + 1)
 
 def _merge(stats: Tensor, at: RowRange, part: Tensor) -> None:
     """Merge the statistics ``part`` of the points ``at``, over further partners, into theirs."""
-    mine = stats[:, at.start : at.stop]
+    mine, part = stats_blocks(stats[:, at.start : at.stop]), stats_blocks(part)
     for rows, join in ((_LSES, torch.logaddexp), (_SUMS, torch.add), (_LSES_LOG2, torch.logaddexp2)):
-        mine[rows] = join(mine[rows], part[rows])
+        mine[:, rows] = join(mine[:, rows], part[:, rows])
 
 
 def _add_gradients(

@@ -57,9 +57,9 @@ def _problem(call: Call, two_sides: bool, positives: Pairs, scale: Tensor | None
 def _stats(problem: Problem, *used: bool, needs: Needs = BOTH) -> None:
     """Both passes of statistics of which ``used`` have a gradient: lse, pos_lse, pos_sum."""
     two_sides = problem.cols is not None
-    stats = backend.pair_stats(problem, two_sides, True)
+    stats = backend.pair_stats(problem, (), two_sides, True)
     d_stats = [_empty(N) if use else None for use in used]
-    backend.pair_stats_backward(problem, *stats, d_stats, d_stats if two_sides else [None] * 3, needs)
+    backend.pair_stats_backward(problem, (), *stats, d_stats, d_stats if two_sides else [None] * 3, needs)
 
 
 def _clip(call: Call) -> None:

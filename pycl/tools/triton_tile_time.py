@@ -38,11 +38,11 @@ def problem_for(n: int, d: int, dtype: torch.dtype, device: torch.device) -> Pro
 def sweep_of(kernel: str, problem: Problem) -> Callable[[], object]:
     """The call whose time a tile decides."""
     if kernel == "forward":
-        return lambda: backend.pair_stats(problem, True, True)
-    stats = backend.pair_stats(problem, True, True)
+        return lambda: backend.pair_stats(problem, (), True, True)
+    stats = backend.pair_stats(problem, (), True, True)
     d_lse = torch.full_like(stats[0][0], 1 / problem.rows.shape[0])
     d_stats = [d_lse, None, -d_lse]
-    return lambda: backend.pair_stats_backward(problem, *stats, d_stats, d_stats, Needs(True, True, False))
+    return lambda: backend.pair_stats_backward(problem, (), *stats, d_stats, d_stats, Needs(True, True, False))
 
 
 def occupancy_of(kernel: str, n: int, d: int, dtype: torch.dtype, arch: int) -> int:

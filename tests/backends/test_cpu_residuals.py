@@ -71,16 +71,16 @@ def has_room(residuals: Tensor) -> bool:
 @torch.no_grad()
 def gradient(problem: Problem, stats: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     d_lse = torch.linspace(1, 2, len(problem.rows))
-    return cpu.pair_stats_backward(problem, *stats, [d_lse, None, None], [None] * 3, Needs(True, False, False)).rows
+    return cpu.pair_stats_backward(problem, (), *stats, [d_lse, None, None], [None] * 3, Needs(True, False, False)).rows
 
 
 @torch.no_grad()
 def test_a_backward_of_other_points_does_not_take_them() -> None:
     torch.manual_seed(0)
     first, second = problem_of(96), problem_of(96)
-    stats = cpu.pair_stats(second, False, True)
+    stats = cpu.pair_stats(second, (), False, True)
     expected = gradient(second, stats)
-    foreign = cpu.pair_stats(first, False, True)[2]
+    foreign = cpu.pair_stats(first, (), False, True)[2]
     assert has_room(foreign)
     torch.testing.assert_close(gradient(second, (*stats[:2], foreign)), expected, rtol=0, atol=0)
 
@@ -88,7 +88,7 @@ def test_a_backward_of_other_points_does_not_take_them() -> None:
 @torch.no_grad()
 def test_residuals_are_what_a_backward_reads() -> None:
     problem = problem_of(96)
-    stats = cpu.pair_stats(problem, False, True)
+    stats = cpu.pair_stats(problem, (), False, True)
     expected = gradient(problem, stats)
     memory = stats[2].new_empty(0).set_(stats[2].untyped_storage())
     memory[-96 * 96 :] = 0  # logits of 0 everywhere
@@ -115,7 +115,7 @@ def test_a_backward_under_other_settings_does_not_take_them(isa: str, n: int, ki
     tolerance = 2e-5 if kind == "precision" and isa.startswith("amx") else 2e-6
     for forward in settings_of(kind):
         with forward:
-            stats = cpu.pair_stats(problem, False, True)
+            stats = cpu.pair_stats(problem, (), False, True)
         for backward in settings_of(kind):
             with backward:
                 expected = gradient(problem, (*stats[:2], torch.empty(0)))
@@ -125,9 +125,9 @@ def test_a_backward_under_other_settings_does_not_take_them(isa: str, n: int, ki
 
 @torch.no_grad()
 def test_nothing_is_saved_without_need() -> None:
-    assert has_room(cpu.pair_stats(problem_of(64), False, True)[2])
-    assert not has_room(cpu.pair_stats(problem_of(64), False, False)[2])
-    assert not has_room(cpu.pair_stats(problem_of(2000), False, True)[2])
+    assert has_room(cpu.pair_stats(problem_of(64), (), False, True)[2])
+    assert not has_room(cpu.pair_stats(problem_of(64), (), False, False)[2])
+    assert not has_room(cpu.pair_stats(problem_of(2000), (), False, True)[2])
     assert has_room(cpu.pair_sum(problem_of(64), "softplus", False, True)[2])
 
 

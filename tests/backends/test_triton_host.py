@@ -38,9 +38,9 @@ def recorded(n: int, d: int, dtype: torch.dtype = torch.bfloat16, symmetric: boo
     scale = torch.ones((), device="meta")
     problem = problem_of(Points(x), columns, scale, sets, None, None, 0 if symmetric else None, symmetric)
     with launch.recording(90) as found:
-        stats = backend.pair_stats(problem, not symmetric, True)
+        stats = backend.pair_stats(problem, (), not symmetric, True)
         d_stats = [[s[0], None, s[2]] if s.shape[1] else [None] * 3 for s in stats[:2]]
-        backend.pair_stats_backward(problem, *stats, *d_stats, Needs(True, not symmetric, False))
+        backend.pair_stats_backward(problem, (), *stats, *d_stats, Needs(True, not symmetric, False))
     return found
 
 

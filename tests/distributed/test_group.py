@@ -280,8 +280,8 @@ def saved_of(rank: int, world: int) -> list[int]:
 
     found, plain = [], cpu.pair_stats
 
-    def spy(problem: Problem, both_sides: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-        results = plain(problem, both_sides, save)
+    def spy(problem: Problem, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        results = plain(problem, *arguments)
         found.append(results[2].untyped_storage().nbytes())
         return results
 

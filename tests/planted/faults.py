@@ -247,6 +247,27 @@ FAULTS = [
         CPU,
     ),
     Fault(
+        "CPU: a slope's logits overwrite the products of the next",
+        "csrc/cpu/slopes.h",
+        "if (!s.proven && k + 1 < slopes.n) {",
+        "if (false) {",
+        "test_slopes",
+    ),
+    Fault(
+        "CPU: a gradient of positives lacks its slope",
+        "csrc/cpu/slopes.h",
+        "side.d_lse[i] *= slope, side.d_pos_lse[i] *= slope;",
+        "side.d_lse[i] *= slope;",
+        "test_slopes",
+    ),
+    Fault(
+        "ranks: log-sum-exps of the second slope are those of this rank's columns alone",
+        "pycl/ops/sharded.py",
+        "mine[:, rows] = join(mine[:, rows], part[:, rows])",
+        "mine[:1, rows] = join(mine[:1, rows], part[:1, rows])",
+        "test_slopes",
+    ),
+    Fault(
         "CPU: the gradient of the rows' bias has the wrong sign",
         "csrc/cpu/sweep.h",
         "if (by_row) by_row[tile.i0 + i] += reduce_add<T>(sum);",

@@ -6,6 +6,7 @@ Nothing here waits for the device: sizes decide on the host, data decide inside 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -72,7 +73,11 @@ UNBOUNDED_SLOPES = "square", "exp"  # beyond the range that weights have as floa
 COLUMN_PARTIALS = 64 << 20  # bytes of sums over columns that wait to be combined
 
 
-def pair_stats(problem: Problem, both_sides: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+def pair_stats(
+    problem: Problem, slopes: Sequence[float], both_sides: bool, save: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    if slopes:  # the kernels have one log-sum-exp
+        return reference.pair_stats(problem, slopes, both_sides, save)
     operands, symmetric = operands_of(problem), problem.cols is None
     x, y = operands.x, operands.y
     tile = tile_for("forward", operands)
@@ -104,6 +109,7 @@ def pair_stats(problem: Problem, both_sides: bool, save: bool) -> tuple[Tensor, 
 
 def pair_stats_backward(
     problem: Problem,
+    slopes: Sequence[float],
     row_stats: Tensor,
     col_stats: Tensor,
     residuals: Tensor,
@@ -111,6 +117,9 @@ def pair_stats_backward(
     d_col_stats: list[Tensor | None],
     needs: Needs,
 ) -> Gradients:
+    if slopes:
+        given = slopes, row_stats, col_stats, residuals, d_row_stats, d_col_stats, needs
+        return reference.pair_stats_backward(problem, *given)
     row_grad_stats = GradStats(row_stats, *d_row_stats)
     if problem.cols is None:
         col_grad_stats = row_grad_stats  # every pair counts once in each of its roles
