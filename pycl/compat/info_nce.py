@@ -12,10 +12,12 @@ from torch.nn.functional import cross_entropy
 from pycl import functional
 from pycl.compat._common import as_input, nothing, of_one_dtype, signed
 from pycl.compat._peer import find_peer, forward_names
+from pycl.core.pairs import Points
 from pycl.distributed.ranks import LOCAL
+from pycl.engine.own import own_logits
 from pycl.engine.reduction import check_reduction
 from pycl.engine.validation import check_choice
-from pycl.functional._common import Scalar, no_autocast, to_logit_scale, unit, widen
+from pycl.functional._common import Scalar, to_logit_scale, unit
 
 __all__ = ["InfoNCE", "info_nce"]
 __getattr__, __dir__ = forward_names(__name__, "info_nce", "info-nce-pytorch")
@@ -89,12 +91,9 @@ def _of_dtypes(query: Tensor, key: Tensor, negatives: Tensor | None) -> tuple[Te
 
 
 def _paired(query: Tensor, positive_key: Tensor, negatives: Tensor, temperature: Scalar, reduction: str) -> Tensor:
-    """The norms divide the logits, not the negatives, whose normalised copy would be the largest tensor."""
     check_reduction(reduction)
-    negatives = widen(negatives)
     q, k = unit(query), unit(positive_key)
-    with no_autocast(q):
-        cosines = (negatives @ q.unsqueeze(2)).squeeze(2) / torch.linalg.vector_norm(negatives, dim=2).clamp_min(1e-12)
+    cosines = own_logits(Points(query), negatives, normalize=True)
     logits = torch.cat([(q * k).sum(1, keepdim=True), cosines], 1) * to_logit_scale(temperature)
     own = torch.zeros(len(q), dtype=torch.long, device=q.device)
     return cross_entropy(logits, own, reduction=reduction)

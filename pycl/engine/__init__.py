@@ -10,6 +10,7 @@ from pycl.engine.average import pair_average
 from pycl.engine.extremes import PairExtremes, pair_extremes
 from pycl.engine.matrix import pair_logits, pair_top
 from pycl.engine.modifiers import Agreement, LabelTable, Limit, Modified, PairMLP
+from pycl.engine.own import own_logits
 from pycl.engine.reduction import by_view, reduce
 from pycl.engine.reductions import PairStats
 from pycl.engine.views import stack_views
@@ -25,6 +26,7 @@ __all__ = [
     "Pairs",
     "Points",
     "by_view",
+    "own_logits",
     "pair_average",
     "pair_cross_entropy",
     "pair_extremes",

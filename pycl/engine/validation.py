@@ -53,7 +53,7 @@ def problem_of(
         if not isinstance(pairs, Pairs):
             raise TypeError(f"{name} must be a union of pycl.Pairs, got {_described(pairs)}")
     first, pos = map(int, sets.values())
-    z = _embeddings("rows", rows.z)
+    z = embeddings_of("rows", rows.z)
     unlabelled = all(p is None or (p.ids is None and p.views is None) for p in (rows, cols))
     bare = unlabelled and group is None and (cols is None or cols.n_views == rows.n_views)
     if rows.n_views > 1 and z.device.type != "cpu":
@@ -65,7 +65,7 @@ def problem_of(
             raise ValueError(f"offset must be 0 where cols is None and the points meet themselves, got {offset}")
         cols_z, col_ids, col_views = z, row_ids, row_views
     else:
-        cols_z = _embeddings("cols", cols.z)
+        cols_z = embeddings_of("cols", cols.z)
         of_one_view = unlabelled and rows.n_views == cols.n_views == 1
         if of_one_view and (offset == 0 or not (first | pos) & POSITIVE):
             _check_numbering(sets, rows, cols, offset)
@@ -78,7 +78,7 @@ def problem_of(
             common = torch.promote_types(z.dtype, cols_z.dtype)
             z, cols_z = z.to(common), cols_z.to(common)
     dtype = accumulation_dtype(z.dtype)
-    scale = _scale(logit_scale, z, dtype, alone=group is None)
+    scale = scale_of(logit_scale, z, dtype, alone=group is None)
     symmetric = cols is None and scale.dim() == 0 and row_bias is col_bias
     row_bias, col_bias = _bias("row_bias", row_bias, z, dtype), _bias("col_bias", col_bias, cols_z, dtype)
     rest = first, pos, 0 if symmetric else offset, normalize, n_views
@@ -91,8 +91,8 @@ def problem_of(
 
 def _scaled(rows: Points, cols: Points | None, col_scale: Tensor, normalize: bool) -> tuple[Points, Points]:
     """Points whose product has the factors of the columns."""
-    z = _embeddings("rows", rows.z)
-    given, cols_z = (rows, z) if cols is None else (cols, _embeddings("cols", cols.z))
+    z = embeddings_of("rows", rows.z)
+    given, cols_z = (rows, z) if cols is None else (cols, embeddings_of("cols", cols.z))
     return rows._replace(z=scaled(z, normalize, None)), given._replace(z=scaled(cols_z, normalize, col_scale))
 
 
@@ -207,7 +207,7 @@ def check_values(values: Tensor, problem: Problem) -> None:
         raise ValueError(f"values must be on {problem.rows.device} as the points are, got {values.device}")
 
 
-def _embeddings(name: str, z: Tensor) -> Tensor:
+def embeddings_of(name: str, z: Tensor) -> Tensor:
     if not isinstance(z, Tensor) or z.dtype not in FLOATS:
         got = z.dtype if isinstance(z, Tensor) else type(z).__name__
         raise TypeError(f"{name}.z must be a floating-point tensor ({', '.join(map(str, FLOATS))}), got {got}")
@@ -240,7 +240,7 @@ def _labels(name: str, values: Tensor, z: Tensor) -> Tensor:
     return values.to(torch.int64).contiguous()
 
 
-def _scale(logit_scale: float | Tensor, z: Tensor, dtype: torch.dtype, alone: bool) -> Tensor:
+def scale_of(logit_scale: float | Tensor, z: Tensor, dtype: torch.dtype, alone: bool) -> Tensor:
     if not isinstance(logit_scale, Tensor):
         return torch.full((), float(logit_scale), dtype=dtype, device=z.device)
     if logit_scale.numel() == 1 and (alone or logit_scale.shape != z.shape[:1]):  # other ranks may have many rows

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Logits of anchors with candidates of their own, such as the hard negatives of each query."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pycl.core.pairs import Points
+from pycl.core.problem import accumulation_dtype, check_whole
+from pycl.engine.validation import embeddings_of, scale_of
+
+
+def own_logits(rows: Points, own: Tensor, logit_scale: float | Tensor = 1.0, *, normalize: bool = False) -> Tensor:
+    r"""The logits of every anchor with its own M candidates.
+
+    .. math:: l_{ik} = \mathrm{logit\_scale}_i \langle x_i, o_{ik} \rangle
+
+    They are as many as the candidates' ``[m, M, d]`` numbers divided by d: nothing to be gained by not storing them. A
+    softmax over a batch and over one's own candidates, each anchor's third block beside positives and negatives, is::
+
+        stats = pair_stats(rows, cols, scale, denominator=Pairs.ALL, positives=Pairs.POSITIVE)
+        lse = torch.logaddexp(stats.lse, own_logits(rows, own, scale).logsumexp(1))
+
+    Args:
+        rows: the anchors, ``z`` [m, d]; labels do not matter.
+        own: [m, M, d], floating point, on the device of ``rows.z``.
+        logit_scale: a number, or a tensor of shape [] or [m].
+        normalize: divide every embedding by ``max(norm, 1e-12)``. The norms divide the logits: no normalised copy of
+            the candidates is made.
+
+    Returns:
+        [m, M], float32 (float64 for float64 input), differentiable by autograd as often as one likes.
+
+    Raises:
+        TypeError: embeddings that are not floating point.
+        ValueError: candidates of another shape or on another device.
+    """
+    z = embeddings_of("rows", rows.z)
+    check_whole("own", own)
+    if not isinstance(own, Tensor) or not own.is_floating_point():
+        raise TypeError(f"own must be a floating-point tensor, got {getattr(own, 'dtype', type(own).__name__)}")
+    (m, d), wanted = z.shape, f"[{z.shape[0]}, M, {z.shape[1]}]"
+    if own.dim() != 3 or own.shape[0] != m or own.shape[2] != d:
+        raise ValueError(f"own must have shape {wanted}, the candidates of each row, got {tuple(own.shape)}")
+    if own.device != z.device:
+        raise ValueError(f"own must be on {z.device} as rows.z is, got {own.device}")
+    dtype = accumulation_dtype(torch.promote_types(z.dtype, own.dtype))
+    scale = scale_of(logit_scale, z, dtype, alone=True)
+    x, candidates = z.to(dtype), own.to(dtype)
+    with torch.autocast(z.device.type, enabled=False):
+        logits = (candidates @ x.unsqueeze(2)).squeeze(2)
+    if normalize:
+        norm = torch.linalg.vector_norm(candidates, dim=2).clamp_min(1e-12)
+        logits = logits / norm / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-12)
+    return logits * scale.unsqueeze(-1)
