@@ -352,10 +352,10 @@ class Modified(OnPairs):
 
 
 class Wide(Modified):
-    """Its dense form stores a vector of every pair."""
+    """Its dense form stores a vector of every pair, in three copies at once where there are six of a matrix."""
 
     def matrix(self, size: int, dim: int) -> tuple[int, int]:
-        return size, HIDDEN * size
+        return size, HIDDEN // 2 * size
 
 
 class AdaMeow(Wide):

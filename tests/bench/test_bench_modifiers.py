@@ -117,7 +117,7 @@ def test_tables(record: dict[str, Any]) -> None:
 
 
 def test_a_network_on_pairs_is_not_tried_where_its_vectors_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Cpu, "free_bytes", lambda _: runner.DENSE_COPIES * 64**2 * modifiers.HIDDEN * 4 - 1)
+    monkeypatch.setattr(Cpu, "free_bytes", lambda _: 3 * 64**2 * modifiers.HIDDEN * 4 - 1)
     of = {name: runner.measure(CASES[name].at(64), Plan(("eager",), 0, 1), Cpu()) for name in ("pair_mlp", "agreement")}
     assert of["pair_mlp"]["skipped"]["eager"].startswith("stores the matrix")
     assert "eager" in of["agreement"]["time_s"]
