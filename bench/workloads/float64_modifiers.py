@@ -24,7 +24,7 @@ Modify = Callable[..., Tensor]
 
 
 def of_label_table(logits: Tensor, i: Tensor, j: Tensor, table: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return logits + table[a[i]][:, b[j]].log()
+    return logits + table[a[i]].log().index_select(1, b[j])
 
 
 def of_agreement(logits: Tensor, i: Tensor, j: Tensor, weights: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def of_guide(logits: Tensor, i: Tensor, j: Tensor, rows: Tensor, g: Tensor, h: T
 
 
 def of_pair_mlp(logits: Tensor, i: Tensor, j: Tensor, p: Tensor, q: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-    return logits + F.logsigmoid((w2 * torch.tanh(p[i, None] + q[j])).sum(2) + b2)
+    return logits + F.logsigmoid(torch.tanh(p[i, None] + q[j]) @ w2 + b2)
 
 
 def of_score_mod(logits: Tensor, i: Tensor, j: Tensor, slope: Tensor) -> Tensor:
