@@ -96,7 +96,8 @@ def measure(
 
 def backend_of(case: Case, device: Device) -> str:
     """What the automatic choice takes."""
-    name: str = registry.choose(None, device.torch_device, case.dtype, case.workload.operator)
+    work = case.workload
+    name: str = registry.choose(None, device.torch_device, case.dtype, work.operator, work.modifiers)
     return name
 
 

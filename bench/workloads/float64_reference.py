@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pycl.testing import formulas
 
-from . import sinkhorn
+from . import float64_modifiers, sinkhorn
 from .losses import LOGIT_SCALE, TEMPERATURE
 from .workload import Function, in_float64, step_of
 
@@ -91,6 +91,7 @@ IN_BLOCKS: dict[str, Callable[..., Tensor]] = {
     "sinkhorn, out=": codes,
     "potentials": potentials,
     "swav": swav,
+    **float64_modifiers.IN_BLOCKS,
 }
 
 

@@ -21,6 +21,7 @@ class Workload(ABC):
     ours: Function  # takes a backend by name
     dense: Function  # the form that stores the matrix and that "compile" compiles; called "eager"
     others: Mapping[str, Function] = field(default_factory=dict, kw_only=True)  # more dense forms, by name
+    modifiers: tuple[str, ...] = field(default=(), kw_only=True)  # that a backend needs, too
 
     operator: ClassVar[str] = registry.PAIRS  # that a backend needs
     value: ClassVar[str] = "loss"
@@ -76,4 +77,5 @@ def step_of(function: Function, inputs: Sequence[Tensor]) -> Callable[[], list[T
 
 
 def in_float64(inputs: Sequence[Tensor]) -> list[Tensor]:
-    return [x.detach().double().requires_grad_(x.requires_grad) for x in inputs]
+    """Integers stay as they are."""
+    return [x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x for x in inputs]

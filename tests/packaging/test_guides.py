@@ -99,6 +99,29 @@ def test_code_runs(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
             exec(compile(lines, str(page), "exec", dont_inherit=True), namespace)
 
 
+def test_the_drawings_and_calls_of_modifiers_are_what_the_code_says(capsys: pytest.CaptureFixture[str]) -> None:
+    """A block of text is what the block of code above it prints; the calls of the last table run."""
+    page = ROOT / "docs" / "modifiers.md"
+    namespace: dict[str, Any] = {"__name__": "guide"}
+    drawn, printed = [], ""
+    for block in blocks(page, "python", "text"):
+        if block.kind == "text":
+            drawn.append(block.line)
+            assert block.code == printed, f"line {block.line}"
+        else:
+            exec(compile("\n" * (block.line - 1) + block.code, str(page), "exec", dont_inherit=True), namespace)
+            printed = capsys.readouterr().out
+    assert len(drawn) > 5
+    table = text_of(page)[text_of(page).index("| objective |") :]
+    calls = re.findall(r"^\| .* \| `(pair_\w+\(.*\)(?:\.\w+)?)` \|$", table, re.MULTILINE)
+    assert len(calls) == table.count("\n|") - 1
+    for call in calls:
+        found = eval(compile(call, str(page), "eval", dont_inherit=True), namespace)
+        for values in found if isinstance(found, tuple) else (found,):
+            assert len(values) == namespace["n"], call
+            assert not values.isnan().any(), call
+
+
 @pages
 def test_code_that_does_not_run_is_python(page: Path) -> None:
     for block in blocks(page, "python"):
