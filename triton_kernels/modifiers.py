@@ -44,12 +44,20 @@ def modified(l, data, matrix, i, j, PER_NAT: tl.constexpr, IN_BOUNDS: tl.constex
     Such a tile is full: it has no positives. What is -inf is dropped.
     """
     for at in tl.static_range(0, len(MODIFIERS), WIDTH):
-        KIND: tl.constexpr = MODIFIERS[at]
-        if KIND == LIMIT:
-            l = _limited(l, data, matrix, i, j, PER_NAT, IN_BOUNDS, MODIFIERS, at)
-        else:
-            l += _added(data, matrix, i, j, IN_BOUNDS, MODIFIERS, at) * PER_NAT
+        l = _after(l, data, matrix, i, j, PER_NAT, IN_BOUNDS, MODIFIERS, at)
     return l
+
+
+@triton.jit
+def _after(
+    l, data, matrix, i, j, PER_NAT: tl.constexpr, IN_BOUNDS: tl.constexpr, MODIFIERS: tl.constexpr, at: tl.constexpr
+):
+    """The logits after one modifier; a function of its own, as a loop does not define a constant twice."""
+    KIND: tl.constexpr = MODIFIERS[at]
+    if KIND == LIMIT:
+        return _limited(l, data, matrix, i, j, PER_NAT, IN_BOUNDS, MODIFIERS, at)
+    else:
+        return l + _added(data, matrix, i, j, IN_BOUNDS, MODIFIERS, at) * PER_NAT
 
 
 @triton.jit

@@ -60,7 +60,7 @@ def gradients(
 ) -> Gradients:
     """All gradients that are needed; in a symmetric problem both sides' statistics are the same.
 
-    Those of modifiers come from stored weights. In these a row's own scale is a factor: there it goes to the rows first.
+    Those of modifiers come from stored weights. In these a row's own scale is a factor: there the rows take it first.
     """
     if needs.modifiers and problem.logit_scale.dim():
         found = gradients(problem, row_grad_stats, col_grad_stats, rule, needs._replace(modifiers=False))
@@ -75,6 +75,7 @@ def gradients(
     if tile is None or x.values is not x.operand or needs.modifiers:
         _by_strips(problem, sweep, needs, out)
     else:
+        tile = tile.with_modifiers() if problem.modifiers else tile
         of_cols = () if symmetric else (out.cols, out.col_bias)
         both_sides = any(t.numel() for t in of_cols) and (out.rows.numel() > 0 or out.row_bias.numel() > 0)
         of_rows, of_cols_too = masks_of_both_sides(sweep.operands, tile) if both_sides else (None, None)

@@ -238,4 +238,4 @@ def tile_for(kernel: str, operands: Operands) -> TileConfig:
     operand = operands.x.operand
     found = tiles.pick(kernel, device_of(operand.device).architecture, operand.itemsize, operand.shape[1])
     assert found is not None, f"every table has a tile for {kernel}"
-    return found
+    return found.with_modifiers() if operands.modifiers.constant else found
