@@ -80,7 +80,47 @@ inline void check_sides(const Side& rows, const Side& cols, bool symmetric) {
   demand(given == 0 || given == 4, "labels are ids and views of both sides, or none, got ", given);
 }
 
+using ModifierTuple = std::tuple<int, int64_t, int64_t>;  // kind and two sizes, as in Problem.modifiers
+
+// How many codes, values of a row, values of a column and shared numbers a modifier has, as in pycl.core.modifiers.
+inline std::array<int64_t, 4> widths(ModifierKind kind, int64_t first, int64_t second) {
+  switch (kind) {
+    case ModifierKind::kLabelTable:
+      demand(first >= 1 && second >= 1 && double(first) * double(second) <= kMostElements, "a table of ", first,
+             " times ", second);
+      return {1, 0, 0, first * second};
+    case ModifierKind::kAgreement:
+      demand(0 <= first && first <= kLongestSide, "an agreement of ", first, " labels");
+      return {first, 0, 0, first + 1};
+    case ModifierKind::kPairMlp:
+      demand(1 <= first && first <= kLongestSide, "a network of ", first, " units");
+      return {0, first, first, first + 1};
+    case ModifierKind::kLimit:
+      demand(0 <= first && first <= kLongestSide, "a guide of ", first, " features");
+      return {0, first + 1, first + 1, 0};
+    case ModifierKind::kRowShift:
+      break;
+  }
+  return {0, 1, 0, 0};
+}
+
+inline Modifier modifier(const ModifierTuple& given) {
+  const auto& [kind, first, second] = given;
+  demand(0 <= kind && kind <= int(ModifierKind::kRowShift), "modifiers have one of the kinds 0 to 4, got ", kind);
+  return {ModifierKind(kind), {first, second}, 0, 0, 0, 0};
+}
+
+// Labels of a table are its rows or columns: a kernel reads memory by them.
+inline void check_labels(const char* name, const int64_t* codes, int64_t n, int64_t each, int64_t which, int64_t most) {
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t label = codes[i * each + which];
+    demand(0 <= label && label < most, name, " must be at least 0 and less than ", most, ", the table's size, got ",
+           label);
+  }
+}
+
 inline Gradients gradients(const Problem& problem, const Outputs& out) {
+  demand(problem.modifiers.count || !out[5], "a problem without modifiers has no gradient of any");
   demand(out[0] || !out[2], "the gradient of logit_scale comes with that of the rows");
   demand(!problem.symmetric || !out[1], "a symmetric problem has no columns of its own with a gradient");
   return {pointer(out[0]), pointer(out[1]), pointer(out[2]), pointer(out[3]), pointer(out[4]), pointer(out[5])};

@@ -139,10 +139,39 @@ PyProblem make_problem(const MatrixTuple& rows, const MatrixTuple& cols, const s
   demand(-kLargestOffset <= offset && offset <= kLargestOffset, "offset is out of range: ", offset);
   p.offset = offset;
   p.normalize = normalize;
+  p.modifiers.count = 0;
   p.residuals = nullptr;
   p.halves = halves;
   p.threads = thread_count(threads);
   return p;
+}
+
+// Data: codes of rows and columns, their values, and what is shared; 0 where the modifiers have none.
+void modify(PyProblem& p, const std::vector<ModifierTuple>& given, const std::array<Address, 5>& data) {
+  Modifiers all{};
+  demand(given.size() <= size_t(kMostModifiers), "modifiers are at most ", kMostModifiers, ", got ",
+         int64_t(given.size()));
+  std::array<int64_t, 4> width{};
+  for (const ModifierTuple& one : given) {
+    Modifier& m = all.list[all.count++] = modifier(one);
+    m.code = width[0], m.row_value = width[1], m.col_value = width[2], m.shared = width[3];
+    const auto own = widths(m.kind, m.sizes[0], m.sizes[1]);
+    for (size_t k = 0; k < own.size(); ++k) width[k] += own[k];
+  }
+  all.n_codes = width[0], all.row_width = width[1], all.col_width = width[2], all.n_shared = width[3];
+  auto of = [&](const char* name, bool needed, Address address) { return needed ? required(name, address) : nullptr; };
+  all.row_codes = static_cast<const int64_t*>(of("row_codes", all.n_codes, data[0]));
+  all.col_codes = static_cast<const int64_t*>(of("col_codes", all.n_codes, data[1]));
+  all.row_values = of("row_values", all.row_width, data[2]);
+  all.col_values = of("col_values", all.col_width, data[3]);
+  all.shared = of("shared", all.n_shared, data[4]);
+  for (int k = 0; k < all.count; ++k) {
+    const Modifier& m = all.list[k];
+    if (m.kind != ModifierKind::kLabelTable) continue;
+    check_labels("row_labels", all.row_codes, p.rows.z.n, all.n_codes, m.code, m.sizes[0]);
+    check_labels("col_labels", all.col_codes, p.cols.z.n, all.n_codes, m.code, m.sizes[1]);
+  }
+  p.modifiers = all;
 }
 
 // Whether labels of the two sides spread over more values than a 31-bit lane tells apart.
@@ -172,6 +201,7 @@ PYBIND11_MODULE(_C, m) {
            exact("row_bias"), exact("col_bias"), exact("symmetric"), exact("logit_scale"), exact("scale_per_row"),
            exact("pairs"), exact("positives"), exact("has_self"), exact("offset"), exact("normalize"), exact("halves"),
            exact("threads"))
+      .def("modify", &modify, exact("modifiers"), exact("data"))
       .def("residual_bytes", [](const PyProblem& p) { return p.kernels().residual_bytes(p, p.threads); })
       .def(
           "residuals_at", [](PyProblem& p, Address residuals) { p.residuals = pointer(residuals); }, exact("residuals"))

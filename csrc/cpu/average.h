@@ -105,11 +105,11 @@ struct AverageSlopes {
   }
 };
 
-// The problem's biases make e^l the softmax's weights; along_i = <g_i, o_i> of the means o.
+// The problem's biases or a shift of its rows make e^l the softmax's weights; along_i = <g_i, o_i> of the means o.
 template <class P>
 void pair_average_backward(const Problem& problem, const ExecutionContext& host, const pycl::Matrix& values,
                            const pycl::Matrix& d_out, const void* along, void* d_values, const Gradients& out) {
-  const bool of_logits = out.rows || out.cols || out.row_bias || out.col_bias;
+  const bool of_logits = out.rows || out.cols || out.row_bias || out.col_bias || out.modifiers;
   Sweep<P> sweep(problem, host, false, &out);
   AverageSlopes<P> slopes(sweep, values, d_out, along, d_values != nullptr, of_logits);
   apply_weights(sweep, out, [&](const auto& tile, auto emit) { slopes(tile, emit); });

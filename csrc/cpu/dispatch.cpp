@@ -82,6 +82,7 @@ auto all(const ResidualHeader& header) {
 
 }  // namespace
 
+// Products do not depend on modifiers.
 bool ResidualHeader::operator==(const ResidualHeader& other) const { return all(*this) == all(other); }
 
 std::vector<std::string> supported_isas() {

@@ -41,20 +41,6 @@ struct LaneBest {
   }
 };
 
-// Nats instead of units of log 2: logits that are equal there stay equal.
-template <class P>
-void without_log2(Sweep<P>& sweep) {
-  using T = typename P::T;
-  const Problem& p = sweep.problem;
-  const T *scale = static_cast<const T*>(p.logit_scale), *row_bias = static_cast<const T*>(p.rows.bias),
-          *col_bias = static_cast<const T*>(p.cols.bias);
-  for (int64_t i = 0; i < p.rows.z.n; ++i) {
-    sweep.row_factor[i] = P::kScalesOperand ? T(1) : scale[p.scale_per_row ? i : 0];
-    sweep.row_bias[i] = row_bias ? row_bias[i] : T(0);
-  }
-  for (int64_t j = 0; j < p.cols.z.n; ++j) sweep.col_bias[j] = col_bias ? col_bias[j] : T(0);
-}
-
 template <bool kPartial, class P, class T>
 void find_extremes(Sweep<P>& sweep, const Tile<T>& tile, RowBest<T>& negatives, RowBest<T>& positives) {
   const Vec<T> none = splat<T>(-kInf<T>);
@@ -85,8 +71,8 @@ void find_extremes(Sweep<P>& sweep, const Tile<T>& tile, RowBest<T>& negatives, 
 template <class P>
 void pair_extremes(const Problem& problem, const ExecutionContext& host, const pycl::Extremes& out) {
   using T = typename P::T;
-  Sweep<P> sweep(problem, host, true, nullptr);
-  without_log2(sweep);
+  // in nats, not in units of log 2: logits that are equal there stay equal
+  Sweep<P> sweep(problem, host, true, nullptr, 1);
   const int64_t m = problem.rows.z.n, n = problem.cols.z.n;
   RowBest<T> negatives, positives;
   negatives.start(host, m);

@@ -27,6 +27,27 @@ struct Side {
   const void* bias;
 };
 
+// What is added to logits. The values are positions in pycl.core.modifiers.KINDS, which says what each one is.
+enum class ModifierKind : int { kLabelTable = 0, kAgreement = 1, kPairMlp = 2, kLimit = 3, kRowShift = 4 };
+
+struct Modifier {
+  ModifierKind kind;
+  int64_t sizes[2];
+  int64_t code, row_value, col_value, shared;  // where its own begins among all codes, values and shared numbers
+};
+
+constexpr int kMostModifiers = 8;
+
+// Codes are [m, n_codes] and [n, n_codes], values [m, row_width] and [n, col_width]. Those of a symmetric problem's
+// columns are its rows'. Values and shared numbers have the accumulation type.
+struct Modifiers {
+  Modifier list[kMostModifiers];
+  int count;  // 0 without modifiers, and then nothing else is set
+  const int64_t *row_codes, *col_codes;
+  const void *row_values, *col_values, *shared;
+  int64_t n_codes, row_width, col_width, n_shared;
+};
+
 struct Problem {
   Side rows, cols;
   bool symmetric;           // cols are the rows; half of the tiles are computed
@@ -36,6 +57,7 @@ struct Problem {
   bool has_self;
   int64_t offset;  // row i is the same point as column i + offset
   bool normalize;
+  Modifiers modifiers;
   // Memory for the products of all tiles: the forward writes them, the backward of the same problem reads them. Null
   // where none are saved.
   void* residuals;
@@ -54,7 +76,8 @@ struct alignas(64) ResidualHeader {
 
 // Gradients of one problem; null where not wanted. rows and cols are contiguous and have the dtype of z. The other
 // gradients have the accumulation type. logit_scale has one entry per row and comes with rows. In a symmetric problem
-// only the sum over logit_scale is defined: a pair is counted with the row that its tile was visited from.
+// only the sum over logit_scale is defined: a pair is counted with the row that its tile was visited from. Those of the
+// modifiers' values of the rows, of the columns unless they are the rows, and of what is shared follow each other.
 struct Gradients {
   void *rows, *cols, *logit_scale, *row_bias, *col_bias, *modifiers;
 };

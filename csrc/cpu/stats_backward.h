@@ -89,7 +89,8 @@ struct StatsWeights {
           if (rows.any_pos_lse) positive += exp2<T>(l - rows.pos_lse[gi]) * rows.d_pos_lse[gi];
           if (by_col && cols.any_pos_lse)
             positive += exp2<T>(l - load<T>(cols.pos_lse + gj)) * load<T>(cols.d_pos_lse + gj);
-          w += (cls & Int<T>(sweep.classes.positives)) != 0 ? positive : Vec<T>{};
+          const IVec<T> in_pos = ((cls & Int<T>(sweep.classes.positives)) != 0) & (l != -kInf<T>);
+          w += in_pos ? positive : Vec<T>{};
         }
         store<T>(at, w);
       }

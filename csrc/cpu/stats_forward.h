@@ -142,7 +142,8 @@ struct StatsForward {
           load<T>(tile.products + int64_t(i) * tile.block + j) * a + (b + load<T>(sweep.col_bias + tile.j0 + j));
       const Vec<T> e = exp2<T>(l - shift);
       const IVec<T> cls = sweep.classes.of(row, tile.jb, j);
-      const auto in_pos = (cls & Int<T>(sweep.classes.positives)) != 0;
+      const auto in_pos =
+          ((cls & Int<T>(sweep.classes.positives)) != 0) & (l != -kInf<T>);  // a dropped pair is in none
       const Vec<T> den = (cls & Int<T>(sweep.classes.pairs)) != 0 ? e : Vec<T>{}, pos_exp = in_pos ? e : Vec<T>{};
       const Vec<T> pos = in_pos ? l : Vec<T>{}, one = in_pos ? splat<T>(1) : Vec<T>{};
       den_sum += den;
@@ -179,7 +180,7 @@ struct StatsForward {
         Vec<T> l = load<T>(at) * a + (b + load<T>(sweep.col_bias + tile.j0 + j));
         if (kPartial) {
           const IVec<T> cls = sweep.classes.of(row, tile.jb, j);
-          const auto in_pos = (cls & Int<T>(sweep.classes.positives)) != 0;
+          const auto in_pos = ((cls & Int<T>(sweep.classes.positives)) != 0) & (l != none);
           const Vec<T> pos = in_pos ? l : none, value = in_pos ? l : Vec<T>{}, one = in_pos ? splat<T>(1) : Vec<T>{};
           l = (cls & Int<T>(sweep.classes.pairs)) != 0 ? l : none;
           store<T>(s.pos_logits + int64_t(i) * block + j, pos);

@@ -2,23 +2,11 @@
 // The one tile loop. A Sweep holds the packed sides of a problem and hands out tiles of products; Apply turns a rule
 // for the weights dL/dl of a tile into gradients of everything the logits depend on.
 #pragma once
-#include "labels.h"
+#include "modifiers.h"
 
 namespace {
 
 using pycl::Gradients;
-
-// One block x block tile. Logits in units of log 2 are row_factor[i] * products[i][j] + row_bias[i] + col_bias[j].
-template <class T>
-struct Tile {
-  int worker;
-  int64_t ib, jb;   // blocks
-  int64_t i0, j0;   // first row and column
-  int rows, block;  // rows < block at the lower edge; columns beyond the last have a bias of -inf
-  TileKind kind;
-  bool both_sides;  // columns take their share, too; false on the diagonal of a symmetric problem
-  T* products;
-};
 
 // If a loss ignores the negatives of the same view or of other views, whole tiles can be skipped, but only tiles that
 // lie within one view. So this is the largest block size <= `size` that divides the length of the first view, unless
@@ -71,13 +59,16 @@ struct Sweep {
   Packed<P> row_points, col_points;
   Classes<T> classes;
   T *row_factor, *row_bias, *col_bias;
+  TileModifiers<T> modifiers;  // where there are any, they make logits of the products, and factors are 1
   T* tiles;
   T* residuals = nullptr;  // products of all tiles,
   bool reuse = false;      // read, not written
   double bound;            // no logit, in units of log 2, is larger or smaller than -bound
 
   // No gradients are laid out for where `wanted` is null. With `forward` false the residuals may hold the products.
-  Sweep(const Problem& p, const ExecutionContext& h, bool forward, const Gradients* wanted) : problem(p), host(h) {
+  // Logits are in nats times `unit`.
+  Sweep(const Problem& p, const ExecutionContext& h, bool forward, const Gradients* wanted, double unit = kLog2E)
+      : problem(p), host(h) {
     const int64_t m = p.rows.z.n, n = p.cols.z.n;
     block = block_size<P>(p, h.threads);
     row_blocks = (m + block - 1) / block;
@@ -97,7 +88,8 @@ struct Sweep {
     pack<P>(h, row_points, p.symmetric ? nullptr : &col_points);
     if (p.symmetric) col_points = row_points;
     classes.fill(h, p, block);
-    fill_affine(scale);
+    fill_affine(scale, unit);
+    if (p.modifiers.count) lay_out_modifiers(unit, wanted && wanted->modifiers);
     tiles = allocate<T>(h, int64_t(workers) * block * block);
   }
 
@@ -110,7 +102,7 @@ struct Sweep {
     if (reuse || forward) residuals = reinterpret_cast<T*>(header + 1);
   }
 
-  void fill_affine(const T* scale) {
+  void fill_affine(const T* scale, double unit) {
     const int64_t m = problem.rows.z.n, n = problem.cols.z.n;
     row_factor = allocate<T>(host, row_blocks * block);
     row_bias = allocate<T>(host, row_blocks * block);
@@ -126,16 +118,27 @@ struct Sweep {
     for (int64_t i = 0; i < row_blocks * block; ++i) {
       const double s = i < m ? double(scale[problem.scale_per_row ? i : 0]) : 1;
       const double b = i < m ? bias(problem.rows, i) : 0;
-      row_factor[i] = T((P::kScalesOperand ? 1 : s) * kLog2E);
-      row_bias[i] = T(b * kLog2E);
+      row_factor[i] = T((P::kScalesOperand ? 1 : s) * unit);
+      row_bias[i] = T(b * unit);
       if (i < m) keep_larger(largest_scale, s), keep_larger(largest_row, b);
     }
     for (int64_t j = 0; j < col_blocks * block; ++j) {
       const double b = j < n ? bias(problem.cols, j) : 0;
-      col_bias[j] = j < n ? T(b * kLog2E) : -kInf<T>;
+      col_bias[j] = j < n ? T(b * unit) : -kInf<T>;
       keep_larger(largest_col, b);
     }
-    bound = kLog2E * (row_points.max_norm * col_points.max_norm * largest_scale + largest_row + largest_col);
+    bound = unit * (row_points.max_norm * col_points.max_norm * largest_scale + largest_row + largest_col);
+  }
+
+  void lay_out_modifiers(double unit, bool wants_gradients) {
+    modifiers.lay_out({problem, host, block, workers, row_blocks, col_blocks, unit, wants_gradients},
+                      {row_factor, row_bias, col_bias});
+    bound += unit * modifiers.bound();
+    row_factor = allocate<T>(host, row_blocks * block);
+    row_bias = zeros<T>(host, true, row_blocks * block);
+    col_bias = allocate<T>(host, col_blocks * block);
+    for (int64_t i = 0; i < row_blocks * block; ++i) row_factor[i] = 1;
+    for (int64_t j = 0; j < col_blocks * block; ++j) col_bias[j] = j < problem.cols.z.n ? T(0) : -kInf<T>;
   }
 
   // Calls visit(tile) for every tile with a pair that counts, its products computed.
@@ -155,23 +158,16 @@ struct Sweep {
                     products, block, false);
       if (stored && !reuse) std::memcpy(stored, products, size * sizeof(T));
       const int64_t left = problem.rows.z.n - ib * block;
-      visit(Tile<T>{worker, ib, jb, ib * block, jb * block, left < block ? int(left) : block, block, kind,
-                    !problem.symmetric || ib != jb, products});
+      const Tile<T> tile{worker,     ib,         jb,
+                         ib * block, jb * block, left < block ? int(left) : block,
+                         block,      kind,       !problem.symmetric || ib != jb,
+                         products};
+      if (modifiers.count) modifiers.change(tile, classes);
+      visit(tile);
       P::end_thread();
     });
   }
 };
-
-template <class T>
-T* zeros(const ExecutionContext& host, bool wanted, int64_t n) {
-  if (!wanted) return nullptr;
-  T* x = allocate<T>(host, n);
-  const int64_t chunk = 1 << 16, chunks = (n + chunk - 1) / chunk;
-  parallel(host, chunks, chunk, [&](int64_t c) {
-    std::memset(x + c * chunk, 0, sizeof(T) * size_t(c + 1 < chunks ? chunk : n - c * chunk));
-  });
-  return x;
-}
 
 template <class T>
 void add_sums(const Tile<T>& tile, T* by_row, T* by_col) {
@@ -264,7 +260,12 @@ void apply_weights(Sweep<P>& sweep, const Gradients& out, MakeWeights make_weigh
   T* transposed = d_cols ? allocate<T>(host, sweep.col_blocks * block * width) : nullptr;
   T* d_row_bias = zeros<T>(host, out.row_bias, sweep.row_blocks * block);
   T* d_col_bias = p.symmetric ? d_row_bias : zeros<T>(host, out.col_bias, sweep.col_blocks * block);
-  add_products(sweep, {&sweep.row_points, &sweep.col_points, direct, transposed, d_row_bias, d_col_bias}, make_weights);
+  add_products(sweep, {&sweep.row_points, &sweep.col_points, direct, transposed, d_row_bias, d_col_bias},
+               [&](const Tile<T>& tile, auto emit) {
+                 make_weights(tile, emit);
+                 if (out.modifiers) sweep.modifiers.add_gradients(tile);
+               });
+  if (out.modifiers) sweep.modifiers.store_gradients(p, out.modifiers);
 
   const T* scale = static_cast<const T*>(p.logit_scale);
   const T scale_after = P::kScalesOperand || p.scale_per_row ? T(1) : scale[0];

@@ -21,6 +21,7 @@ from pycl.backends.reference import pair_logits_backward as pair_logits_backward
 from pycl.backends.reference import pair_top as pair_top
 from pycl.backends.registry import BackendUnavailable
 from pycl.core import precision
+from pycl.core.modifiers import WIDTH, forms
 from pycl.core.problem import (
     MAPS,
     N_STATS,
@@ -44,6 +45,7 @@ MAX_RESIDUAL_BYTES = 8 << 20
 FUSED_MAX_BYTES = {"pair_sum_fused": math.inf, "pair_cross_entropy_fused": MAX_RESIDUAL_BYTES}
 
 DEVICES = ("cpu",)
+MODIFIERS = ("label_table", "agreement", "pair_mlp", "limit", "row_shift")
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 try:
@@ -90,7 +92,29 @@ def _compiled(problem: Problem) -> Any:
         threads=torch.get_num_threads(),
     )
     compiled.keep_alive = labels
+    if p.modifiers:
+        codes = _narrow_codes(p)
+        sides = (*codes, p.row_values, p.row_values if p.cols is None else p.col_values, p.shared)
+        compiled.modify([*zip(*(iter(p.modifiers),) * WIDTH, strict=True)], tuple(map(_pointer, sides)))
+        compiled.keep_alive = labels, codes
     return compiled
+
+
+def _narrow_codes(problem: Problem) -> tuple[Tensor | None, Tensor | None]:
+    """The codes of the rows and of the columns; labels that are only compared in a range of 31 bits, as ``_narrow``."""
+    p = problem
+    rows, cols = p.row_codes, p.row_codes if p.cols is None else p.col_codes
+    if rows is None or cols is None:
+        return None, None
+    for form in forms(p.modifiers):
+        if form.kind == "agreement":
+            for t in range(form.codes.start, form.codes.stop):
+                given = rows[:, t].contiguous(), cols[:, t].contiguous()
+                narrow = _narrow_pair(*given)
+                if narrow[0] is not given[0]:
+                    rows, cols = rows.clone(), cols.clone()
+                    rows[:, t], cols[:, t] = narrow
+    return rows, cols
 
 
 def _narrow(labels: Labels) -> Labels:

@@ -324,7 +324,7 @@ def pair_extremes(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
                 better &= inside.any(1)
                 values[side, i] = torch.where(better, value, old)
                 index[side, i] = torch.where(better, at + j.start, old_at)
-    return values[0], -values[1], index[0], index[1]
+    return values[0].clone(), -values[1], index[0].clone(), index[1].clone()  # results have a memory each
 
 
 def _first_largest(values: Tensor, k: int) -> Tensor:

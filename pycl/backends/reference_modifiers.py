@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from pycl.core.modifiers import KINDS as KINDS
 from pycl.core.modifiers import Form, ScoreMod, forms
 from pycl.core.problem import Gradients, Problem
 
-ELEMENTS = 1 << 22  # of the largest tensor of a strip, 16 MiB of float32
+ELEMENTS = 1 << 21  # of the largest tensors of a strip, 8 MiB of float32 each
 
 
 def strip_rows(problem: Problem, most: int) -> int:
@@ -68,6 +69,11 @@ def modify(
     return made
 
 
+def _recorded() -> AbstractContextManager[Any]:
+    """Autograd records although this is inside an operator, where a dispatch mode turns it off."""
+    return torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
+
+
 class Modified:
     """A strip's logits after the modifiers; with ``taped`` its gradients can be found afterwards."""
 
@@ -79,7 +85,7 @@ class Modified:
         leaves = [None if x is None else x.detach() for x in (row_values, col_values, p.shared)]
         self.given, self.leaves = logits.detach(), leaves
         position = torch.arange(max(logits.shape[1], i.stop), device=logits.device)
-        with torch.set_grad_enabled(taped):
+        with torch.set_grad_enabled(taped), _recorded():
             for x in (self.given, *leaves):
                 if taped and x is not None:
                     x.requires_grad_()
@@ -90,9 +96,10 @@ class Modified:
     def back(self, w: Tensor, gradients: Gradients) -> Tensor:
         """From the gradients of ``logits`` to those of the logits without modifiers; adds those of the data."""
         leaves = [x for x in self.leaves if x is not None]
-        d_given, *found = torch.autograd.grad(
-            self.made, [self.given, *leaves], w, allow_unused=True, materialize_grads=True
-        )
+        with _recorded():
+            d_given, *found = torch.autograd.grad(
+                self.made, [self.given, *leaves], w, allow_unused=True, materialize_grads=True
+            )
         if len(gradients.modifiers):
             d_rows, d_cols, d_shared = gradients.of_modifiers(self.problem.leaves())
             into = (d_rows[self.i], d_rows if self.problem.cols is None else d_cols, d_shared)

@@ -145,8 +145,9 @@ def modified(problem: Problem, grouped: bool, **given: Unpack[Modified]) -> Prob
     if not all(x.symmetric for x in data):
         problem = problem.as_rectangular()
     symmetric = problem.cols is None
-    sequence = Modifiers(number for x in data for number in (KINDS.index(x.kind), *x.sizes))
+    sequence = tuple(number for x in data for number in (KINDS.index(x.kind), *x.sizes))
     if scorer is not None:
+        sequence = Modifiers(sequence)
         sequence.score_mod = scorer
     return problem._replace(
         modifiers=sequence,

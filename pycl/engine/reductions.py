@@ -198,7 +198,7 @@ def pair_cross_entropy(
     .. math:: \mathrm{term}_i = \log \sum_{j \in \mathrm{denominator}(i)} e^{l_{ij}}
               - \frac{1}{\mathrm{n\_positives}} \sum_{p \in \mathrm{positives}(i)} l_{ip}
 
-    The log-sum-exp of an empty denominator counts as 0; only a denominator without the positives can be empty. With
+    The log-sum-exp of an empty denominator counts as 0, as of an anchor all of whose pairs were dropped. With
     ``sides="both"`` the first part is the mean of two log-sum-exps, of anchor i and of candidate i.
 
     Args:
@@ -233,7 +233,8 @@ def pair_cross_entropy(
     stats = apply(StatsFunction, *args, both, wants_gradient(args), name, shards)
     of_rows = PairStats(*stats[:N_RESULTS])
     lses = [of_rows.lse, stats[N_RESULTS]] if both else [of_rows.lse]
-    if positives & ~denominator:
+    drops = args.modifiers or args.row_bias is not None or args.col_bias is not None  # a bias of -inf drops pairs
+    if positives & ~denominator or drops:
         lses = [zero_if_empty(lse) for lse in lses]
     lse = (lses[0] + lses[1]) / 2 if both else lses[0]
     terms = torch.sub(lse, of_rows.pos_sum, alpha=1 / n_positives)

@@ -284,6 +284,33 @@ def test_memory_for_products_is_at_an_address(address: Any, monkeypatch: pytest.
         apply(C.Problem, arguments).residuals_at(address)
 
 
+def test_modifiers_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, _alive = arguments_of("Problem", "statistics", monkeypatch)
+    problem = apply(C.Problem, arguments)
+    codes, values = torch.arange(18).view(9, 2) % 3, torch.zeros(9, 30, dtype=torch.float32)
+    shared = torch.zeros(200)
+    given = [(0, 3, 3), (1, 1, 0), (2, 4, 0), (3, 5, 0), (4, 0, 0)]  # of every kind
+    data = (codes.data_ptr(), codes.data_ptr(), values.data_ptr(), values.data_ptr(), shared.data_ptr())
+    problem.modify(given, data)
+    for path, value in integers([given, data]):
+        for other in never(value):
+            with pytest.raises(TypeError):
+                problem.modify(*replaced([given, data], path, other))
+    for at in range(5):
+        assert "must be an address" in refused(problem.modify, {0: given, 1: data}, (1, at), 0)
+    wrong = [(-1, 0, 0), (5, 0, 0), (0, 0, 3), (0, 3, -1), (0, 2**40, 2**40), (1, -1, 0), (1, 2**31, 0), (2, 0, 0)]
+    for one in (*wrong, (2, 2**31, 0), (3, -1, 0), (3, 2**31, 0), (0, 3), (0, 3, 3, 3)):
+        refused(problem.modify, {0: [one], 1: data}, (), {0: [one], 1: data})
+    assert "less than 2" in refused(problem.modify, {0: [(0, 2, 3)], 1: data}, (), {0: [(0, 2, 3)], 1: data})
+    assert "col_labels" in refused(problem.modify, {0: [(0, 3, 2)], 1: data}, (), {0: [(0, 3, 2)], 1: data})
+    assert "at most 8, got 9" in refused(problem.modify, {0: given, 1: data}, (0,), [(3, 0, 0)] * 9)
+
+
+def test_a_gradient_of_no_modifiers(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, _alive = arguments_of("pair_sum_backward", "sum", monkeypatch)
+    assert "without modifiers" in refused(C.pair_sum_backward, arguments, (3, 5), 64)
+
+
 def test_labels_must_be_somewhere() -> None:
     labels = torch.arange(3)
     at = labels.data_ptr()

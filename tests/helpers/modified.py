@@ -139,6 +139,7 @@ def make_modifier(kind: str, case: Case, width: int = 3) -> Modifier:
 def _gaps(value: Tensor) -> Tensor:
     """Of each row the middle of the widest gap among its larger half: which values are above, no rounding decides."""
     ordered = value.sort(1).values[:, value.shape[1] // 2 :]
+    ordered = torch.cat([ordered, ordered[:, -1:] + 0.1], 1)  # of few values none may be above
     low, high = ordered[:, :-1], ordered[:, 1:]
     at = (high - low).argmax(1, keepdim=True)
     return ((low + high) / 2).gather(1, at)[:, 0]
