@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pycl.backends.reference_modifiers import Data, modify, strip_rows
+from pycl.backends.reference_modifiers import Data, modify, recorded, strip_rows
 from pycl.core.modifiers import forms
 from pycl.core.problem import Gradients, Problem
 from pycl.triton_kernels.modifiers import ModifierData
@@ -80,14 +80,13 @@ def add_gradients(problem: Problem, weights: Tensor, loss_scale: Tensor | None, 
         here = slice(start, min(start + step, rows))
         i = slice(first + here.start, first + here.stop)
         row_codes, row_values = (None if x is None else x[i] for x in (p.row_codes, p.row_values))
-        given = row_values, col_values, p.shared
-        leaves = [None if x is None else x.detach().requires_grad_() for x in given]
-        with torch.enable_grad():
-            made = modify(p.modifiers, Data(row_codes, col_codes, *leaves), nothing, None, columns[:0], columns)
+        leaves = [None if x is None else x.detach().requires_grad_() for x in (row_values, col_values, p.shared)]
         w = weights[here].float() if loss_scale is None else weights[here].float() / loss_scale
-        found = torch.autograd.grad(
-            made, [x for x in leaves if x is not None], w, allow_unused=True, materialize_grads=True
-        )
+        with torch.enable_grad(), recorded():
+            data, given = Data(row_codes, col_codes, *leaves), nothing.expand(len(w), n)
+            made = modify(p.modifiers, data, given, None, columns[:0], columns)
+            wanted = [x for x in leaves if x is not None]
+            found = torch.autograd.grad(made, wanted, w, allow_unused=True, materialize_grads=True)
         into = (d_rows[i], d_rows if symmetric else d_cols, d_shared)
         for to, part in zip((to for to, x in zip(into, leaves, strict=True) if x is not None), found, strict=True):
             to += part
