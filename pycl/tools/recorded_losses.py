@@ -174,6 +174,11 @@ def calls() -> Iterator[Call]:
     yield from (Call("maps", d=d, rare=True) for d in (128, 512))
     yield from (Call("scale a row", d=d, rare=True) for d in (128, 256, 512))
     yield Call("MV-DHEL", rare=True)
+    for name in MODIFIERS:
+        yield Call(f"modified: {name}")
+        yield from (Call(f"modified: {name}", d=d, rare=True) for d in (256, 512))
+        yield Call(f"modified: {name}", torch.float32, rare=True)
+    yield Call("modified: label_table and agreement and limit")
     yield from (Call("logits", d=d, rare=True) for d in (64, 512))
     yield Call("logits", torch.float32, rare=True)
     yield Call("top")

@@ -23,6 +23,7 @@ from pycl.backends.triton.schedule import (
     num_splits,
     row_chunks,
 )
+from pycl.core.modifiers import WIDTH
 from pycl.core.problem import Gradients, Needs, Problem, empty_gradients
 from pycl.triton_kernels.backward import RowGradients, Strip, backward_dx_kernel, write_weights_kernel
 from pycl.triton_kernels.finish import finish_gradient_kernel
@@ -34,6 +35,7 @@ from pycl.triton_kernels.tile_table import TileConfig
 PARTIAL_GRADIENTS = 64 << 20  # bytes of float32 gradients that wait for their cast,
 STRIP = 24 << 20  # of weights that wait for their product; where there is more memory, one part in STRIPS of it:
 STRIPS = 512  # a strip costs two launches, and one more reading and writing of the other side's sums
+MOST_MODIFIERS = 2  # with a gradient in registers: five of them spill 936 bytes beside one of 256 features
 MOST_SPLITS = 16  # programs that share the columns of one block of rows
 
 
@@ -72,7 +74,8 @@ def gradients(
     out = empty_gradients(problem, needs)
     arch = device_of(x.operand.device).architecture
     tile = tiles.pick("backward_dx", arch, x.operand.itemsize, x.operand.shape[1])
-    if tile is None or x.values is not x.operand or needs.modifiers:
+    crowded = len(problem.modifiers) > MOST_MODIFIERS * WIDTH
+    if tile is None or x.values is not x.operand or needs.modifiers or crowded:
         _by_strips(problem, sweep, needs, out)
     else:
         tile = tile.with_modifiers() if problem.modifiers else tile

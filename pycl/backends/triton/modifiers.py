@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pycl.backends.reference_modifiers import Data, modify, recorded, strip_rows
+from pycl.backends.triton.launch import recorded_architecture
 from pycl.core.modifiers import forms
 from pycl.core.problem import Gradients, Problem
 from pycl.triton_kernels.modifiers import ModifierData
@@ -70,6 +71,8 @@ def add_gradients(problem: Problem, weights: Tensor, loss_scale: Tensor | None, 
 
     What is added to a logit depends on no logit, and limits are constants: so autograd sees the additions alone.
     """
+    if recorded_architecture() is not None:  # tensors without data, and no launch of a kernel
+        return
     p, symmetric = problem, problem.cols is None
     col_codes, col_values = (p.row_codes, p.row_values) if symmetric else (p.col_codes, p.col_values)
     d_rows, d_cols, d_shared = out.of_modifiers(p.leaves())
