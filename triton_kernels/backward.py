@@ -27,6 +27,7 @@ from pycl.triton_kernels.logits import (
     product,
     to_logits,
 )
+from pycl.triton_kernels.modifiers import modified
 from pycl.triton_kernels.numerics import LOG2E, MINUS_INFINITY, cast, dot
 from pycl.triton_kernels.pair_classes import (
     UNSPECIALIZED,
@@ -68,6 +69,7 @@ class _StripRows(NamedTuple):
 def _sweep(
     state, operands, matrix, grad_stats, row, loss_scale, out, at, begin, end, r0, TILE,
     RULE: tl.constexpr, BOUNDED: tl.constexpr, PARTIAL: tl.constexpr, STAGES: tl.constexpr, PIECES: tl.constexpr,
+    MODIFIERS: tl.constexpr,
 ):  # fmt: skip
     """(gradient, sum of w_ij <x_i, y_j>, sum of w_ij) of a block of rows with the visits [begin, end)."""
     gradient, of_scale, of_bias = state
@@ -80,7 +82,8 @@ def _sweep(
         col = load_terms(grad_stats.cols, j, matrix.n)
         products, y_block = product(operands, r0, c0, TILE, False)
         l = to_logits(products, operands.scale, matrix, i, j, LOG2E, not PARTIAL)
-        w = weights_of(l, grad_stats, row, col, matrix, i, j, RULE, BOUNDED, PARTIAL)
+        l = modified(l, operands.modifiers, matrix, i, j, LOG2E, not PARTIAL, MODIFIERS)
+        w = weights_of(l, grad_stats, row, col, matrix, i, j, RULE, BOUNDED, PARTIAL, MODIFIERS)
         if out.scale is not None:
             of_scale += tl.sum(w * products, 1)
         if out.bias is not None:
@@ -94,10 +97,10 @@ def _sweep(
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def backward_dx_kernel(
-    x, y, y_piece, rows, cols, logit_scale, mask, row_grad_stats, col_grad_stats, loss_scale, out,
+    x, y, y_piece, rows, cols, logit_scale, mask, modifiers, row_grad_stats, col_grad_stats, loss_scale, out,
     m, n, d, mask_start, first_row, rows_here, blocks_per_split, offset, pairs, positives,
     RULE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
-    STAGES: tl.constexpr,
+    STAGES: tl.constexpr, MODIFIERS: tl.constexpr,
 ):  # fmt: skip
     """Row blocks from ``first_row`` on (axis 0) against splits of the column blocks they visit (axis 1).
 
@@ -114,21 +117,21 @@ def backward_dx_kernel(
     state = tl.zeros((BM, BK), tl.float32), zero, zero
     bounded = True if RULE != STATISTICS else are_bounded(mask)
     if full.dtype.is_ptr():  # there is a block mask
-        blocks = Operands(x, y, scale, x_block, d)
+        blocks = Operands(x, y, scale, x_block, d, modifiers)
         if bounded:
             state = _sweep(
                 state, blocks, matrix, grad_stats, row, factor, out, full, begin, middle, r0,
-                TileShape(BM, BN, BK, True), RULE, True, False, STAGES, 1,
+                TileShape(BM, BN, BK, True), RULE, True, False, STAGES, 1, MODIFIERS,
             )  # fmt: skip
         else:
             state = _sweep(
                 state, blocks, matrix, grad_stats, row, factor, out, full, begin, middle, r0,
-                TileShape(BM, BN, BK, True), RULE, False, False, STAGES, 1,
+                TileShape(BM, BN, BK, True), RULE, False, False, STAGES, 1, MODIFIERS,
             )  # fmt: skip
     # one loop for both: two of them cost registers beside the gradient, a second exponential little beside the labels
     state = _sweep(
-        state, Operands(x, y_piece, scale, x_block, d), matrix, grad_stats, row, factor, out, partial, middle, end, r0,
-        TileShape(BM, BP, BK, True), RULE, False, True, STAGES, BN // BP,
+        state, Operands(x, y_piece, scale, x_block, d, modifiers), matrix, grad_stats, row, factor, out,
+        partial, middle, end, r0, TileShape(BM, BP, BK, True), RULE, False, True, STAGES, BN // BP, MODIFIERS,
     )  # fmt: skip
 
     local = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -144,8 +147,8 @@ def backward_dx_kernel(
 
 @triton.jit
 def _write_piece(
-    x, y, d, logit_scale, matrix, grad_stats, loss_scale, out, sums, r0, c0, TILE,
-    RULE: tl.constexpr, BOUNDED: tl.constexpr, PARTIAL: tl.constexpr, EMPTY: tl.constexpr,
+    x, y, d, logit_scale, matrix, modifiers, grad_stats, loss_scale, out, sums, r0, c0, TILE,
+    RULE: tl.constexpr, BOUNDED: tl.constexpr, PARTIAL: tl.constexpr, EMPTY: tl.constexpr, MODIFIERS: tl.constexpr,
 ):  # fmt: skip
     """The tile whose first pair is (r0, c0), to ``out`` (_StripRows); returns ``sums`` with those of its rows."""
     of_scale, of_bias = sums
@@ -157,15 +160,16 @@ def _write_piece(
         w = tl.full((BM, TILE.BN), MINUS_INFINITY if RULE == LOGITS else 0.0, tl.float32)
     else:
         PER_NAT: tl.constexpr = 1.0 if RULE == LOGITS else LOG2E
-        operands = Operands(x, y, None, load_x_block(x, r0, TILE.ALL_FEATURES), d)
+        operands = Operands(x, y, None, load_x_block(x, r0, TILE.ALL_FEATURES), d, modifiers)
         products, _ = product(operands, r0, c0, TILE, False)
         w = to_logits(products, load_scale(logit_scale, PER_NAT), matrix, i, j, PER_NAT, not PARTIAL)
+        w = modified(w, operands.modifiers, matrix, i, j, PER_NAT, not PARTIAL, MODIFIERS)
         if RULE == LOGITS:
             if PARTIAL:
                 w = tl.where((classes_of_pairs(matrix, i, j) & matrix.pairs) != 0, w, MINUS_INFINITY)
         else:
             row, col = load_terms(grad_stats.rows, i, m), load_terms(grad_stats.cols, j, n)
-            w = weights_of(w, grad_stats, row, col, matrix, i, j, RULE, BOUNDED, PARTIAL)
+            w = weights_of(w, grad_stats, row, col, matrix, i, j, RULE, BOUNDED, PARTIAL, MODIFIERS)
             of_scale += tl.sum(w * products, 1)
             of_bias += tl.sum(w, 1)
     if out.strip.col_bias is not None:
@@ -183,10 +187,10 @@ def _write_piece(
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def write_weights_kernel(
-    x, y, y_piece, rows, cols, logit_scale, mask, row_grad_stats, col_grad_stats, loss_scale, out, stride,
+    x, y, y_piece, rows, cols, logit_scale, mask, modifiers, row_grad_stats, col_grad_stats, loss_scale, out, stride,
     m, n, d, first_row, rows_here, offset, pairs, positives,
     RULE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
-    ALL_FEATURES: tl.constexpr, GROUP_M: tl.constexpr,
+    ALL_FEATURES: tl.constexpr, GROUP_M: tl.constexpr, MODIFIERS: tl.constexpr,
 ):  # fmt: skip
     """One tile a program: see ``Strip``, whose weights have the ``stride``.
 
@@ -207,24 +211,24 @@ def write_weights_kernel(
     sums = tl.zeros((BM,), tl.float32), tl.zeros((BM,), tl.float32)
     if (classes & (pairs | positives)) == 0:
         sums = _write_piece(
-            x, y, d, logit_scale, matrix, grad_stats, loss_scale, strip_rows, sums, r0, c0,
-            TileShape(BM, BN, BK, ALL_FEATURES), RULE, True, False, True,
+            x, y, d, logit_scale, matrix, modifiers, grad_stats, loss_scale, strip_rows, sums, r0, c0,
+            TileShape(BM, BN, BK, ALL_FEATURES), RULE, True, False, True, MODIFIERS,
         )  # fmt: skip
     elif not is_full(matrix, classes, r0, c0, BM, BN):
         for piece in range(0, BN // BP):
             sums = _write_piece(
-                x, y_piece, d, logit_scale, matrix, grad_stats, loss_scale, strip_rows, sums, r0,
-                c0 + piece * BP, TileShape(BM, BP, BK, ALL_FEATURES), RULE, False, True, False,
+                x, y_piece, d, logit_scale, matrix, modifiers, grad_stats, loss_scale, strip_rows, sums, r0,
+                c0 + piece * BP, TileShape(BM, BP, BK, ALL_FEATURES), RULE, False, True, False, MODIFIERS,
             )  # fmt: skip
     elif True if RULE == LOGITS else are_bounded(mask):
         sums = _write_piece(
-            x, y, d, logit_scale, matrix, grad_stats, loss_scale, strip_rows, sums, r0, c0,
-            TileShape(BM, BN, BK, ALL_FEATURES), RULE, True, False, False,
+            x, y, d, logit_scale, matrix, modifiers, grad_stats, loss_scale, strip_rows, sums, r0, c0,
+            TileShape(BM, BN, BK, ALL_FEATURES), RULE, True, False, False, MODIFIERS,
         )  # fmt: skip
     else:
         sums = _write_piece(
-            x, y, d, logit_scale, matrix, grad_stats, loss_scale, strip_rows, sums, r0, c0,
-            TileShape(BM, BN, BK, ALL_FEATURES), RULE, False, False, False,
+            x, y, d, logit_scale, matrix, modifiers, grad_stats, loss_scale, strip_rows, sums, r0, c0,
+            TileShape(BM, BN, BK, ALL_FEATURES), RULE, False, False, False, MODIFIERS,
         )  # fmt: skip
     local = r0 - first_row + tl.arange(0, BM)
     if out.scale is not None:

@@ -33,6 +33,7 @@ from pycl.triton_kernels.logits import (
     product,
     to_logits,
 )
+from pycl.triton_kernels.modifiers import may_be_dropped, modified
 from pycl.triton_kernels.numerics import LN2, LOG2E, MINUS_INFINITY, joined
 from pycl.triton_kernels.pair_classes import UNSPECIALIZED, PairMatrix, classes_of_pairs
 
@@ -127,6 +128,7 @@ def _losses(l, matrix, i, j, PARTIAL: tl.constexpr):
 def _sweep(
     state, operands, matrix, partials, visits, TILE, RULE: tl.constexpr, SYMMETRIC: tl.constexpr,
     BOUNDED: tl.constexpr, PARTIAL: tl.constexpr, STAGES: tl.constexpr, PIECES: tl.constexpr, FOLD: tl.constexpr,
+    MODIFIERS: tl.constexpr,
 ):  # fmt: skip
     """The state of a block of rows with some visits: straight code, as the compiler's pipeline wants it."""
     TRANSPOSED: tl.constexpr = RULE == STATISTICS and not PARTIAL
@@ -148,6 +150,7 @@ def _sweep(
         j = c0 + tl.arange(0, BN)
         products, _ = product(operands, r0, c0, TILE, TRANSPOSED)
         l = to_logits(products, operands.scale, matrix, i, j, LOG2E, not PARTIAL)
+        l = modified(l, operands.modifiers, matrix, i, j, LOG2E, not PARTIAL, MODIFIERS)
         if RULE != STATISTICS:
             sums = _add_terms(sums, l, matrix, i, j, RULE, PARTIAL)
         else:
@@ -158,6 +161,8 @@ def _sweep(
             if PARTIAL:
                 classes = classes_of_pairs(matrix, i, j)
                 chosen = (classes & matrix.positives) != 0
+                if may_be_dropped(matrix, MODIFIERS):
+                    chosen &= l != MINUS_INFINITY
                 pos_max, pos_exp_sum, pos_col_max, pos_col_exp_sum = _add_tile(
                     pos_max, pos_exp_sum, tl.where(chosen, l, MINUS_INFINITY), 0, BOUNDED
                 )
@@ -196,27 +201,28 @@ def _sweep(
 def _visit(
     state, blocks, pieces, matrix, partials, visits, row_block, TILE, PIECE, RULE: tl.constexpr,
     SYMMETRIC: tl.constexpr, BOUNDED: tl.constexpr, STAGES: tl.constexpr, FOLD: tl.constexpr,
+    MODIFIERS: tl.constexpr,
 ):  # fmt: skip
     """The state with all visits of a program: the full blocks, then the partial ones in pieces."""
     full, partial, begin, middle, end = visits
     if full.dtype.is_ptr():  # there is a block mask
         state = _sweep(
             state, blocks, matrix, partials, Visits(full, begin, middle, row_block), TILE,
-            RULE, SYMMETRIC, BOUNDED, False, STAGES, 1, FOLD,
+            RULE, SYMMETRIC, BOUNDED, False, STAGES, 1, FOLD, MODIFIERS,
         )  # fmt: skip
     return _sweep(
         state, pieces, matrix, partials, Visits(partial, middle, end, row_block), PIECE,
-        RULE, SYMMETRIC, BOUNDED, True, STAGES, TILE.BN // PIECE.BN, FOLD,
+        RULE, SYMMETRIC, BOUNDED, True, STAGES, TILE.BN // PIECE.BN, FOLD, MODIFIERS,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def forward_kernel(
-    x, y, y_piece, rows, cols, logit_scale, mask, partials,
+    x, y, y_piece, rows, cols, logit_scale, mask, modifiers, partials,
     m, n, d, mask_start, first_row, rows_here, blocks_per_split, offset, pairs, positives,
     RULE: tl.constexpr, SYMMETRIC: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr, ALL_FEATURES: tl.constexpr,
-    STAGES: tl.constexpr, FOLD: tl.constexpr,
+    STAGES: tl.constexpr, FOLD: tl.constexpr, MODIFIERS: tl.constexpr,
 ):  # fmt: skip
     """Row blocks from ``first_row`` on (axis 0) against splits of the column blocks they visit (axis 1).
 
@@ -229,7 +235,8 @@ def forward_kernel(
     visits = visits_of(mask, mask_start, row_block, n, blocks_per_split, SYMMETRIC, BM, BN)
     scale = load_scale(logit_scale, LOG2E)
     x_block = load_x_block(x, r0, ALL_FEATURES)
-    blocks, pieces = Operands(x, y, scale, x_block, d), Operands(x, y_piece, scale, x_block, d)
+    blocks = Operands(x, y, scale, x_block, d, modifiers)
+    pieces = Operands(x, y_piece, scale, x_block, d, modifiers)
     zero, none = tl.zeros((BM,), tl.float32), tl.full((BM,), MINUS_INFINITY, tl.float32)
 
     bounded = True if RULE != STATISTICS else are_bounded(mask)
@@ -237,13 +244,13 @@ def forward_kernel(
         state = _visit(
             (zero, zero, zero, zero, zero, zero), blocks, pieces, matrix, partials, visits, row_block,
             TileShape(BM, BN, BK, ALL_FEATURES), TileShape(BM, BP, BK, ALL_FEATURES),
-            RULE, SYMMETRIC, True, STAGES, FOLD,
+            RULE, SYMMETRIC, True, STAGES, FOLD, MODIFIERS,
         )  # fmt: skip
     else:
         state = _visit(
             (none, zero, none, zero, zero, zero), blocks, pieces, matrix, partials, visits, row_block,
             TileShape(BM, BN, BK, ALL_FEATURES), TileShape(BM, BP, BK, ALL_FEATURES),
-            RULE, SYMMETRIC, False, STAGES, FOLD,
+            RULE, SYMMETRIC, False, STAGES, FOLD, MODIFIERS,
         )  # fmt: skip
 
     local = tl.program_id(0) * BM + tl.arange(0, BM)

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from pycl.triton_kernels.logits import RELU, SOFTPLUS, STATISTICS
+from pycl.triton_kernels.modifiers import may_be_dropped
 from pycl.triton_kernels.numerics import MINUS_INFINITY, exp2_of_minus, reciprocal
 from pycl.triton_kernels.pair_classes import classes_of_pairs
 
@@ -134,7 +135,10 @@ def _finite(lse):
 
 
 @triton.jit
-def weights_of(l, grad_stats, row, col, matrix, i, j, RULE: tl.constexpr, BOUNDED: tl.constexpr, PARTIAL: tl.constexpr):
+def weights_of(
+    l, grad_stats, row, col, matrix, i, j,
+    RULE: tl.constexpr, BOUNDED: tl.constexpr, PARTIAL: tl.constexpr, MODIFIERS: tl.constexpr,
+):  # fmt: skip
     """[BM, BN] d loss / d logit; ``row`` and ``col`` are the ``Terms`` of the points."""
     rows, cols = grad_stats.rows, grad_stats.cols
     if RULE == RELU:
@@ -176,7 +180,10 @@ def weights_of(l, grad_stats, row, col, matrix, i, j, RULE: tl.constexpr, BOUNDE
                 p += row.d_pos_lse[:, None] * tl.exp2(l - row.pos_lse[:, None])
             if cols.d_pos_lse is not None:
                 p += col.d_pos_lse[None, :] * tl.exp2(l - col.pos_lse[None, :])
-            found += tl.where((classes & matrix.positives) != 0, p, 0.0)
+            chosen = (classes & matrix.positives) != 0
+            if may_be_dropped(matrix, MODIFIERS):
+                chosen &= l != MINUS_INFINITY
+            found += tl.where(chosen, p, 0.0)
         return found
 
 

@@ -29,6 +29,7 @@ class Operands(NamedTuple):
     scale: Any  # of all inner products, in the units of the logits
     x_block: Any  # the block of rows, which ``load_x_block`` gave
     d: Any
+    modifiers: Any  # ModifierData
 
 
 class TileShape(NamedTuple):

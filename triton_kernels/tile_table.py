@@ -31,6 +31,16 @@ class TileConfig(NamedTuple):
         """Whether one block has all features."""
         return d <= self.depth
 
+    def with_modifiers(self) -> TileConfig:
+        """What a problem with modifiers takes: beside a pair's logit a thread then holds labels, sums and addresses."""
+        return self._replace(
+            rows=min(self.rows, 64),
+            cols=min(self.cols, 64),
+            piece=min(self.piece, 32),
+            warps=8,
+            stages=min(self.stages, 2),
+        )
+
     def options(self) -> dict[str, int]:
         """As a kernel takes them."""
         blocks = {"BM": self.rows, "BN": self.cols, "BP": self.piece, "BK": self.depth}

@@ -102,11 +102,11 @@ def topk_kernel(
     best = _nothing(BM, K, k)
     if full.dtype.is_ptr():  # there is a block mask
         best = _sweep(
-            best, limit, Operands(x, y, scale, x_block, d), matrix, full, begin, middle, r0,
+            best, limit, Operands(x, y, scale, x_block, d, None), matrix, full, begin, middle, r0,
             TileShape(BM, BN, BK, ALL_FEATURES), False, 1,
         )  # fmt: skip
     best = _sweep(
-        best, limit, Operands(x, y_piece, scale, x_block, d), matrix, partial, middle, end, r0,
+        best, limit, Operands(x, y_piece, scale, x_block, d, None), matrix, partial, middle, end, r0,
         TileShape(BM, BP, BK, ALL_FEATURES), True, BN // BP,
     )  # fmt: skip
     place = tl.arange(0, K)

@@ -69,7 +69,7 @@ def modify(
     return made
 
 
-def _recorded() -> AbstractContextManager[Any]:
+def recorded() -> AbstractContextManager[Any]:
     """Autograd records although this is inside an operator, where a dispatch mode turns it off."""
     return torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
 
@@ -85,7 +85,7 @@ class Modified:
         leaves = [None if x is None else x.detach() for x in (row_values, col_values, p.shared)]
         self.given, self.leaves = logits.detach(), leaves
         position = torch.arange(max(logits.shape[1], i.stop), device=logits.device)
-        with torch.set_grad_enabled(taped), _recorded():
+        with torch.set_grad_enabled(taped), recorded():
             for x in (self.given, *leaves):
                 if taped and x is not None:
                     x.requires_grad_()
@@ -96,7 +96,7 @@ class Modified:
     def back(self, w: Tensor, gradients: Gradients) -> Tensor:
         """From the gradients of ``logits`` to those of the logits without modifiers; adds those of the data."""
         leaves = [x for x in self.leaves if x is not None]
-        with _recorded():
+        with recorded():
             d_given, *found = torch.autograd.grad(
                 self.made, [self.given, *leaves], w, allow_unused=True, materialize_grads=True
             )

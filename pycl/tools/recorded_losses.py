@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pycl.backends.triton import backend as backend
 from pycl.backends.triton.launch import Launch, recording
+from pycl.core.modifiers import KINDS
 from pycl.core.pairs import Pairs, Points
 from pycl.core.problem import Needs, Problem, SinkhornProblem
 from pycl.engine.validation import problem_of
@@ -36,7 +37,7 @@ class Call(NamedTuple):
         torch.set_float32_matmul_precision(self.precision)
         try:
             with recording(architecture) as launches:
-                LOSSES[self.loss](self)
+                LOSSES[self.loss.partition(":")[0]](self)
         finally:
             torch.set_float32_matmul_precision(before)
         return launches
@@ -94,6 +95,38 @@ def _maps(call: Call) -> None:
     backend.pair_sum_backward(problem, "relu", _empty(0), _empty(N), Needs(rows=True, cols=True, bias=True))
 
 
+# sizes of a modifier, and its codes, values of a point and shared numbers
+MODIFIERS = {
+    "label_table": ((10, 12), 1, 0, 120),
+    "agreement": ((2, 0), 2, 0, 3),
+    "pair_mlp": ((16, 0), 0, 16, 17),
+    "limit": ((0, 0), 0, 1, 0),
+    "guide": ((128, 0), 0, 129, 0),
+}
+
+
+def _modified(call: Call) -> None:
+    """CLIP with the modifiers that its name has behind a colon, without and with the gradients of their data."""
+    problem = _problem(call, True, Pairs.POSITIVE)
+    modifiers: tuple[int, ...] = ()
+    codes, values, shared = 0, 0, 0
+    for name in call.loss.partition(": ")[2].split(" and "):
+        sizes, *more = MODIFIERS[name]
+        modifiers += (KINDS.index("limit" if name == "guide" else name), *sizes)
+        codes, values, shared = (a + b for a, b in zip((codes, values, shared), more, strict=True))
+    of_points = (_empty(N, codes, dtype=torch.int64) if codes else None, _empty(N, values) if values else None)
+    problem = problem._replace(
+        modifiers=modifiers,
+        row_codes=of_points[0],
+        col_codes=of_points[0],
+        row_values=of_points[1],
+        col_values=of_points[1],
+        shared=_empty(shared) if shared else None,
+    )
+    for needs in (BOTH, BOTH._replace(modifiers=True)) if problem.shared is not None else (BOTH,):
+        _stats(problem, True, False, True, needs=needs)
+
+
 def _logits(call: Call) -> None:
     backend.pair_logits(_problem(call, True, Pairs.NONE))
 
@@ -120,6 +153,7 @@ LOSSES = {
     "scale a row": _own_scales,
     "SigLIP": _siglip,
     "maps": _maps,
+    "modified": _modified,
     "logits": _logits,
     "top": _top,
     "average": _average,
@@ -140,6 +174,11 @@ def calls() -> Iterator[Call]:
     yield from (Call("maps", d=d, rare=True) for d in (128, 512))
     yield from (Call("scale a row", d=d, rare=True) for d in (128, 256, 512))
     yield Call("MV-DHEL", rare=True)
+    for name in MODIFIERS:
+        yield Call(f"modified: {name}")
+        yield from (Call(f"modified: {name}", d=d, rare=True) for d in (256, 512))
+        yield Call(f"modified: {name}", torch.float32, rare=True)
+    yield Call("modified: label_table and agreement and limit")
     yield from (Call("logits", d=d, rare=True) for d in (64, 512))
     yield Call("logits", torch.float32, rare=True)
     yield Call("top")

@@ -26,6 +26,9 @@ from pycl.tools.ahead_of_time import SWEEPS, Compiled, compile_for, pairs_of
 from pycl.tools.assembler import assembler_of
 from pycl.tools.recorded_losses import WIDTHS, Call, N, key_of, launches
 from pycl.triton_kernels.interpreter import INTERPRETED
+from pycl.triton_kernels.modifiers import WIDTH as ENTRIES
+
+WIDTH: int = ENTRIES.value
 
 
 def _compile(architecture: int, choice: str, key: str) -> Compiled:
@@ -55,6 +58,7 @@ def _cells(c: Compiled) -> tuple[str, ...]:
     o = c.options
     rule = [str(o["RULE"])] if "RULE" in o else []
     rule += [word for name, word in (("SYMMETRIC", "symmetric"), ("NORMALIZE", "normalised")) if o.get(name)]
+    rule += [str(kind) for kind in o.get("MODIFIERS", ())[::WIDTH]]
     tile = "x".join(str(o[name]) for name in ("BM", "BN", "BK") if name in o) + (f" by {o['BP']}" if "BP" in o else "")
     tile += f" on {o['num_ctas']}" if o.get("num_ctas", 1) > 1 else ""
     matrix = ", ".join(f"{n} {name.split('.')[0]}" for name, n in c.matrix.items())

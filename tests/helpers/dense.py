@@ -97,7 +97,9 @@ def outputs(case: Case, logits: Tensor) -> list[Tensor]:
     for dim in (1, 0) if case.sides == "both" else (1,):
         found += [logits.masked_fill(~chosen, -torch.inf).logsumexp(dim) for chosen in (in_den, in_pos)]
         found += [torch.where(in_pos, logits, 0).sum(dim), in_pos.sum(dim).to(logits.dtype)]
-    terms = [torch.where(chosen, MAPS[case.map](l), 0) for chosen, l in ((in_den, logits), (in_pos, -logits))]
+    terms = []
+    for chosen, l in ((in_den, logits), (in_pos, -logits)):  # of what is infinite and not chosen a slope would be NaN
+        terms.append(torch.where(chosen, MAPS[case.map](torch.where(chosen, l, 0)), 0))
     return [*found, sum(terms).sum(1)]
 
 

@@ -25,10 +25,11 @@ from pycl.core.sinkhorn import solve
 if reason := why_not():
     raise BackendUnavailable(f"backend='triton' is not available: {reason}")
 
-from pycl.backends.triton import cache_keys, gradients
+from pycl.backends.triton import cache_keys, gradients, modifiers
 from pycl.backends.triton.device import device_of
 from pycl.backends.triton.gradients import pair_average_backward, pair_weighted_sum
 from pycl.backends.triton.launch import cdiv, launch
+from pycl.backends.triton.modifiers import NONE as NO_MODIFIERS
 from pycl.backends.triton.operands import NO_GRAD, Operands, operands_of, tile_for
 from pycl.backends.triton.pair_top import pair_extremes, pair_top
 from pycl.backends.triton.schedule import NO_MASK, MaskedRows, masked_rows, num_splits, row_chunks
@@ -44,6 +45,7 @@ from pycl.triton_kernels.tile_table import TileConfig
 __all__ = [
     "DEVICES",
     "DTYPES",
+    "MODIFIERS",
     "pair_average_backward",
     "pair_extremes",
     "pair_logits",
@@ -66,6 +68,7 @@ if not INTERPRETED:
 
 DEVICES = ("cpu",) if INTERPRETED else ("cuda",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MODIFIERS = modifiers.KINDS
 
 WAVES = 4  # of programs, where these take different times
 MAPS = {map.value: map for map in (SOFTPLUS, SQUARE, RELU, EXP)}
@@ -154,12 +157,13 @@ def pair_logits(problem: Problem) -> Tensor:
     launch(
         write_weights_kernel,
         (cdiv(x.n, tile.rows) * cdiv(y.n, tile.cols),),
-        *(*operands.descriptors(tile), x.points, y.points, logit_scale, NO_MASK, NO_GRAD, NO_GRAD),
-        *(None, Strip(out, None, None, None), out.stride(0)),
+        *(*operands.descriptors(tile), x.points, y.points, logit_scale, NO_MASK, NO_MODIFIERS.data),
+        *(NO_GRAD, NO_GRAD, None, Strip(out, None, None, None), out.stride(0)),
         *(x.n, y.n, features, 0, x.n, *operands.offset_and_sets),
         RULE=LOGITS.value,
         ALL_FEATURES=tile.holds(features),
         GROUP_M=8,
+        MODIFIERS=NO_MODIFIERS.constant,
         **tile.options(),
     )
     return out
@@ -185,13 +189,15 @@ def _forward(
     launch(
         forward_kernel,
         (blocks, splits),
-        *(*operands.descriptors(tile), x.points, y.points, logit_scale, masked.mask, partials),
+        *(*operands.descriptors(tile), x.points, y.points, logit_scale, masked.mask),
+        *(operands.modifiers.data, partials),
         *(x.n, y.n, features, masked.start, first, here, blocks_per_split, *operands.offset_and_sets),
         RULE=rule.value,
         SYMMETRIC=symmetric,
         ALL_FEATURES=tile.holds(features),
         STAGES=tile.stages,
         FOLD=tile.fold,
+        MODIFIERS=operands.modifiers.constant,
         **tile.options(),
     )
     return partials

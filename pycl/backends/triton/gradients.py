@@ -13,7 +13,8 @@ from pycl.backends import reference
 from pycl.backends.triton import tiles
 from pycl.backends.triton.device import device_of
 from pycl.backends.triton.launch import cdiv, launch, next_power_of_2, recorded_architecture
-from pycl.backends.triton.operands import NO_EMBEDDINGS, NO_GRAD, Operands, Side, prepared, tile_for
+from pycl.backends.triton.modifiers import add_gradients
+from pycl.backends.triton.operands import NO_EMBEDDINGS, NO_GRAD, Operands, Side, prepared, tile_for, with_one_scale
 from pycl.backends.triton.schedule import (
     MaskedRows,
     bound_alone,
@@ -22,6 +23,7 @@ from pycl.backends.triton.schedule import (
     num_splits,
     row_chunks,
 )
+from pycl.core.modifiers import WIDTH
 from pycl.core.problem import Gradients, Needs, Problem, empty_gradients
 from pycl.triton_kernels.backward import RowGradients, Strip, backward_dx_kernel, write_weights_kernel
 from pycl.triton_kernels.finish import finish_gradient_kernel
@@ -33,6 +35,7 @@ from pycl.triton_kernels.tile_table import TileConfig
 PARTIAL_GRADIENTS = 64 << 20  # bytes of float32 gradients that wait for their cast,
 STRIP = 24 << 20  # of weights that wait for their product; where there is more memory, one part in STRIPS of it:
 STRIPS = 512  # a strip costs two launches, and one more reading and writing of the other side's sums
+MOST_MODIFIERS = 2  # with a gradient in registers: five of them spill 936 bytes beside one of 256 features
 MOST_SPLITS = 16  # programs that share the columns of one block of rows
 
 
@@ -57,15 +60,25 @@ class _Sweep(NamedTuple):
 def gradients(
     problem: Problem, row_grad_stats: GradStats, col_grad_stats: GradStats, rule: Any, needs: Needs
 ) -> Gradients:
-    """All gradients that are needed; in a symmetric problem both sides' statistics are the same."""
+    """All gradients that are needed; in a symmetric problem both sides' statistics are the same.
+
+    Those of modifiers come from stored weights. In these a row's own scale is a factor: there the rows take it first.
+    """
+    if needs.modifiers and problem.logit_scale.dim():
+        found = gradients(problem, row_grad_stats, col_grad_stats, rule, needs._replace(modifiers=False))
+        alone = Needs(rows=False, cols=False, bias=False, modifiers=True)
+        of_modifiers = gradients(with_one_scale(problem), row_grad_stats, col_grad_stats, rule, alone).modifiers
+        return found._replace(modifiers=of_modifiers)
     sweep = _Sweep(*prepared(problem, row_grad_stats, col_grad_stats), rule, problem.normalize)
     symmetric, x = problem.cols is None, sweep.operands.x
     out = empty_gradients(problem, needs)
     arch = device_of(x.operand.device).architecture
     tile = tiles.pick("backward_dx", arch, x.operand.itemsize, x.operand.shape[1])
-    if tile is None or x.values is not x.operand:
-        _by_strips(sweep, symmetric, needs, out)
+    crowded = len(problem.modifiers) > MOST_MODIFIERS * WIDTH
+    if tile is None or x.values is not x.operand or needs.modifiers or crowded:
+        _by_strips(problem, sweep, needs, out)
     else:
+        tile = tile.with_modifiers() if problem.modifiers else tile
         of_cols = () if symmetric else (out.cols, out.col_bias)
         both_sides = any(t.numel() for t in of_cols) and (out.rows.numel() > 0 or out.row_bias.numel() > 0)
         of_rows, of_cols_too = masks_of_both_sides(sweep.operands, tile) if both_sides else (None, None)
@@ -73,7 +86,8 @@ def gradients(
         if not symmetric:
             _of_rows(sweep.transposed(), tile, of_cols_too, out.cols, out.cols.new_empty(0), out.col_bias)
     if symmetric:
-        out.logit_scale.mul_(0.5)  # both roles of a pair were counted, in both of its places
+        for doubled in (out.logit_scale, out.modifiers):  # both roles of a pair were counted, in both of its places
+            doubled.mul_(0.5)
     return out
 
 
@@ -102,11 +116,12 @@ def _backward_dx(
         backward_dx_kernel,
         (blocks, splits),
         *sweep.operands.descriptors(tile),
-        *(x.points, y.points, logit_scale, masked.mask, sweep.row_grad_stats, sweep.col_grad_stats),
-        *(sweep.loss_scale, partials),
+        *(x.points, y.points, logit_scale, masked.mask, sweep.operands.modifiers.data),
+        *(sweep.row_grad_stats, sweep.col_grad_stats, sweep.loss_scale, partials),
         *(x.n, y.n, d, masked.start, first, here, blocks_per_split, *sweep.operands.offset_and_sets),
         RULE=sweep.rule.value,
         STAGES=tile.stages,
+        MODIFIERS=sweep.operands.modifiers.constant,
         **tile.options(),
     )
     if d_z.numel():
@@ -164,22 +179,24 @@ def _strips(
             write_weights_kernel,
             (blocks * n_blocks,),
             *sweep.operands.descriptors(tile),
-            *(x.points, y.points, logit_scale, mask, sweep.row_grad_stats, sweep.col_grad_stats),
-            *(sweep.loss_scale, out, weights.stride(0)),
+            *(x.points, y.points, logit_scale, mask, sweep.operands.modifiers.data),
+            *(sweep.row_grad_stats, sweep.col_grad_stats, sweep.loss_scale, out, weights.stride(0)),
             *(x.n, y.n, x.operand.shape[1], first, here, *sweep.operands.offset_and_sets),
             RULE=sweep.rule.value,
             ALL_FEATURES=tile.holds(x.operand.shape[1]),
             GROUP_M=8,
+            MODIFIERS=sweep.operands.modifiers.constant,
             **tile.options(),
         )
         yield slice(first, first + here), out._replace(weights=weights[:here])
 
 
-def _by_strips(sweep: _Sweep, symmetric: bool, needs: Needs, out: Gradients) -> None:
+def _by_strips(problem: Problem, sweep: _Sweep, needs: Needs, out: Gradients) -> None:
     """All gradients, a strip of weights at a time; the products with it are the library's."""
-    x, y, logit_scale = sweep.operands[:3]
+    (x, y, logit_scale), symmetric = sweep.operands[:3], problem.cols is None
     of_cols = x.new(1, y.n, x.z.shape[1]) if needs.cols and not symmetric else None
     out.col_bias.zero_()
+    out.modifiers.zero_()
     for here, strip in _strips(sweep, needs.rows, needs.bias, needs.bias and not symmetric):
         if needs.rows:
             _finish(_product(strip.weights, y.values)[None], x, logit_scale, None, sweep, out.rows, here.start)
@@ -190,6 +207,8 @@ def _by_strips(sweep: _Sweep, symmetric: bool, needs: Needs, out: Gradients) -> 
                 torch.sum(partials, 0, out=vector[here])
         if strip.col_bias is not None:
             out.col_bias.add_(strip.col_bias.sum(0))
+        if needs.modifiers:
+            add_gradients(problem, strip.weights, sweep.loss_scale, here.start, out)
     if of_cols is not None:
         _finish(of_cols, y, logit_scale, None, sweep, out.cols, 0)
 

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from pycl.backends.reference import _sides
 from pycl.backends.triton import tiles
 from pycl.backends.triton.device import device_of
 from pycl.backends.triton.launch import cdiv, launch, next_power_of_2
+from pycl.backends.triton.modifiers import Encoded, encoded
 from pycl.core import precision
 from pycl.core.problem import Problem
 from pycl.triton_kernels import logit_gradient, pair_classes
@@ -61,6 +63,7 @@ class Operands(NamedTuple):
     offset: int
     pairs: int
     positives: int
+    modifiers: Encoded
 
     @property
     def offset_and_sets(self) -> tuple[int, int, int]:
@@ -73,7 +76,8 @@ class Operands(NamedTuple):
 
     def transposed(self) -> Operands:
         offset = NO_SELF if self.offset == NO_SELF else -self.offset
-        return Operands(self.y, self.x, self.logit_scale, offset, self.pairs, self.positives)
+        modifiers = self.modifiers.transposed()
+        return Operands(self.y, self.x, self.logit_scale, offset, self.pairs, self.positives, modifiers)
 
 
 class Prepared(NamedTuple):
@@ -105,8 +109,19 @@ def prepared(problem: Problem, row_grad_stats: GradStats, col_grad_stats: GradSt
     offset = NO_SELF if meets_nothing or p.offset is None else p.offset
     rows = row_grad_stats._replace(stats=tables.rows)
     cols = rows if col_grad_stats is row_grad_stats else col_grad_stats._replace(stats=tables.cols)
-    operands = Operands(x, y, p.logit_scale if scalar else None, offset, p.pairs, p.positives)
+    operands = Operands(x, y, p.logit_scale if scalar else None, offset, p.pairs, p.positives, encoded(p))
     return Prepared(operands, rows, cols, tables.loss_scale)
+
+
+def with_one_scale(problem: Problem) -> Problem:
+    """The same logits with scales of rows in the rows themselves, in float32."""
+    if problem.logit_scale.dim() == 0:
+        return problem
+    rows, cols = (side.x for side in _sides(problem))
+    scale = problem.logit_scale
+    return problem._replace(
+        rows=rows * scale[:, None], cols=cols, logit_scale=torch.ones_like(scale[0]), normalize=False
+    )
 
 
 def _new_tables(row_grad_stats: GradStats, col_grad_stats: GradStats, x: Side, y: Side) -> WeightTables:
@@ -223,4 +238,4 @@ def tile_for(kernel: str, operands: Operands) -> TileConfig:
     operand = operands.x.operand
     found = tiles.pick(kernel, device_of(operand.device).architecture, operand.itemsize, operand.shape[1])
     assert found is not None, f"every table has a tile for {kernel}"
-    return found
+    return found.with_modifiers() if operands.modifiers.constant else found

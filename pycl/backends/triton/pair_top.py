@@ -6,10 +6,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pycl.backends.reference import _sides
+from pycl.backends import reference
 from pycl.backends.triton.device import device_of
 from pycl.backends.triton.launch import cdiv, launch, next_power_of_2
-from pycl.backends.triton.operands import operands_of, tile_for
+from pycl.backends.triton.operands import operands_of, tile_for, with_one_scale
 from pycl.backends.triton.schedule import masked_rows, num_splits
 from pycl.core.problem import Problem
 from pycl.triton_kernels.tile_table import TileConfig
@@ -24,22 +24,16 @@ def pair_top(problem: Problem, k: int, both_sides: bool) -> tuple[Tensor, Tensor
     if not both_sides:
         return values, index, values.new_empty(0, k), index.new_empty(0, k)  # views would be refused as outputs
     # A second launch on the transposed operands: a program of the search owns rows alone.
-    return values, index, *_top_of_rows(_with_one_scale(problem).transposed(), k)
-
-
-def _with_one_scale(problem: Problem) -> Problem:
-    """The same logits with scales of rows in the rows themselves, in float32."""
-    if problem.logit_scale.dim() == 0:
-        return problem
-    rows, cols = (side.x for side in _sides(problem))
-    scale = problem.logit_scale
-    return problem._replace(
-        rows=rows * scale[:, None], cols=cols, logit_scale=torch.ones_like(scale[0]), normalize=False
-    )
+    return values, index, *_top_of_rows(with_one_scale(problem).transposed(), k)
 
 
 def pair_extremes(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Two searches of one key each: the positives with all signs turned. A product of -inf hides larger positives."""
+    """Two searches of one key each: the positives with all signs turned. A product of -inf hides larger positives.
+
+    With modifiers in plain torch: what they add is no bias whose sign could be turned.
+    """
+    if problem.modifiers:
+        return reference.pair_extremes(problem)
     negative, negative_index = _top_of_rows(problem, 1)
     turned = problem._replace(
         pairs=problem.positives,

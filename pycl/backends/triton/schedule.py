@@ -61,7 +61,7 @@ def masks_of_both_sides(operands: Operands, tile: TileConfig) -> tuple[MaskedRow
 
 def bound_alone(operands: Operands, tile: TileConfig) -> BlockMask:
     """A mask without lists: whether logits are bounded, for a kernel that finds for itself what it visits."""
-    if is_small(operands):
+    if is_small(operands) or operands.modifiers.constant:
         return NO_MASK
     rows = min(tile.rows, operands.x.n)
     return NO_MASK._replace(logits_bounded=_block_masks(operands, tile, 0, rows, False, False)[0].mask.logits_bounded)
@@ -87,6 +87,8 @@ def _block_masks(
         CHUNK=256,
         num_warps=4,
     )
+    if operands.modifiers.constant:  # nobody knows how large logits get
+        of_rows, of_cols = (mask._replace(logits_bounded=None) for mask in (of_rows, of_cols))
     return MaskedRows(of_rows, first, rows, first // tile.rows), MaskedRows(of_cols, 0, y.n)
 
 
