@@ -2,8 +2,6 @@
 // The modifiers of a problem on a tile: its products become logits, and weights of logits become gradients of the
 // modifiers' data. One modifier changes a whole tile before the next one does: the tile is in a cache.
 #pragma once
-#include <new>
-
 #include "limits.h"
 #include "pair_mlp.h"
 #include "pair_weights.h"

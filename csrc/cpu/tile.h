@@ -32,6 +32,7 @@ struct Grid {
 // A modifier of the logits of pairs.
 template <class T>
 struct TileModifier {
+  static void* operator new(size_t, void* memory) { return memory; }  // in memory of the call, and never destroyed
   // The most that it adds to a logit or takes from one, in nats, where it does not drop the pair.
   virtual double bound() const { return 0; }
   // Whether it reads the tile's logits, and so comes before those that change them.
