@@ -203,11 +203,11 @@ def pair_stats_backward(
     d_col_stats: list[Tensor | None],
     needs: Needs,
 ) -> Gradients:
+    slopes = slopes_or_one(slopes)
+
     def weights(strip: _Strip) -> Tensor:
         w = _softmax_weights(strip, slopes, row_stats, d_row_stats, 0)
         return w + _softmax_weights(strip, slopes, col_stats, d_col_stats, 1) if col_stats.shape[1] else w
-
-    slopes = slopes_or_one(slopes)
 
     return _strips_backward(problem, weights, needs)
 
