@@ -14,6 +14,8 @@ from torch.testing import assert_close
 import pycl.functional as F
 from pycl import Pairs, Points, pair_stats
 from pycl.backends.registry import why_not
+from pycl.core.problem import Gradients
+from pycl.engine import LabelTable, PairMLP
 
 if reason := why_not("cpu", "cpu"):
     pytest.skip(reason, allow_module_level=True)
@@ -90,9 +92,13 @@ def test_nothing_is_written_beside_gradients(
     monkeypatch.setattr(cpu, "empty_gradients", lambda *a: type(plain(*a))(*map(guard, plain(*a))))
     x, y = torch.randn(m, 7).to(dtype).requires_grad_(), torch.randn(n, 7).to(dtype).requires_grad_()
     bias = torch.zeros(m, dtype=torch.float64 if dtype == torch.float64 else torch.float32, requires_grad=True)
-    stats = pair_stats(Points(x), Points(y), 0.5, denominator=Pairs.ALL, row_bias=bias, offset=None, backend="cpu")
+    p, q, w2 = (torch.randn(size, dtype=bias.dtype, requires_grad=True) for size in ((m, 3), (n, 3), (3,)))
+    table, labels = torch.ones(2, 3, dtype=bias.dtype, requires_grad=True), (torch.arange(m) % 2, torch.arange(n) % 3)
+    modifiers = [PairMLP(p, q, w2, bias.new_zeros(())), LabelTable(table, *labels)]
+    options = {"row_bias": bias, "offset": None, "modifiers": modifiers, "backend": "cpu"}
+    stats = pair_stats(Points(x), Points(y), 0.5, denominator=Pairs.ALL, **options)
     stats.lse.sum().backward()
-    assert len(guarded) == 5
+    assert len(guarded) == len(Gradients._fields)
     for memory in guarded:
         assert (memory[:GUARD] == 7).all()
         assert (memory[-GUARD:] == 7).all()
