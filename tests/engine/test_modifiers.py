@@ -343,32 +343,41 @@ import torch
 from pycl import Pairs, Points
 from pycl.engine import *
 
-n, d = 16384, 32
-x, y = (torch.randn(n, d, requires_grad=True) for _ in range(2))
-p, q = (torch.randn(n, 16, requires_grad=True) for _ in range(2))
-labels, ids = torch.arange(n) % 7, torch.arange(2 * n).view(2, n) % 5
-modifiers = {{
-    "table": lambda: [LabelTable(torch.rand(7, 7, requires_grad=True), labels, labels)],
-    "agreement": lambda: [Agreement(ids, ids, torch.rand(3, requires_grad=True))],
-    "network": lambda: [PairMLP(p, q, torch.randn(16, requires_grad=True), torch.zeros((), requires_grad=True))],
-    "guide": lambda: [Limit(torch.zeros(n), guide=(x.detach(), y.detach()))],
-}}
-peaks = []
-for count in (256, n):
-    given = modifiers["{kind}"]()
-    if count == 256:
-        given, points = [], (Points(x[:256]), Points(y[:256]))
+d = 32
+options = {{"offset": None, "backend": "cpu"}}
+
+
+def peak_of(n):
+    x, y, p, q = (torch.randn(n, k, requires_grad=True) for k in (d, d, 16, 16))
+    points, labels, ids = (Points(x), Points(y)), torch.arange(n) % 7, torch.arange(2 * n).view(2, n) % 5
+    w2, b2 = torch.randn(16, requires_grad=True), torch.zeros((), requires_grad=True)
+    modifiers = {{
+        "table": lambda: [LabelTable(torch.rand(7, 7, requires_grad=True), labels, labels)],
+        "agreement": lambda: [Agreement(ids, ids, torch.rand(3, requires_grad=True))],
+        "network": lambda: [PairMLP(p, q, w2, b2)],
+        "guide": lambda: [Limit(torch.zeros(n), guide=(x.detach(), y.detach()))],
+    }}
+    calls = {{
+        "slopes": lambda: pair_stats(*points, denominator=Pairs.ALL, slopes=(1.0, 2.0), **options).lse,
+        "sum": lambda: pair_sum(*points, negatives=Pairs.ALL, map="exp", return_counts=True, **options)[0],
+        "average": lambda: pair_average(*points, y, **options),
+        "extremes": lambda: pair_extremes(*points, negatives=Pairs.ALL, positives=Pairs.NONE, **options).negative,
+    }}
+    if "{kind}" in modifiers:
+        pair_stats(*points, denominator=Pairs.ALL, modifiers=modifiers["{kind}"](), **options).lse.sum().backward()
     else:
-        points = Points(x), Points(y)
-    pair_stats(*points, denominator=Pairs.ALL, offset=None, modifiers=given, backend="cpu").lse.sum().backward()
+        calls["{kind}"]().sum().backward()
     with open("/proc/self/status") as status:
-        peaks += [int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM")]
-print(peaks[1] - peaks[0])
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM"))
+
+
+small = peak_of(256)
+print(peak_of(16384) - small)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system tells no peak of memory")
-@pytest.mark.parametrize("kind", ["table", "agreement", "network", "guide"])
+@pytest.mark.parametrize("kind", ["table", "agreement", "network", "guide", "slopes", "sum", "average", "extremes"])
 def test_no_matrix_is_stored(kind: str) -> None:
     if reason := why_not("cpu", "cpu"):
         pytest.skip(reason)
