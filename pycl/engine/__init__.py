@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from pycl.core.pairs import Pairs, Points
 from pycl.distributed.ranks import together
-from pycl.engine import reductions
-from pycl.engine.average import pair_average
+from pycl.engine import average, reductions
 from pycl.engine.extremes import PairExtremes, pair_extremes
 from pycl.engine.matrix import pair_logits, pair_top
 from pycl.engine.modifiers import Agreement, LabelTable, Limit, Modified, PairMLP
@@ -38,7 +37,8 @@ __all__ = [
     "stack_views",
 ]
 
-# The library's own losses call those of `reductions`, with what `together` has made of their group.
+# The library's own losses call those of the modules, with what `together` has made of their group.
 pair_stats = together(reductions.pair_stats)
 pair_cross_entropy = together(reductions.pair_cross_entropy)
 pair_sum = together(reductions.pair_sum)
+pair_average = together(average.pair_average)

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from pycl.core.pairs import Pairs, Points
 from pycl.core.problem import Problem
+from pycl.distributed.ranks import Group
 from pycl.engine.modifiers import Modified
 from pycl.engine.reductions import backend_of
 from pycl.engine.validation import check_values, one_set, problem_of
 from pycl.ops.autograd import AverageFunction, apply
+from pycl.ops.sharded import sharded
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
@@ -33,6 +35,7 @@ def pair_average(
     offset: int | None = 0,
     normalize: bool = False,
     detach_weights: bool = False,
+    group: Group | None = None,
     backend: str | None = None,
     **changes: Unpack[Modified],
 ) -> Tensor:
@@ -52,6 +55,7 @@ def pair_average(
     Args:
         values: [n, dv], floating point, on the device of the points.
         detach_weights: the softmax is a constant: of all arguments the values alone get a gradient.
+        group: the candidates and their values are those of all ranks; the rest as in ``pair_stats``.
         rows: the other arguments, and the errors from them, are those of ``pair_stats``.
 
     Returns:
@@ -63,10 +67,19 @@ def pair_average(
         ValueError: values of another length or on another device.
     """
     sets = one_set(pairs)
-    args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, **changes)
+    args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group, **changes)
     args = args.as_rectangular()
     check_values(values, args)
     name = backend_of(args, backend)
     if detach_weights:
         args = Problem._make(field.detach() if isinstance(field, Tensor) else field for field in args)
-    return cast("Tensor", apply(AverageFunction, *args, values, name)[0])
+    shards = sharded(
+        group,
+        "pair_average",
+        args,
+        dv=str(values.shape[1]),
+        values=str(values.dtype),
+        values_gradient=str(values.requires_grad),
+        detach_weights=str(detach_weights),
+    )
+    return cast("Tensor", apply(AverageFunction, *args, values, name, shards)[0])

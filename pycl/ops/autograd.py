@@ -238,17 +238,18 @@ class AverageFunction(_Rule):
     """The means of values under the rows' softmax, and for the backward the shift that makes exp(l) its weights."""
 
     @staticmethod
-    @_takes("values", "backend")
+    @_takes("values", "backend", "sharded")
     def forward(*args: Any) -> tuple[Tensor, Tensor]:
-        *fields, values, backend = args
-        problem = Problem(*fields)
-        lse = torch.ops.pycl.pair_stats(*problem, (), False, False, backend)[0][StatsRow.LSE]
+        *fields, values, backend, sharded = args
+        problem, operators = Problem(*fields), sharded or torch.ops.pycl
+        lse = operators.pair_stats(*problem, (), False, False, backend)[0][StatsRow.LSE]
         shift = -lse.masked_fill(lse == -torch.inf, 0)
-        return torch.ops.pycl.pair_weighted_sum(*problem.shifted(shift), values, backend), shift
+        return operators.pair_weighted_sum(*problem.shifted(shift), values, backend), shift
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        *_, values, ctx.backend = inputs
+        *_, values, ctx.backend, sharded = inputs
+        ctx.operators = sharded or torch.ops.pycl
         _save(ctx, inputs[:_INPUTS], values, *output)
         ctx.mark_non_differentiable(output[1])
 
@@ -259,8 +260,8 @@ class AverageFunction(_Rule):
         along, of_values = (d_out * out).sum(1), ctx.needs_input_grad[_INPUTS]
         more = values, d_out, along, of_values, _needs(ctx.needs_input_grad), ctx.backend
         shifted = problem.shifted(shift)
-        d_values, *found = torch.ops.pycl.pair_average_backward(*shifted, *more)
-        gradients = list(_gradients(ctx, shifted.leaves(), found, 2, values, d_out))
+        d_values, *found = ctx.operators.pair_average_backward(*shifted, *more)
+        gradients = list(_gradients(ctx, shifted.leaves(), found, 3, values, d_out))
         of_row_values = gradients[_ROW_VALUES]
         if of_row_values is not None:
             gradients[_ROW_VALUES] = of_row_values[:, :-1]  # not of the shift

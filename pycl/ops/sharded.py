@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import compress
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -155,6 +155,34 @@ class Sharded:
         own = Gradients(*torch.ops.pycl.pair_sum_backward(*args))
         return _add_gradients(problem, Needs(*needs), own, exchange, remote_blocks, backward)
 
+    @eager
+    def pair_weighted_sum(self, *args: Any) -> Tensor:
+        problem, (values, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
+        remote_blocks = self._exchange(symmetric=False).fetch([*_columns(problem), values])
+        found = torch.ops.pycl.pair_weighted_sum(*args)
+        for remote in remote_blocks:
+            found += torch.ops.pycl.pair_weighted_sum(*_part(problem, remote), remote.columns[-1], backend)
+        return cast("Tensor", found)
+
+    @eager
+    def pair_average_backward(self, *args: Any) -> tuple[Tensor, ...]:
+        problem, (values, d_out, along, of_values, needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
+        arrived: list[Tensor] = []  # the values' gradients of a block, which go home with its columns'
+
+        def backward(remote: RemoteBlock, needs: Needs) -> Gradients:
+            more = remote.columns[-1], d_out, along, of_values, needs, backend
+            arrived[:], found = [], torch.ops.pycl.pair_average_backward(*_part(problem, remote), *more)
+            arrived.append(found[0])
+            return Gradients(*found[1:])
+
+        exchange = self._exchange(symmetric=False)
+        remote_blocks = exchange.fetch([*_columns(problem), values])
+        d_values, *own = torch.ops.pycl.pair_average_backward(*args)
+        gradients = _add_gradients(
+            problem, Needs(*needs), Gradients(*own), exchange, remote_blocks, backward, (d_values, arrived)
+        )
+        return d_values, *gradients
+
     def _exchange(self, symmetric: bool) -> AllGatherExchange | RingExchange:
         ranks, sizes = self.agreement
         return (RingExchange if ranks.ring else AllGatherExchange)(ranks, sizes, symmetric)
@@ -218,8 +246,13 @@ def _add_gradients(
     exchange: ColumnExchange,
     remote_blocks: Iterator[RemoteBlock],
     backward: Callable[[RemoteBlock, Needs], Gradients],
+    values: tuple[Tensor, list[Tensor]] | None = None,
 ) -> Gradients:
-    """A rank's gradients: the sum over its own block, remote blocks, and what others computed for its columns."""
+    """A rank's gradients: the sum over its own block, remote blocks, and what others computed for its columns.
+
+    ``values``: the gradient of this rank's values, which is added to, and the place where ``backward`` leaves that of a
+    remote block's.
+    """
     symmetric = problem.cols is None
     dtype = accumulation_dtype(problem.rows.dtype)
     found = Gradients(*(gradient.to(dtype) for gradient in own))
@@ -228,6 +261,8 @@ def _add_gradients(
         mine, like = (found.rows, found.row_bias, d_row_values), (own.rows, own.row_bias, d_row_values)
     else:
         mine, like = (found.cols, found.col_bias, d_col_values), (own.cols, own.col_bias, d_col_values)
+    d_values, of_values = ((), []) if values is None else ((values[0],), values[1])
+    mine, like = (*mine, *d_values), (*like, *d_values)
     needed = Needs(needs.rows, needs.rows if symmetric else needs.cols, needs.bias, needs.modifiers)
 
     def add(at: RowRange, arrived: list[Tensor]) -> None:
@@ -245,7 +280,7 @@ def _add_gradients(
                 remote.rows.of(gradient).add_(more)
         d_shared.add_(shared)
         if returns is not None:
-            returns.send(remote, [x for x in (part.cols, part.col_bias, col_values) if len(x)])
+            returns.send(remote, [x for x in (part.cols, part.col_bias, col_values, *of_values) if len(x)])
     if returns is not None:
         returns.wait()
     return Gradients(*(gradient.to(x.dtype) for gradient, x in zip(found, own, strict=True)))

@@ -8,15 +8,24 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.dense import Case, make
-from helpers.modified import KINDS, ModifiedCase, Modifier, dense_outputs, make_modified, modified_engine
+from helpers.dense import Case, arguments, make, pair_sets
+from helpers.modified import (
+    KINDS,
+    ModifiedCase,
+    Modifier,
+    dense_logits,
+    dense_outputs,
+    make_modified,
+    modified_engine,
+    modifiers_of,
+)
 from helpers.spawn import on_ranks
 from torch import Tensor
 
 import pycl
 from pycl import Pairs, Points
 from pycl.backends.registry import installed
-from pycl.engine import LabelTable, pair_stats
+from pycl.engine import LabelTable, pair_average, pair_stats
 
 TRANSPORTS = ("gather", "ring")
 WORLDS = (2, 3)
@@ -131,3 +140,55 @@ def scored(rank: int, world: int) -> str:
 
 def test_a_score_mod_is_refused() -> None:
     assert all("score_mod must be None where there is a group" in said for said in on_ranks(2, scored))
+
+
+# ---- means, whose values travel with the columns
+
+
+def means_of(whole: ModifiedCase, leaves: dict[str, Tensor], group: Any, backend: str) -> Tensor:
+    points, options = arguments(whole.case, leaves)
+    del options["positives"]
+    options |= {"pairs": Pairs(whole.case.denominator), "modifiers": modifiers_of(whole, leaves)}
+    rows, cols, scale = points
+    return pair_average(rows, cols, leaves["values"], scale, **options, group=group, backend=backend)
+
+
+def problem_of_means() -> tuple[ModifiedCase, Tensor, Tensor]:
+    torch.manual_seed(5)
+    whole = make_modified(make(31, 44, 6, offset=None, positives=0), "LabelTable", "PairMLP")
+    return whole, torch.randn(44, 3).double(), torch.randn(31, 3).double()
+
+
+def means_on_this_rank(rank: int, world: int) -> dict[Any, Any]:
+    whole, values, slope = problem_of_means()
+    mine, rows, cols = of_rank(whole, rank, world), bounds(31, rank, world), bounds(44, rank, world)
+    found = {}
+    for transport in TRANSPORTS:
+        group = pycl.distributed.Ring(torch.distributed.group.WORLD) if transport == "ring" else "world"
+        for backend in installed("cpu", torch.float64):
+            run = lambda x, g=group, b=backend: [means_of(mine, x, g, b)]  # noqa: E731
+            leaves = mine.leaves() | {"values": values[cols]}
+            found[transport, backend] = outputs_and_gradients(leaves, run, [slope[rows]])
+    return found
+
+
+ranks_of_means = cache(lambda world: on_ranks(world, means_on_this_rank))
+
+
+@pytest.mark.float64
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("world", WORLDS)
+def test_means_on_ranks(world: int, transport: str, backend: str) -> None:
+    whole, values, slope = problem_of_means()
+
+    def dense(x: dict[str, Tensor]) -> list[Tensor]:
+        logits = dense_logits(whole, x).masked_fill(~pair_sets(whole.case)[0], -torch.inf)
+        return [logits.softmax(1) @ x["values"]]
+
+    (expected,), gradients = outputs_and_gradients(whole.leaves() | {"values": values}, dense, [slope])
+    parts = [rank[transport, backend] for rank in ranks_of_means(world)]
+    torch.testing.assert_close(torch.cat([found for (found,), _ in parts]), expected, rtol=0, atol=1e-11)
+    for leaf, want in gradients.items():
+        mine = [of[leaf] for _, of in parts]
+        shared = leaf.rpartition(".")[2] not in (*OF_ROWS, *OF_COLS, "values")
+        torch.testing.assert_close(sum(mine) if shared else torch.cat(mine), want, rtol=0, atol=1e-10)
