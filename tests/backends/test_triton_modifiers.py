@@ -222,15 +222,15 @@ def test_a_shift_of_rows_in_both_directions(small: None) -> None:
     """The backward's second sweep is of the transposed matrix, in which the rows' shift is the columns'."""
     problem = _problem(SHAPES["columns"]("LabelTable", "Limit"), torch.bfloat16)
     shifted = problem.shifted(torch.randn(len(problem.rows)))
-    stats, wanted = (b.pair_stats(shifted, True, False) for b in (backend, reference))
+    stats, wanted = (b.pair_stats(shifted, (), True, False) for b in (backend, reference))
     for got, true in zip(stats[:2], wanted[:2], strict=True):
         assert_close(got[:4], true[:4], rtol=1e-4, atol=1e-4)
     d_stats = [torch.rand(len(problem.rows)), None, torch.rand(len(problem.rows))]
     d_cols = [torch.rand(problem.n_cols()), None, torch.rand(problem.n_cols())]
     for needs in (Needs(True, True, True), Needs(True, True, True, True)):
-        found = backend.pair_stats_backward(shifted, *stats, d_stats, d_cols, needs)
+        found = backend.pair_stats_backward(shifted, (), *stats, d_stats, d_cols, needs)
         wanted = reference.pair_stats_backward(
-            shifted, *reference.pair_stats(shifted, True, False), d_stats, d_cols, needs
+            shifted, (), *reference.pair_stats(shifted, (), True, False), d_stats, d_cols, needs
         )
         for got, true in zip(found, wanted, strict=True):
             peak = true.float().abs().max().item() if true.numel() else 0.0
@@ -250,7 +250,7 @@ def test_launches_say_what_they_modify() -> None:
     for kinds in ((), ("LabelTable", "Limit")):
         problem = _problem(SHAPES["columns"](*kinds), torch.float32)
         with launch.recording(90) as launches:
-            backend.pair_stats(problem, True, False)
+            backend.pair_stats(problem, (), True, False)
         made[kinds] = launches
     plain, changed = made.values()
     assert [found.kernel for found in plain] == [found.kernel for found in changed]

@@ -68,6 +68,7 @@ def test_two(kinds: tuple[str, str], case: str, backend: str) -> None:
     check_modified(make_modified(CASES[case](), *kinds), backend)
 
 
+@pytest.mark.float64
 @settings(max_examples=25, deadline=None)
 @given(m=st.integers(1, 70), n=st.integers(1, 200), width=st.integers(1, 20), data=st.data())
 def test_any_shape(m: int, n: int, width: int, data: Any, backend: str) -> None:
@@ -102,6 +103,7 @@ def all_modifiers(x: dict[str, Tensor]) -> list[Any]:
     return [LabelTable(x["table"], **LABELS), Agreement(*IDS, x["weights"]), network]
 
 
+@pytest.mark.float64
 def test_gradcheck_of_every_parameter(backend: str) -> None:
     leaves = leaves_of()
 
@@ -120,6 +122,7 @@ def test_gradcheck_of_every_parameter(backend: str) -> None:
     assert torch.autograd.gradcheck(all_of_it, tuple(leaves.values()))
 
 
+@pytest.mark.float64
 @KIND
 def test_means(kind: str, backend: str) -> None:
     """Limits compare with the logits themselves, not with those that the log-sum-exps were subtracted from."""
@@ -147,6 +150,7 @@ def test_means(kind: str, backend: str) -> None:
         assert_close(got, want, rtol=0, atol=1e-11)
 
 
+@pytest.mark.float64
 @pytest.mark.parametrize("case", ["columns", "itself"])
 @KIND
 def test_extremes(kind: str, case: str, backend: str) -> None:
@@ -281,6 +285,7 @@ def test_factors_of_columns(backend: str) -> None:
     assert_close(itself, logits.logsumexp(1))
 
 
+@pytest.mark.float64
 def test_means_come_with_their_gradients(backend: str) -> None:
     """The value of a mean is that of the terms, whichever way its gradients come."""
     case = make_modified(make(33, 47, 9), "LabelTable", "PairMLP")
@@ -307,14 +312,15 @@ def test_opcheck(kind: str, backend: str) -> None:
     points = Points(leaves["x"], ids[0]), Points(leaves["y"], ids[1])
     p = problem_of(*points, leaves["scale"], sets, None, None, None, False, modifiers=modifiers_of(case, leaves))
     ops, needs = torch.ops.pycl, Needs(True, True, False, True)
-    stats = ops.pair_stats(*p, True, False, backend)
-    torch.library.opcheck(ops.pair_stats.default, (*p, True, True, backend))
+    stats = ops.pair_stats(*p, (), True, False, backend)
+    torch.library.opcheck(ops.pair_stats.default, (*p, (1.0, 2.0), True, True, backend))
     d_stats = [torch.randn(9), None, torch.randn(9), torch.randn(7), None, None]
-    torch.library.opcheck(ops.pair_stats_backward.default, (*p, *stats, *d_stats, needs, backend))
+    torch.library.opcheck(ops.pair_stats_backward.default, (*p, (), *stats, *d_stats, needs, backend))
     torch.library.opcheck(ops.pair_sum_backward.default, (*p, "exp", stats[2], torch.randn(9), needs, backend))
     torch.library.opcheck(ops.pair_extremes.default, (*p, backend))
 
 
+@pytest.mark.float64
 def test_compile_and_vmap(backend: str) -> None:
     leaves = leaves_of()
 
