@@ -79,6 +79,7 @@ def add_gradients(problem: Problem, weights: Tensor, loss_scale: Tensor | None, 
     rows, n = weights.shape
     step = strip_rows(p, rows)
     nothing, columns = p.logit_scale.new_zeros(1, 1), torch.arange(n, device=weights.device)
+    nothing.requires_grad_()  # limits alone leave nothing else that does
     for start in range(0, rows, step):
         here = slice(start, min(start + step, rows))
         i = slice(first + here.start, first + here.stop)
