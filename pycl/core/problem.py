@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -239,14 +240,15 @@ def empty_gradients(problem: Problem, needs: Needs) -> Gradients:
     """Uninitialised gradients of the right shapes: what a backend fills and what tracing sees."""
     rows, cols = problem.rows, problem.cols
     (m, d), n = rows.shape, problem.n_cols()
-    dtype = accumulation_dtype(rows.dtype)
+    new, dtype = rows.new_empty, accumulation_dtype(rows.dtype)
+    numbers = new if dtype == rows.dtype else partial(new, dtype=dtype)  # a dtype by name takes a fifth of the time
     return Gradients(
-        rows=rows.new_empty(m, d) if needs.rows else rows.new_empty(0),
-        cols=cols.new_empty(n, d) if needs.cols and cols is not None else rows.new_empty(0),
-        logit_scale=rows.new_empty(m if needs.rows else 0, dtype=dtype),
-        row_bias=rows.new_empty(m if needs.bias else 0, dtype=dtype),
-        col_bias=rows.new_empty(n if needs.bias and cols is not None else 0, dtype=dtype),
-        modifiers=rows.new_empty(_modifier_size(problem) if needs.modifiers else 0, dtype=dtype),
+        rows=new(m, d) if needs.rows else new(0),
+        cols=new(n, d) if needs.cols and cols is not None else new(0),
+        logit_scale=numbers(m if needs.rows else 0),
+        row_bias=numbers(m if needs.bias else 0),
+        col_bias=numbers(n if needs.bias and cols is not None else 0),
+        modifiers=numbers(_modifier_size(problem) if needs.modifiers else 0),
     )
 
 

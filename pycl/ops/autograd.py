@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any, cast
 
 import torch
@@ -16,11 +17,24 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 
-from pycl.core.problem import LEAVES, N_GRADED, N_RESULTS, Gradients, Needs, Problem, StatsRow, stats_blocks
+from pycl.core.problem import (
+    LEAVES,
+    N_GRADED,
+    N_MODIFIER_LEAVES,
+    N_RESULTS,
+    Gradients,
+    Needs,
+    Problem,
+    StatsRow,
+    stats_blocks,
+)
 from pycl.core.tracing import observed
 
 _INPUTS = len(Problem._fields)
 _LEAVES = [Problem._fields.index(name) for name in LEAVES]
+_leaves_of = itemgetter(*_LEAVES)  # torch.compile cannot trace it
+_MODIFIERS = Problem._fields.index("modifiers")
+_PLAIN = len(LEAVES) - N_MODIFIER_LEAVES  # the leaves of a problem without modifiers
 _SCALE = Problem._fields.index("logit_scale")
 _ROW_VALUES = Problem._fields.index("row_values")
 
@@ -71,8 +85,8 @@ def _restore(ctx: Any) -> tuple[Problem, tuple[Tensor, ...]]:
 
 def _needs(wanted: Sequence[bool]) -> Needs:
     """From what is wanted of the inputs, in their order."""
-    rows, cols, logit_scale, row_bias, col_bias, *of_modifiers = (wanted[i] for i in _LEAVES)
-    return Needs(rows=rows or logit_scale, cols=cols, bias=row_bias or col_bias, modifiers=any(of_modifiers))
+    rows, cols, logit_scale, row_bias, col_bias, row_values, col_values, shared = [wanted[i] for i in _LEAVES]
+    return Needs(rows or logit_scale, cols, row_bias or col_bias, row_values or col_values or shared)
 
 
 class _Rule(torch.autograd.Function):
@@ -105,9 +119,9 @@ def _gradients(
     gradients: list[Tensor | None] = [None] * (_INPUTS + rest)
     wanted = ctx.needs_input_grad
     create_graph = torch.is_grad_enabled()
-    *points, of_modifiers = found
-    if len(of_modifiers):
-        points += Gradients(*found).of_modifiers(leaves)
+    points = found[:_PLAIN]
+    if any(leaf is not None for leaf in leaves[_PLAIN:]) and found[_PLAIN].numel():
+        points = (*points, *Gradients(*found).of_modifiers(leaves))
     for i, leaf, gradient in zip(_LEAVES, leaves, points, strict=False):
         if not wanted[i]:
             continue
@@ -199,13 +213,17 @@ class FusedLossFunction(torch.autograd.Function):
         *arguments, operator, weights, backend = args
         needs = _needs(ctx.needs_input_grad)
         total, *gradients = getattr(torch.ops.pycl, operator)(*arguments, *weights, needs, backend)
-        ctx.save_for_backward(*gradients, *Problem(*arguments).leaves())
+        leaves = _leaves_of(arguments)
+        if not arguments[_MODIFIERS]:  # less to save and to hand out
+            gradients, leaves = gradients[:_PLAIN], leaves[:_PLAIN]
+        ctx.save_for_backward(*gradients, *leaves)
+        ctx.n_gradients = len(gradients)
         return cast("Tensor", total)
 
     @staticmethod
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        of_total, leaves = saved[: len(Gradients._fields)], saved[len(Gradients._fields) :]
+        of_total, leaves = saved[: ctx.n_gradients], saved[ctx.n_gradients :]
         found = of_total
         # A loss is mostly the end of a graph that is used once: the gradients are handed out as they are. If the graph
         # is kept, they might be changed in place before the next backward, so copies are handed out.
