@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from helpers.dense import ALL, NEG_OTHER, NEG_SAME, POS_OTHER, SELF, Case, dense, engine, make
+from helpers.dense import ALL, NEG_OTHER, NEG_SAME, POS_OTHER, SELF, Case, dense, engine, make, outputs_and_gradients
 from helpers.spawn import on_ranks
 from torch import Tensor
 
@@ -134,14 +133,6 @@ def of_rank(case: Case, rank: int, world: int) -> Case:
     )
 
 
-def outputs_and_gradients(case: Case, run: Callable[[dict[str, Tensor]], list[Tensor]], weights: list[Tensor]) -> Any:
-    leaves = {name: x.clone().requires_grad_() for name, x in case.leaves.items()}
-    found = run(leaves)
-    total = sum((x.masked_fill(x == -torch.inf, 0) * w).sum() for x, w in zip(found, weights, strict=True))
-    gradients = torch.autograd.grad(total, list(leaves.values()))
-    return [x.detach() for x in found], dict(zip(leaves, gradients, strict=True))
-
-
 def weights_for(case: Case) -> list[Tensor]:
     found, _ = dense(case, case.leaves)
     return [torch.linspace(0.5, 1.5 + k, len(x), dtype=torch.float64) for k, x in enumerate(found)]
@@ -155,7 +146,7 @@ def all_problems(rank: int, world: int) -> dict[Any, Any]:
             for backend in installed("cpu", torch.float64):
                 run = lambda leaves, c=mine, b=backend, t=transport: engine(c, leaves, b, group_of(t))  # noqa: E731
                 # columns of a symmetric problem are its rows: the engine returns the rows' statistics for both
-                found[name, transport, backend] = outputs_and_gradients(mine, run, weights)
+                found[name, transport, backend] = outputs_and_gradients(mine.leaves, run, weights)
     return found
 
 
@@ -168,7 +159,7 @@ problems_on = cache(lambda world: on_ranks(world, all_problems))
 @pytest.mark.parametrize("name", problems())
 def test_the_engine_on_ranks(name: str, world: int, transport: str, backend: str) -> None:
     case = problems()[name]
-    expected, gradients = outputs_and_gradients(case, lambda x: dense(case, x)[0], weights_for(case))
+    expected, gradients = outputs_and_gradients(case.leaves, lambda x: dense(case, x)[0], weights_for(case))
     parts = [rank[name, transport, backend] for rank in problems_on(world)]
     for k, want in enumerate(expected):
         torch.testing.assert_close(torch.cat([found[k] for found, _ in parts]), want, rtol=0, atol=1e-11)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.dense import Case, arguments, make, pair_sets
+from helpers.dense import Case, arguments, make, outputs_and_gradients, pair_sets
 from helpers.modified import (
     KINDS,
     ModifiedCase,
@@ -68,14 +68,6 @@ def of_rank(whole: ModifiedCase, rank: int, world: int) -> ModifiedCase:
     )
     modifiers = tuple(Modifier(m.kind, mine(m.constants), mine(m.leaves)) for m in whole.modifiers)
     return ModifiedCase(own, modifiers)
-
-
-def outputs_and_gradients(leaves: dict[str, Tensor], run: Any, weights: list[Tensor]) -> Any:
-    leaves = {name: x.clone().requires_grad_() for name, x in leaves.items()}
-    found = run(leaves)
-    total = sum((x.masked_fill(x == -torch.inf, 0) * w).sum() for x, w in zip(found, weights, strict=True))
-    gradients = torch.autograd.grad(total, list(leaves.values()))
-    return [x.detach() for x in found], dict(zip(leaves, gradients, strict=True))
 
 
 def weights_for(whole: ModifiedCase) -> list[Tensor]:

@@ -59,8 +59,6 @@ def test_refused(own: Any, error: type[Exception], message: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_65536_features(dtype: torch.dtype, backend: str) -> None:
-    if backend == "triton":
-        pytest.skip("the interpreter takes a minute for a tile of so many features")
     x, y = (torch.randn(n, 65536).to(dtype).requires_grad_() for n in (70, 50))
     rows, cols = pair_stats(
         Points(x), Points(y), 1 / 256, denominator=Pairs.ALL, offset=None, sides="both", backend=backend

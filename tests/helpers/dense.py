@@ -185,13 +185,25 @@ def of_slopes(case: Case, leaves: dict[str, Tensor], w: Tensor, size: float) -> 
 
 def check(case: Case, backend: str, dtype: torch.dtype = torch.float32) -> None:
     """All outputs and gradients within the budget; empty sets in the same places."""
+    formula, ours = (lambda x: dense(case, x)[0]), (lambda x: engine(case, x, backend))
+    compare(case.leaves, formula, ours, lambda x: magnitudes(case, x), dtype)
+
+
+def compare(
+    leaves: dict[str, Tensor],
+    formula: Callable[[dict[str, Tensor]], list[Tensor]],
+    ours: Callable[[dict[str, Tensor]], list[Tensor]],
+    magnitudes_of: Callable[[dict[str, Tensor]], tuple[float, float, dict[str, float]]],
+    dtype: torch.dtype,
+) -> None:
+    """The engine's outputs and their gradients against a formula in float64 and in ``dtype``."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    leaves = {name: t.to(dtype if name in ("x", "y") else wide) for name, t in case.leaves.items()}
+    leaves = {name: t.to(dtype if name in ("x", "y") else wide) for name, t in leaves.items()}
     exact = {name: t.double() for name, t in leaves.items()}
-    truth, d_truth = run(lambda x: dense(case, x)[0], exact)
-    eager, d_eager = run(lambda x: dense(case, x)[0], {name: t.to(dtype) for name, t in leaves.items()})
-    got, d_got = run(lambda x: engine(case, x, backend), leaves)
-    size, total, of_gradients = magnitudes(case, exact)
+    truth, d_truth = run(formula, exact)
+    eager, d_eager = run(formula, {name: t.to(dtype) for name, t in leaves.items()})
+    got, d_got = run(ours, leaves)
+    size, total, of_gradients = magnitudes_of(exact)
     for k, (mine, plain, true) in enumerate(zip(got, eager, truth, strict=True)):
         assert mine.dtype == wide
         empty = true == -torch.inf
@@ -244,3 +256,12 @@ def assert_near_products(found: list[Tensor], wanted: list[Tensor], case: Case, 
         assert torch.equal(got == -torch.inf, want == -torch.inf)
         error = (got - want).masked_fill(want == -torch.inf, 0).abs().max().item()
         assert error <= digits * magnitude, f"output {k}: error {error:.3g} > {digits:.3g} of {magnitude:.3g}"
+
+
+def outputs_and_gradients(leaves: dict[str, Tensor], run: Callable[..., list[Tensor]], weights: list[Tensor]) -> Any:
+    """What a rank computes from its leaves, every output with weights of its own."""
+    leaves = {name: x.clone().requires_grad_() for name, x in leaves.items()}
+    found = run(leaves)
+    total = sum((x.masked_fill(x == -torch.inf, 0) * w).sum() for x, w in zip(found, weights, strict=True))
+    gradients = torch.autograd.grad(total, list(leaves.values()))
+    return [x.detach() for x in found], dict(zip(leaves, gradients, strict=True))

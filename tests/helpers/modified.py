@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from helpers.dense import Case, arguments, given, of_slopes, outputs, pair_sets, run, weighted
+from helpers.dense import Case, arguments, compare, given, of_slopes, outputs, pair_sets, weighted
 from helpers.dense import magnitudes as of_plain
-from helpers.oracle import assert_as_accurate
 from pycl import Pairs, engine
 
 
@@ -198,19 +197,5 @@ def magnitudes(case: ModifiedCase, leaves: dict[str, Tensor]) -> tuple[float, fl
 
 def check_modified(case: ModifiedCase, backend: str, dtype: torch.dtype = torch.float32) -> None:
     """All outputs and gradients within the budget; empty sets in the same places."""
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    leaves = {name: t.to(dtype if name in ("x", "y") else wide) for name, t in case.leaves().items()}
-    exact = {name: t.double() for name, t in leaves.items()}
-    truth, d_truth = run(lambda x: dense_outputs(case, x), exact)
-    eager, d_eager = run(lambda x: dense_outputs(case, x), {name: t.to(dtype) for name, t in leaves.items()})
-    got, d_got = run(lambda x: modified_engine(case, x, backend), leaves)
-    size, total, of_gradients = magnitudes(case, exact)
-    for k, (mine, plain, true) in enumerate(zip(got, eager, truth, strict=True)):
-        assert mine.dtype == wide
-        empty = true == -torch.inf
-        assert torch.equal(mine == -torch.inf, empty)
-        finite = [t.masked_fill(empty, 0) for t in (mine, plain, true)]
-        assert_as_accurate(*finite, dtype, magnitude=total if k % 4 == 2 or k == len(got) - 1 else max(1.0, size))
-    for name, true in d_truth.items():
-        assert d_got[name].dtype == leaves[name].dtype
-        assert_as_accurate(d_got[name], d_eager[name], true, dtype, magnitude=of_gradients[name])
+    formula, ours = (lambda x: dense_outputs(case, x)), (lambda x: modified_engine(case, x, backend))
+    compare(case.leaves(), formula, ours, lambda x: magnitudes(case, x), dtype)
