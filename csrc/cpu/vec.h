@@ -70,7 +70,7 @@ PYCL_INLINE void store_int(Int<T>* p, IVec<T> x) {
 }
 template <class T>
 PYCL_INLINE Vec<T> splat(T x) {
-  return Vec<T>{} + x;
+  return x - Vec<T>{};  // one load: 0 + x would be an addition, as it is not x for x = -0
 }
 template <class T>
 PYCL_INLINE IVec<T> lane_index() {
