@@ -19,7 +19,7 @@ from pycl.core.pairs import Pairs, Points
 from pycl.core.problem import MAPS, N_RESULTS, Problem
 from pycl.core.tracing import observed
 from pycl.distributed.ranks import Agreement, Group
-from pycl.engine.modifiers import Modified, kinds_of
+from pycl.engine.modifiers import Modified, kinds_of, with_roles_apart
 from pycl.engine.reduction import check_reduction, share_of, zero_if_empty
 from pycl.engine.validation import check_choice, check_count, check_slopes, problem_of
 from pycl.ops.autograd import FusedLossFunction, StatsFunction, SumFunction, apply
@@ -152,6 +152,7 @@ def pair_stats(
     factors = check_slopes(slopes)
     sets = {"denominator": denominator, "positives": positives}
     args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group, **changes)
+    args = with_roles_apart(args) if sides == "both" or group is not None else args
     name = backend_of(args, backend)
     both = sides == "both" and args.cols is not None
     facts = {"slopes": str(factors)} if factors else {}
@@ -240,6 +241,7 @@ def pair_cross_entropy(
     check_reduction(reduction)
     sets = {"denominator": denominator, "positives": positives}
     args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group, **changes)
+    args = with_roles_apart(args) if sides == "both" or group is not None else args
     n = args.rows.shape[0]
     if sides == "both" and args.n_cols() != n:
         raise ValueError(f"sides='both' takes as many cols as rows, got {args.n_cols()} and {n}")
