@@ -102,8 +102,7 @@ struct LabelTable final : TileModifier<T> {
     std::memset(line_of(tile, 0), 0, sizeof(T) * size_t(n_lines[tile.ib]) * block);
     for (int i = 0; i < tile.rows; ++i) {
       T* sum = line_of(tile, line[tile.i0 + i]);
-      for (int j = 0; j < block; j += kLanes<T>)
-        store<T>(sum + j, load<T>(sum + j) + weights(int64_t(i) * block + j));
+      for (int j = 0; j < block; j += kLanes<T>) store<T>(sum + j, load<T>(sum + j) + weights(int64_t(i) * block + j));
     }
   }
 

@@ -70,8 +70,8 @@ def gradients(
     if needs.modifiers and (problem.logit_scale.dim() or roles_apart):
         found = gradients(problem, row_grad_stats, col_grad_stats, rule, needs._replace(modifiers=False))
         alone = Needs(rows=False, cols=False, bias=False, modifiers=True)
-        of_cols = NO_GRAD if roles_apart else col_grad_stats
-        of_modifiers = gradients(with_one_scale(problem), row_grad_stats, of_cols, rule, alone).modifiers
+        cols = NO_GRAD if roles_apart else col_grad_stats
+        of_modifiers = gradients(with_one_scale(problem), row_grad_stats, cols, rule, alone).modifiers
         return found._replace(modifiers=of_modifiers)
     sweep = _Sweep(*prepared(problem, row_grad_stats, col_grad_stats), rule, problem.normalize)
     x = sweep.operands.x
