@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pycl.backends import registry
 from pycl.core.pairs import Pairs, Points
-from pycl.core.problem import MAPS, N_RESULTS, Problem
+from pycl.core.problem import MAPS, N_RESULTS, Problem, accumulation_dtype
 from pycl.core.tracing import observed
 from pycl.distributed.ranks import Agreement, Group
 from pycl.engine.modifiers import Modified, kinds_of, with_roles_apart
@@ -149,9 +149,9 @@ def pair_stats(
         RuntimeError: a backend that is not built; a second derivative; another rank that failed.
     """
     check_choice("sides", sides, SIDES)
-    factors = check_slopes(slopes)
     sets = {"denominator": denominator, "positives": positives}
     args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group, **changes)
+    factors = check_slopes(slopes, accumulation_dtype(args.rows.dtype))
     args = with_roles_apart(args) if sides == "both" or group is not None else args
     name = backend_of(args, backend)
     both = sides == "both" and args.cols is not None
