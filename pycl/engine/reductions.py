@@ -250,7 +250,9 @@ def pair_cross_entropy(
     if reduction != "none" and group is None and can_fuse("pair_cross_entropy_fused", args, name):
         weight = (0.5 if both else 1.0) / (n if reduction == "mean" else 1)
         weights = both, weight, -weight / n_positives
-        return cast("Tensor", apply(FusedLossFunction, *args, "pair_cross_entropy_fused", weights, name))
+        return cast(
+            "Tensor", apply(FusedLossFunction, "pair_cross_entropy_fused", args, (*weights, name), *args.used_leaves())
+        )
     shards = sharded(group, "pair_cross_entropy", args, both, reduction=reduction)
     stats = apply(StatsFunction, *args, (), both, wants_gradient(args), name, shards)
     of_rows = PairStats(*stats[:N_RESULTS])
@@ -350,7 +352,7 @@ def pair_sum(
     name = backend_of(args, backend)
     if reduction != "none" and not return_counts and group is None and can_fuse("pair_sum_fused", args, name):
         weights = map, 1 / len(args.rows) if reduction == "mean" else 1.0
-        return cast("Tensor", apply(FusedLossFunction, *args, "pair_sum_fused", weights, name))
+        return cast("Tensor", apply(FusedLossFunction, "pair_sum_fused", args, (*weights, name), *args.used_leaves()))
     shards = sharded(group, "pair_sum", args, map=map, reduction=reduction)
     terms, counts, _ = apply(SumFunction, *args, map, return_counts, wants_gradient(args), name, shards)
     value = share_of(terms, reduction, agreement_of(shards))
@@ -375,4 +377,4 @@ def can_fuse(operator: str, args: Problem, backend: str) -> bool:
 
 def wants_gradient(args: Problem) -> bool:
     """Whether a backward may follow."""
-    return torch.is_grad_enabled() and any(leaf is not None and leaf.requires_grad for leaf in args.leaves())
+    return torch.is_grad_enabled() and any(leaf is not None and leaf.requires_grad for leaf in args.used_leaves())
