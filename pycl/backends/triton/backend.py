@@ -34,6 +34,7 @@ from pycl.backends.triton.operands import NO_GRAD, Operands, operands_of, tile_f
 from pycl.backends.triton.pair_top import pair_extremes, pair_top
 from pycl.backends.triton.schedule import NO_MASK, MaskedRows, masked_rows, num_splits, row_chunks
 from pycl.backends.triton.sinkhorn_steps import sinkhorn_codes, sinkhorn_columns
+from pycl.backends.triton.slopes import added_up, joined, parts, steeper
 from pycl.triton_kernels.backward import Strip, write_weights_kernel
 from pycl.triton_kernels.combine import Partials, combine_partials_kernel
 from pycl.triton_kernels.forward import forward_kernel
@@ -79,8 +80,12 @@ COLUMN_PARTIALS = 64 << 20  # bytes of sums over columns that wait to be combine
 def pair_stats(
     problem: Problem, slopes: Sequence[float], both_sides: bool, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if slopes:  # the kernels have one log-sum-exp
+    if slopes and problem.modifiers:  # a slope is a factor of what these add, too
         return reference.pair_stats(problem, slopes, both_sides, save)
+    if slopes:
+        found = [pair_stats(steeper(problem, slope), (), both_sides, False) for slope in slopes]
+        of_rows, of_columns, _ = zip(*found, strict=True)
+        return joined(of_rows, slopes), joined(of_columns, slopes), no_residuals(problem)
     operands, symmetric = operands_of(problem), problem.cols is None
     x, y = operands.x, operands.y
     tile = tile_for("forward", operands)
@@ -120,9 +125,15 @@ def pair_stats_backward(
     d_col_stats: list[Tensor | None],
     needs: Needs,
 ) -> Gradients:
-    if slopes:
+    if slopes and problem.modifiers:
         given = slopes, row_stats, col_stats, residuals, d_row_stats, d_col_stats, needs
         return reference.pair_stats_backward(problem, *given)
+    if slopes:
+        stats, d_stats = (row_stats, col_stats), (d_row_stats, d_col_stats)
+        return added_up(
+            (p.slope, pair_stats_backward(p.problem, (), *p.stats, residuals, *p.d_stats, needs))
+            for p in parts(problem, slopes, stats, d_stats)
+        )
     row_grad_stats = GradStats(row_stats, *d_row_stats)
     if problem.cols is None:
         col_grad_stats = row_grad_stats  # every pair counts once in each of its roles
