@@ -155,7 +155,7 @@ def pair_stats(
     name = backend_of(args, backend)
     both = sides == "both" and args.cols is not None
     facts = {"slopes": str(factors)} if factors else {}
-    shards = sharded(group, "pair_stats", args, both, **facts)
+    args, shards = sharded(group, "pair_stats", args, both, **facts)
     stats = apply(StatsFunction, *args, factors, both, wants_gradient(args), name, shards)
     of_rows = PairStats(*stats[:N_RESULTS])
     if sides == "rows":
@@ -186,7 +186,7 @@ def agreed_stats(
     sets = {"denominator": denominator, "positives": positives}
     args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group)
     name = backend_of(args, backend)
-    shards = sharded(group, "pair_stats", args, False, **facts)
+    args, shards = sharded(group, "pair_stats", args, False, **facts)
     stats = apply(StatsFunction, *args, (), False, wants_gradient(args), name, shards)
     return PairStats(*stats[:N_RESULTS]), agreement_of(shards)
 
@@ -249,7 +249,7 @@ def pair_cross_entropy(
         weight = (0.5 if both else 1.0) / (n if reduction == "mean" else 1)
         weights = both, weight, -weight / n_positives
         return cast("Tensor", apply(FusedLossFunction, *args, "pair_cross_entropy_fused", weights, name))
-    shards = sharded(group, "pair_cross_entropy", args, both, reduction=reduction)
+    args, shards = sharded(group, "pair_cross_entropy", args, both, reduction=reduction)
     stats = apply(StatsFunction, *args, (), both, wants_gradient(args), name, shards)
     of_rows = PairStats(*stats[:N_RESULTS])
     lses = [of_rows.lse, stats[N_RESULTS]] if both else [of_rows.lse]
@@ -349,7 +349,7 @@ def pair_sum(
     if reduction != "none" and not return_counts and group is None and can_fuse("pair_sum_fused", args, name):
         weights = map, 1 / len(args.rows) if reduction == "mean" else 1.0
         return cast("Tensor", apply(FusedLossFunction, *args, "pair_sum_fused", weights, name))
-    shards = sharded(group, "pair_sum", args, map=map, reduction=reduction)
+    args, shards = sharded(group, "pair_sum", args, map=map, reduction=reduction)
     terms, counts, _ = apply(SumFunction, *args, map, return_counts, wants_gradient(args), name, shards)
     value = share_of(terms, reduction, agreement_of(shards))
     return (value, counts) if return_counts else value
