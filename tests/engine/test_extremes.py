@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.dense import ALL, SELF, make, matrix, members
+from helpers.dense import ALL, SELF, extremes, make, matrix, members
 from test_autograd import LEAVES, compiled_is_eager, leaves_that_want, problem
 from torch import Tensor
 from torch.testing import assert_close
@@ -24,14 +24,6 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference, "TILE", (12, 16))
-
-
-def dense(logits: Tensor, inside: Tensor, sign: int) -> tuple[Tensor, Tensor]:
-    inside = inside & (logits != -torch.inf)
-    key = torch.where(inside, sign * logits, -torch.inf)
-    value, index = key.max(1, keepdim=True)
-    index = (inside & ((key == value) | (key.isnan() & value.isnan()))).int().argmax(1)
-    return sign * value[:, 0], torch.where(inside.any(1), index, -1)
 
 
 def check_integers(m: int, n: int | None, sets: tuple[int, int], dtype: torch.dtype, backend: str) -> None:
@@ -52,7 +44,7 @@ def check_integers(m: int, n: int | None, sets: tuple[int, int], dtype: torch.dt
     logits = x.double() @ y.double().T
 
     for sign, pairs, value, index in ((1, first, found[0], found[2]), (-1, positives, found[1], found[3])):
-        true, where = dense(logits, members(replace(case, denominator=pairs)), sign)
+        true, where = extremes(logits, members(replace(case, denominator=pairs)), sign)
         assert torch.equal(value.double(), true)
         assert torch.equal(index, where)
 
@@ -153,9 +145,9 @@ def test_what_was_not_chosen_has_no_gradient(backend: str) -> None:
         rows, cols = Points(leaves[0], ids[:n]), Points(leaves[1], col_ids[:n])
         options: dict[str, Any] = {"offset": None, "normalize": True, "backend": backend}
         options["modifiers"] = [PairMLP(*leaves[2:], *weights)]
-        extremes = pair_extremes(rows, cols, negatives=Pairs.NONE, positives=Pairs.POSITIVE, **options)
-        assert torch.equal(extremes.positive_index[:3], torch.arange(3))
-        found.append(torch.autograd.grad(extremes.positive[:3].sum() + extremes.negative.sum(), leaves))
+        hardest = pair_extremes(rows, cols, negatives=Pairs.NONE, positives=Pairs.POSITIVE, **options)
+        assert torch.equal(hardest.positive_index[:3], torch.arange(3))
+        found.append(torch.autograd.grad(hardest.positive[:3].sum() + hardest.negative.sum(), leaves))
     for whole, part in zip(*found, strict=True):
         assert_close(whole[:3], part)
         assert torch.equal(whole[3], torch.zeros_like(whole[3]))
