@@ -122,6 +122,8 @@ def integers(kind: str) -> Case:
         y[:] = torch.tensor([torch.inf, 0, 0])
         x[:, 0] = -1  # and nobody a negative but of the last anchor
         x[12, 0] = 1
+    if kind == "infinite":  # the smallest positive is as large as none, on whatever rank it is
+        y[:], x[:, 0] = torch.tensor([torch.inf, 0, 0]), 1
     views = torch.arange(13) % 2
     sets = {"denominator": 31, "positives": 31} if kind == "all" else {"denominator": 24, "positives": 6}
     return replace(case.update(x=x, y=y), row_ids=ids, row_views=views, col_ids=torch.arange(13) % 4, col_views=views,
@@ -145,7 +147,7 @@ def exact_on_this_rank(rank: int, world: int) -> dict[Any, tuple[Tensor, ...]]:
     return found
 
 
-KINDS = ("sets", "all", "nan", "nothing")
+KINDS = ("sets", "all", "nan", "nothing", "infinite")
 exact_ranks = cache(lambda world: on_ranks(world, exact_on_this_rank))
 
 

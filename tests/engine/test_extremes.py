@@ -130,27 +130,30 @@ def test_gradients(of_rows: bool, normalize: bool) -> None:
     assert torch.equal(torch.autograd.grad(found.positive.sum(), bad)[0][4], torch.zeros(3).double())
 
 
-def test_what_was_not_chosen_has_no_gradient(backend: str) -> None:
-    """Although its norm or its data is infinite or NaN: the others' gradients are as without it."""
-    ids, col_ids = torch.tensor([0, 1, 2, 9]), torch.tensor([0, 1, 2, 7])
-    x, y, p, q = torch.randn(4, 3), torch.randn(4, 3), torch.randn(4, 2), torch.randn(4, 2)
-    for z in (x, p):
-        z[3] = torch.nan
-    for z in (y, q):
-        z[3] = torch.inf
-    weights = torch.randn(2), torch.tensor(0.5)
-    found = []
-    for n in (4, 3):
-        leaves = [z[:n].clone().requires_grad_() for z in (x, y, p, q)]
-        rows, cols = Points(leaves[0], ids[:n]), Points(leaves[1], col_ids[:n])
+@pytest.mark.parametrize("bad", ["row", "column"])
+def test_what_was_not_chosen_has_no_gradient(bad: str, backend: str) -> None:
+    """Although its norm, its scale or its data is infinite or NaN: the others' gradients are as without it."""
+    ids, col_ids = torch.tensor([0, 1, 2, 9]), torch.tensor([7, 0, 1, 2])  # the last row and the first column are alone
+    x, y, scale, p, q = torch.randn(4, 3), torch.randn(4, 3), torch.rand(4) + 1, torch.randn(4, 2), torch.randn(4, 2)
+    rows, cols = slice(4), slice(4) if bad == "column" else slice(1, 4)
+    if bad == "row":
+        x[3], scale[3], p[3] = torch.nan, torch.inf, torch.nan
+    else:
+        y[0], q[0] = torch.inf, torch.nan
+    weights, found = (torch.randn(2), torch.tensor(0.5)), []
+    for of_rows, of_cols in ((rows, cols), (slice(3) if bad == "row" else rows, slice(1, 4))):
+        leaves = [x[of_rows], y[of_cols], scale[of_rows], p[of_rows], q[of_cols]]
+        leaves = [z.clone().requires_grad_() for z in leaves]
+        points = Points(leaves[0], ids[of_rows]), Points(leaves[1], col_ids[of_cols]), leaves[2]
         options: dict[str, Any] = {"offset": None, "normalize": True, "backend": backend}
-        options["modifiers"] = [PairMLP(*leaves[2:], *weights)]
-        hardest = pair_extremes(rows, cols, negatives=Pairs.NONE, positives=Pairs.POSITIVE, **options)
-        assert torch.equal(hardest.positive_index[:3], torch.arange(3))
+        options["modifiers"] = [PairMLP(*leaves[3:], *weights)]
+        hardest = pair_extremes(*points, negatives=Pairs.NONE, positives=Pairs.POSITIVE, **options)
+        assert torch.equal(hardest.positive_index[:3], torch.arange(len(leaves[1]))[-3:])
         found.append(torch.autograd.grad(hardest.positive[:3].sum() + hardest.negative.sum(), leaves))
     for whole, part in zip(*found, strict=True):
-        assert_close(whole[:3], part)
-        assert torch.equal(whole[3], torch.zeros_like(whole[3]))
+        assert_close(whole[:3] if bad == "row" else whole[-len(part) :], part)
+        rest = whole[3:] if bad == "row" else whole[: -len(part)]
+        assert torch.equal(rest, torch.zeros_like(rest))
 
 
 def test_a_row_of_zeros_in_half_precision(backend: str) -> None:
