@@ -364,7 +364,8 @@ def pair_extremes_backward(
     for index, d in ((negative_index, d_negative), (positive_index, d_positive)):
         chosen[index] = True  # -1 is the last
         none, at = index < 0, index.clamp_min(0)
-        # Masked before they are used: a zero gradient times an infinite embedding would be NaN.
+        # Masked before they are used: a zero gradient times an infinite embedding would be NaN. Wide before they are
+        # gathered: the gradients of a candidate that many rows chose add up in that dtype.
         x, y = rows.x.masked_fill(none[:, None], 0), cols.x.index_select(0, at).masked_fill(none[:, None], 0)
         scale, w = problem.logit_scale.expand(len(x)).masked_fill(none, 0), d.masked_fill(none, 0)
         product = (x * y).sum(1)

@@ -54,7 +54,7 @@ def pair_extremes(
     A NaN counts as larger than every number among negatives and as smaller than every number among positives: it is
     chosen in both. Values are differentiable once, with respect to both ``z``, ``logit_scale``, both biases and what
     modifiers have; the gradient flows to the chosen pairs alone, whose logits are then computed again from gathered
-    points, in [m, d] memory.
+    points, in memory of the size of the points.
 
     Args:
         negatives: the pair set of the largest logit.

@@ -282,7 +282,7 @@ def _part(problem: Problem, remote: RemoteBlock) -> Problem:
 
 
 def _by_owner(remote_blocks: Iterator[RemoteBlock]) -> Iterator[RemoteBlock]:
-    """One rank's columns at a time, where positions matter: a block begins with the rank that comes after this one."""
+    """One rank's columns at a time, where positions matter: gathered ones begin with the rank after this one."""
     for remote in remote_blocks:
         sizes = [block.cols.size for block in remote.blocks]
         for block, *columns in zip(remote.blocks, *(x.split(sizes) for x in remote.columns), strict=True):
