@@ -35,8 +35,9 @@ test-cpus: $(VENV)/installed
 # whose file descriptors pytest leaves alone: what is found ends it, and is written there.
 SANITIZED := build/sanitize
 SANITIZE = -fsanitize=address,undefined
-SANITIZE_TESTS = $(wildcard tests/backends/test_cpu*.py) tests/engine/test_engine.py tests/engine/test_cross_entropy.py \
+SANITIZE_TESTS = $(wildcard tests/backends/test_cpu*.py) $(SANITIZE_ENGINE:%=tests/engine/test_%.py) \
                  tests/sinkhorn/test_sinkhorn.py tests/sinkhorn/test_sinkhorn_cpu.py
+SANITIZE_ENGINE := engine cross_entropy maps modifiers slopes extremes average
 
 sanitize: $(SANITIZED)/installed
 	LD_PRELOAD="$$(ldd $(SANITIZED)/site/pycl/_C*.so | grep -oE '/\S+lib(asan|ubsan|stdc\+\+)\S+' | tr '\n' ' ')" \

@@ -7,6 +7,7 @@ from .case import Case
 
 MODIFIER_CASES = (
     Case("label_table", "LabelTable", 8192, 128),
+    Case("label_table-views", "LabelTable, NT-Xent", 4096, 128),
     Case("agreement", "Agreement", 8192, 128),
     Case("limit", "Limit", 8192, 128),
     Case("limit-guide", "Limit, guide", 8192, 128),

@@ -66,6 +66,18 @@ def modified_clip(modify: Modify, x: Tensor, y: Tensor, *data: Tensor) -> Tensor
     return taped(of_rows, x) + taped(of_cols, x)
 
 
+def symmetric_table(x: Tensor, y: Tensor, table: Tensor, a: Tensor) -> Tensor:
+    z = torch.cat([x, y])
+
+    def of_rows(i: Tensor) -> Tensor:
+        logits = of_label_table(LOGIT_SCALE * z[i] @ z.T, i, torch.arange(len(z), device=z.device), table, a, a)
+        positives = logits.gather(1, ((i + len(x)) % len(z))[:, None])[:, 0]
+        itself = F.one_hot(i, len(z)).bool()
+        return (logits.masked_fill(itself, -torch.inf).logsumexp(1) - positives).sum()
+
+    return taped(of_rows, z)
+
+
 def ada_meow(x: Tensor, y: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
     def of_rows(i: Tensor) -> Tensor:
         weights = torch.sigmoid(torch.tanh((x[i, None] + y) @ w1.T + b1) @ w2 + b2)
@@ -115,6 +127,7 @@ def taped(of_rows: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 IN_BLOCKS: dict[str, Callable[..., Tensor]] = {
     "LabelTable": partial(modified_clip, of_label_table),
+    "LabelTable, NT-Xent": symmetric_table,
     "Agreement": partial(modified_clip, of_agreement),
     "Limit": partial(modified_clip, of_limit),
     "Limit, guide": partial(modified_clip, of_guide),

@@ -58,6 +58,11 @@ def draw_label_table(points: Sequence[Tensor], draw: torch.Generator) -> list[Te
     return [*learned(uniform(draw, LABELS, LABELS) + 0.1), labels(draw, n), labels(draw, n)]
 
 
+def draw_symmetric_table(points: Sequence[Tensor], draw: torch.Generator) -> list[Tensor]:
+    table, n = uniform(draw, LABELS, LABELS) + 0.1, len(points[0])
+    return [*learned(table * table.T), labels(draw, 2 * n)]
+
+
 def draw_agreement(points: Sequence[Tensor], draw: torch.Generator) -> list[Tensor]:
     n = len(points[0])
     return [*learned(uniform(draw, AGREEING + 1) + 0.1), labels(draw, AGREEING, n), labels(draw, AGREEING, n)]
@@ -133,6 +138,22 @@ def clip(x: Tensor, y: Tensor, backend: str | None = None, **changes: Any) -> Te
 
 def label_table(x: Tensor, y: Tensor, table: Tensor, a: Tensor, b: Tensor, backend: str | None = None) -> Tensor:
     return clip(x, y, backend, modifiers=[LabelTable(table, a, b)])
+
+
+def nt_xent(x: Tensor, y: Tensor, backend: str | None = None, **changes: Any) -> Tensor:
+    return pycl.pair_cross_entropy(
+        pycl.stack_views((x, y))[0],
+        logit_scale=LOGIT_SCALE,
+        denominator=Pairs.OTHERS,
+        positives=Pairs.POSITIVE,
+        reduction="mean",
+        backend=backend,
+        **changes,
+    )
+
+
+def symmetric_table(x: Tensor, y: Tensor, table: Tensor, a: Tensor, backend: str | None = None) -> Tensor:
+    return nt_xent(x, y, backend, modifiers=[LabelTable(table, a, a)])
 
 
 def agreement(x: Tensor, y: Tensor, weights: Tensor, a: Tensor, b: Tensor, backend: str | None = None) -> Tensor:
@@ -230,6 +251,13 @@ def product(x: Tensor, y: Tensor) -> Tensor:
 
 def dense_label_table(x: Tensor, y: Tensor, table: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return cross_entropy(product(x, y) + table.log().index_select(0, a).index_select(1, b))
+
+
+def dense_symmetric_table(x: Tensor, y: Tensor, table: Tensor, a: Tensor) -> Tensor:
+    z = torch.cat([x, y])
+    logits = product(z, z) + table.log().index_select(0, a).index_select(1, a)
+    partner = torch.arange(len(z), device=z.device).roll(len(x))
+    return F.cross_entropy(logits.fill_diagonal_(-torch.inf), partner)
 
 
 def dense_agreement(x: Tensor, y: Tensor, weights: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -351,6 +379,21 @@ class Modified(OnPairs):
         return step_of(clip, self.inputs(size, dim, dtype)[:2])
 
 
+class OfViews(Modified):
+    """Two views of each point, which all meet each other."""
+
+    what = f"NT-Xent of two views with a learned symmetric LabelTable {LABELS} x {LABELS}, forward and backward"
+
+    def shape(self, size: int | str, dim: int) -> str:
+        return f"{size} x 2 views, d = {dim}"
+
+    def matrix(self, size: int, dim: int) -> tuple[int, int]:
+        return 2 * size, 2 * size
+
+    def bare_step(self, size: int, dim: int, dtype: torch.dtype) -> Callable[[], Any]:
+        return step_of(nt_xent, self.inputs(size, dim, dtype)[:2])
+
+
 class Wide(Modified):
     """Its dense form stores a vector of every pair, in three copies at once where there are six of a matrix."""
 
@@ -370,6 +413,7 @@ class AdaMeow(Wide):
 
 MODIFIER_WORKLOADS: dict[str, Workload] = {
     "LabelTable": Modified(label_table, dense_label_table, draw=draw_label_table),
+    "LabelTable, NT-Xent": OfViews(symmetric_table, dense_symmetric_table, draw=draw_symmetric_table),
     "Agreement": Modified(agreement, dense_agreement, draw=draw_agreement),
     "Limit": Modified(limit, dense_limit, draw=draw_limit),
     "Limit, guide": Modified(guided, dense_guided, draw=draw_guide),

@@ -56,6 +56,12 @@ struct TileModifiers {
     return sum;
   }
 
+  bool tell_sides_apart() const {
+    bool any = false;
+    for (int k = 0; k < count; ++k) any = any || list[k]->tells_sides_apart();
+    return any;
+  }
+
   // Those that read the logits come first. The others add, in any order.
   void change(const Tile<T>& tile, const Classes<T>& classes) const {
     make_logits(tile);

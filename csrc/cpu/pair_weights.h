@@ -23,6 +23,7 @@ struct LabelTable final : TileModifier<T> {
   T unit;
   int64_t n_cols;
   int block, workers;
+  bool symmetric;
   Int<T>* col_label;
   int* line;           // of each row, within its block
   Int<T>* line_label;  // of each line
@@ -39,6 +40,7 @@ struct LabelTable final : TileModifier<T> {
     n_cols = g.problem.cols.z.n;
     block = g.block;
     workers = g.workers;
+    symmetric = g.problem.symmetric;
     const int64_t m_rows = g.problem.rows.z.n;
     col_label = allocate<Int<T>>(g.host, g.padded_cols());
     Int<T>* label = allocate<Int<T>>(g.host, g.padded_rows());
@@ -65,6 +67,8 @@ struct LabelTable final : TileModifier<T> {
   }
 
   double bound() const override { return largest(table, height * width); }
+  // Entry [a, b] gets the gradients of rows with label a, and [b, a] those of columns that are the rows there.
+  bool tells_sides_apart() const override { return symmetric; }
   T* line_of(const Tile<T>& tile, int k) const { return lines + (int64_t(tile.worker) * block + k) * block; }
   int columns(const Tile<T>& tile) const { return n_cols - tile.j0 < block ? int(n_cols - tile.j0) : block; }
 
@@ -82,17 +86,33 @@ struct LabelTable final : TileModifier<T> {
   }
 
   void add_gradients(const Tile<T>& tile) const override {
+    double* to = sums + tile.worker * height * width;
+    if (!tile.row_share) {
+      add_up(tile, [&](int64_t at) { return load<T>(tile.products + at); });
+      return add_lines(tile, to, width, 1);
+    }
+    add_up(tile, [&](int64_t at) { return load<T>(tile.row_share + at); });
+    add_lines(tile, to, width, 1);
+    add_up(tile, [&](int64_t at) { return load<T>(tile.products + at) - load<T>(tile.row_share + at); });
+    add_lines(tile, to, 1, width);
+  }
+
+  template <class Weights>
+  void add_up(const Tile<T>& tile, Weights weights) const {
     std::memset(line_of(tile, 0), 0, sizeof(T) * size_t(n_lines[tile.ib]) * block);
     for (int i = 0; i < tile.rows; ++i) {
       T* sum = line_of(tile, line[tile.i0 + i]);
-      const T* w = tile.products + int64_t(i) * block;
-      for (int j = 0; j < block; j += kLanes<T>) store<T>(sum + j, load<T>(sum + j) + load<T>(w + j));
+      for (int j = 0; j < block; j += kLanes<T>) store<T>(sum + j, load<T>(sum + j) + weights(int64_t(i) * block + j));
     }
+  }
+
+  // To the entries of a row's and a column's label, which are so many steps from the first.
+  void add_lines(const Tile<T>& tile, double* to, int64_t row_step, int64_t col_step) const {
     const int n = columns(tile);
     for (int k = 0; k < n_lines[tile.ib]; ++k) {
       const T* sum = line_of(tile, k);
-      double* to = sums + (tile.worker * height + line_label[tile.i0 + k]) * width;
-      for (int j = 0; j < n; ++j) to[col_label[tile.j0 + j]] += double(sum[j]);
+      double* of_line = to + line_label[tile.i0 + k] * row_step;
+      for (int j = 0; j < n; ++j) of_line[col_label[tile.j0 + j] * col_step] += double(sum[j]);
     }
   }
 

@@ -260,8 +260,16 @@ void apply_weights(Sweep<P>& sweep, const Gradients& out, MakeWeights make_weigh
   T* transposed = d_cols ? allocate<T>(host, sweep.col_blocks * block * width) : nullptr;
   T* d_row_bias = zeros<T>(host, out.row_bias, sweep.row_blocks * block);
   T* d_col_bias = p.symmetric ? d_row_bias : zeros<T>(host, out.col_bias, sweep.col_blocks * block);
+  const int64_t size = int64_t(block) * block;
+  const bool apart = out.modifiers && sweep.modifiers.tell_sides_apart();
+  T* shares = apart ? allocate<T>(host, sweep.workers * size) : nullptr;
   add_products(sweep, {&sweep.row_points, &sweep.col_points, direct, transposed, d_row_bias, d_col_bias},
-               [&](const Tile<T>& tile, auto emit) {
+               [&](Tile<T> tile, auto emit) {
+                 if (apart && tile.both_sides) {
+                   tile.row_share = shares + tile.worker * size;
+                   std::memcpy(tile.row_share, tile.products, sizeof(T) * size_t(size));
+                   make_weights(tile.of_rows_alone(), emit);  // what it emits is overwritten
+                 }
                  make_weights(tile, emit);
                  if (out.modifiers) sweep.modifiers.add_gradients(tile);
                });

@@ -15,6 +15,14 @@ struct Tile {
   TileKind kind;
   bool both_sides;  // columns take their share, too; false on the diagonal of a symmetric problem
   T* products;
+  T* row_share = nullptr;  // dL/dl of the rows' share alone, where a modifier wants the two apart
+
+  Tile of_rows_alone() const {
+    Tile tile = *this;
+    tile.both_sides = false;
+    tile.products = row_share;
+    return tile;
+  }
 };
 
 struct Grid {
@@ -37,6 +45,8 @@ struct TileModifier {
   virtual double bound() const { return 0; }
   // Whether it reads the tile's logits, and so comes before those that change them.
   virtual bool reads_logits() const { return false; }
+  // Whether a pair in its two roles, in one tile of a symmetric problem, has different numbers.
+  virtual bool tells_sides_apart() const { return false; }
   virtual void change(const Tile<T>&, const Classes<T>&) const = 0;
   // Adds up the gradients of its data from the tile's dL/dl.
   virtual void add_gradients(const Tile<T>&) const {}

@@ -73,6 +73,10 @@ class Problem(NamedTuple):
         p = self
         return p.rows, p.cols, p.logit_scale, p.row_bias, p.col_bias, p.row_values, p.col_values, p.shared
 
+    def used_leaves(self) -> tuple[Tensor | None, ...]:
+        """The same, without those of modifiers where there are none."""
+        return self.leaves() if self.modifiers else self.leaves()[:-N_MODIFIER_LEAVES]
+
     def shifted(self, shift: Tensor) -> Problem:
         """With a number of each row added to its logits, of which limits see nothing. It has no gradient."""
         p = self

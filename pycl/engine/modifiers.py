@@ -163,6 +163,15 @@ def kinds_of(problem: Problem) -> tuple[str, ...]:
     return kinds(problem.modifiers) if problem.modifiers else ()
 
 
+def with_roles_apart(problem: Problem) -> Problem:
+    """For results of columns, and for a group: there a symmetric problem serves both roles of a pair at once.
+
+    A label table's entries [a, b] and [b, a] have the same value, but gradients of their own.
+    """
+    learned = problem.shared is not None and problem.shared.requires_grad
+    return problem.as_rectangular() if learned and "label_table" in kinds(problem.modifiers) else problem
+
+
 def scaled(z: Tensor, normalize: bool, factor: Tensor | None) -> Tensor:
     """Embeddings as the product sees them, wide, and times a factor each."""
     z = z.to(accumulation_dtype(z.dtype))
@@ -204,9 +213,8 @@ def _label_table(given: LabelTable, problem: Problem) -> _Data:
         inside = ((labels >= 0) & (labels < most)).all()
         _check(inside, f"LabelTable.{name} must be at least 0 and less than {most}, the table's size", labels)
         codes.append(labels[:, None])
-    constant = not table.requires_grad and table.device.type == "cpu" and not observed()
-    # a gradient would be the sum of entries [a, b] and [b, a]
-    symmetric = constant and given.row_labels is given.col_labels and torch.equal(table, table.T)
+    known = table.device.type == "cpu" and not observed()
+    symmetric = known and given.row_labels is given.col_labels and torch.equal(table, table.T)
     sizes = table.shape[0], table.shape[1]
     return _Data("label_table", sizes, codes[0], codes[1], shared=_log(table).reshape(-1), symmetric=symmetric)
 

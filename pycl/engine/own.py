@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pycl.core.pairs import Points
 from pycl.core.problem import accumulation_dtype, check_whole
+from pycl.engine.modifiers import normalized
 from pycl.engine.validation import embeddings_of, scale_of
 
 
@@ -26,8 +27,8 @@ def own_logits(rows: Points, own: Tensor, logit_scale: float | Tensor = 1.0, *, 
         rows: the anchors, ``z`` [m, d]; labels do not matter.
         own: [m, M, d], floating point, on the device of ``rows.z``.
         logit_scale: a number, or a tensor of shape [] or [m].
-        normalize: divide every embedding by ``max(norm, 1e-12)``. The norms divide the logits: no normalised copy of
-            the candidates is made.
+        normalize: divide every embedding by ``max(norm, 1e-12)``. The candidates' norms divide the logits, so that no
+            normalised copy of them is kept.
 
     Returns:
         [m, M], float32 (float64 for float64 input), differentiable by autograd as often as one likes.
@@ -48,9 +49,10 @@ def own_logits(rows: Points, own: Tensor, logit_scale: float | Tensor = 1.0, *, 
     dtype = accumulation_dtype(torch.promote_types(z.dtype, own.dtype))
     scale = scale_of(logit_scale, z, dtype, alone=True)
     x, candidates = z.to(dtype), own.to(dtype)
+    x = normalized(x) if normalize else x
     with torch.autocast(z.device.type, enabled=False):
         logits = (candidates @ x.unsqueeze(2)).squeeze(2)
     if normalize:
-        norm = torch.linalg.vector_norm(candidates, dim=2).clamp_min(1e-12)
-        logits = logits / norm / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-12)
+        norm = torch.linalg.vector_norm(candidates, dim=2, dtype=torch.float64)  # squares may leave float32's range
+        logits = logits / norm.clamp_min(1e-12).to(dtype)
     return logits * scale.unsqueeze(-1)

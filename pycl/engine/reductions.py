@@ -16,10 +16,10 @@ from torch import Tensor
 
 from pycl.backends import registry
 from pycl.core.pairs import Pairs, Points
-from pycl.core.problem import MAPS, N_RESULTS, Problem
+from pycl.core.problem import MAPS, N_RESULTS, Problem, accumulation_dtype
 from pycl.core.tracing import observed
 from pycl.distributed.ranks import Agreement, Group
-from pycl.engine.modifiers import Modified, kinds_of
+from pycl.engine.modifiers import Modified, kinds_of, with_roles_apart
 from pycl.engine.reduction import check_reduction, share_of, zero_if_empty
 from pycl.engine.validation import check_choice, check_count, check_slopes, problem_of
 from pycl.ops.autograd import FusedLossFunction, StatsFunction, SumFunction, apply
@@ -149,9 +149,10 @@ def pair_stats(
         RuntimeError: a backend that is not built; a second derivative; another rank that failed.
     """
     check_choice("sides", sides, SIDES)
-    factors = check_slopes(slopes)
     sets = {"denominator": denominator, "positives": positives}
     args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group, **changes)
+    factors = check_slopes(slopes, accumulation_dtype(args.rows.dtype))
+    args = with_roles_apart(args) if sides == "both" or group is not None else args
     name = backend_of(args, backend)
     both = sides == "both" and args.cols is not None
     facts = {"slopes": str(factors)} if factors else {}
@@ -240,6 +241,7 @@ def pair_cross_entropy(
     check_reduction(reduction)
     sets = {"denominator": denominator, "positives": positives}
     args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group, **changes)
+    args = with_roles_apart(args) if sides == "both" or group is not None else args
     n = args.rows.shape[0]
     if sides == "both" and args.n_cols() != n:
         raise ValueError(f"sides='both' takes as many cols as rows, got {args.n_cols()} and {n}")
@@ -248,7 +250,9 @@ def pair_cross_entropy(
     if reduction != "none" and group is None and can_fuse("pair_cross_entropy_fused", args, name):
         weight = (0.5 if both else 1.0) / (n if reduction == "mean" else 1)
         weights = both, weight, -weight / n_positives
-        return cast("Tensor", apply(FusedLossFunction, *args, "pair_cross_entropy_fused", weights, name))
+        return cast(
+            "Tensor", apply(FusedLossFunction, "pair_cross_entropy_fused", args, (*weights, name), *args.used_leaves())
+        )
     args, shards = sharded(group, "pair_cross_entropy", args, both, reduction=reduction)
     stats = apply(StatsFunction, *args, (), both, wants_gradient(args), name, shards)
     of_rows = PairStats(*stats[:N_RESULTS])
@@ -348,7 +352,7 @@ def pair_sum(
     name = backend_of(args, backend)
     if reduction != "none" and not return_counts and group is None and can_fuse("pair_sum_fused", args, name):
         weights = map, 1 / len(args.rows) if reduction == "mean" else 1.0
-        return cast("Tensor", apply(FusedLossFunction, *args, "pair_sum_fused", weights, name))
+        return cast("Tensor", apply(FusedLossFunction, "pair_sum_fused", args, (*weights, name), *args.used_leaves()))
     args, shards = sharded(group, "pair_sum", args, map=map, reduction=reduction)
     terms, counts, _ = apply(SumFunction, *args, map, return_counts, wants_gradient(args), name, shards)
     value = share_of(terms, reduction, agreement_of(shards))
@@ -373,4 +377,4 @@ def can_fuse(operator: str, args: Problem, backend: str) -> bool:
 
 def wants_gradient(args: Problem) -> bool:
     """Whether a backward may follow."""
-    return torch.is_grad_enabled() and any(leaf is not None and leaf.requires_grad for leaf in args.leaves())
+    return torch.is_grad_enabled() and any(leaf is not None and leaf.requires_grad for leaf in args.used_leaves())

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import sys
 from collections.abc import Iterable, Sequence
@@ -169,19 +168,20 @@ def check_count(name: str, count: int) -> int:
     return count
 
 
-def check_slopes(slopes: Sequence[float] | None) -> tuple[float, ...]:
-    """Positive finite numbers, one at least; none where None was given."""
+def check_slopes(slopes: Sequence[float] | None, dtype: torch.dtype) -> tuple[float, ...]:
+    """Positive numbers that the dtype has with all digits, one at least; none where None was given."""
     if slopes is None:
         return ()
     if not isinstance(slopes, Sequence) or isinstance(slopes, (str, bytes)):
         raise TypeError(f"slopes must be None or a sequence of numbers, got {type(slopes).__name__}")
     if not 1 <= len(slopes) <= MAX_SLOPES:
         raise ValueError(f"slopes must be 1 to {MAX_SLOPES} numbers, got {len(slopes)}")
+    range_of = torch.finfo(dtype)
     for slope in slopes:
         if isinstance(slope, (bool, np.bool_)) or not isinstance(slope, (int, float, np.integer, np.floating)):
             raise TypeError(f"slopes must be numbers, which have no gradient, got {type(slope).__name__}")
-        if not (math.isfinite(slope) and slope > 0):
-            raise ValueError(f"slopes must be positive and finite, got {slope}")
+        if not range_of.tiny <= slope <= range_of.max:
+            raise ValueError(f"slopes must be positive and finite in {dtype}, got {slope}")
     return tuple(float(slope) for slope in slopes)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from operator import itemgetter
 from typing import Any, cast
 
 import torch
@@ -32,10 +31,11 @@ from pycl.core.tracing import observed
 
 _INPUTS = len(Problem._fields)
 _LEAVES = [Problem._fields.index(name) for name in LEAVES]
-_leaves_of = itemgetter(*_LEAVES)  # torch.compile cannot trace it
 _MODIFIERS = Problem._fields.index("modifiers")
+_SETTINGS = slice(Problem._fields.index("pairs"), _MODIFIERS + 1)  # all other fields are tensors or None
 _PLAIN = len(LEAVES) - N_MODIFIER_LEAVES  # the leaves of a problem without modifiers
-_SCALE = Problem._fields.index("logit_scale")
+_SCALE = LEAVES.index("logit_scale")
+_BESIDE = 3  # arguments of a fused loss before the leaves
 _ROW_VALUES = Problem._fields.index("row_values")
 
 
@@ -72,21 +72,25 @@ def _takes(*more: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 def _save(ctx: Any, problem: Sequence[Any], *more: Tensor) -> None:
     """Save the fields of a problem and more tensors for ``_restore``."""
-    tensors = [value if isinstance(value, Tensor) else None for value in problem]
-    ctx.save_for_backward(*tensors, *more)
-    ctx.settings = tuple(None if isinstance(value, Tensor) else value for value in problem)
+    ctx.save_for_backward(*problem[: _SETTINGS.start], *problem[_SETTINGS.stop :], *more)
+    ctx.settings = problem[_SETTINGS]
 
 
 def _restore(ctx: Any) -> tuple[Problem, tuple[Tensor, ...]]:
-    saved = ctx.saved_tensors
-    values = (setting if tensor is None else tensor for tensor, setting in zip(saved, ctx.settings, strict=False))
-    return Problem(*values), saved[_INPUTS:]
+    saved, first = ctx.saved_tensors, _SETTINGS.start
+    last = _INPUTS - len(ctx.settings)  # of the problem's tensors
+    return Problem(*saved[:first], *ctx.settings, *saved[first:last]), saved[last:]
 
 
 def _needs(wanted: Sequence[bool]) -> Needs:
     """From what is wanted of the inputs, in their order."""
-    rows, cols, logit_scale, row_bias, col_bias, row_values, col_values, shared = [wanted[i] for i in _LEAVES]
-    return Needs(rows or logit_scale, cols, row_bias or col_bias, row_values or col_values or shared)
+    return _needs_of([wanted[i] for i in _LEAVES])
+
+
+def _needs_of(wanted: Sequence[bool]) -> Needs:
+    """From what is wanted of the leaves."""
+    rows, cols, logit_scale, row_bias, col_bias, *of_modifiers = wanted
+    return Needs(rows or logit_scale, cols, row_bias or col_bias, True in of_modifiers)
 
 
 class _Rule(torch.autograd.Function):
@@ -117,18 +121,28 @@ def _gradients(
 ) -> tuple[Tensor | None, ...]:
     """Map an operator's gradients onto the inputs of the Function, ``None`` where none is needed."""
     gradients: list[Tensor | None] = [None] * (_INPUTS + rest)
-    wanted = ctx.needs_input_grad
+    wanted = [ctx.needs_input_grad[i] for i in _LEAVES]
+    for i, gradient in zip(_LEAVES, _of_leaves(wanted, leaves, found, *d_results), strict=False):
+        gradients[i] = gradient
+    return tuple(gradients)
+
+
+def _of_leaves(
+    wanted: Sequence[bool], leaves: Sequence[Tensor | None], found: Sequence[Tensor], *d_results: Tensor | None
+) -> list[Tensor | None]:
+    """The gradients of the leaves from those of an operator, ``None`` where none is wanted."""
     create_graph = torch.is_grad_enabled()
     points = found[:_PLAIN]
-    if any(leaf is not None for leaf in leaves[_PLAIN:]) and found[_PLAIN].numel():
+    if len(found) > _PLAIN and found[_PLAIN].numel():
         points = (*points, *Gradients(*found).of_modifiers(leaves))
-    for i, leaf, gradient in zip(_LEAVES, leaves, points, strict=False):
-        if not wanted[i]:
+    gradients: list[Tensor | None] = [None] * len(leaves)
+    for k, (want, leaf, gradient) in enumerate(zip(wanted, leaves, points, strict=False)):
+        if not want:
             continue
-        if i == _SCALE and leaf is not None and leaf.dim() == 0:
+        if k == _SCALE and leaf is not None and leaf.dim() == 0:
             gradient = gradient.sum()
-        gradients[i] = apply(OnceDifferentiable, gradient, *leaves, *d_results) if create_graph else gradient
-    return tuple(gradients)
+        gradients[k] = apply(OnceDifferentiable, gradient, *leaves, *d_results) if create_graph else gradient
+    return gradients
 
 
 class StatsFunction(_Rule):
@@ -205,19 +219,17 @@ class SumFunction(_Rule):
 class FusedLossFunction(torch.autograd.Function):
     """A scalar that comes with its gradients. The backward multiplies them by its own gradient, if that is not 1.
 
-    Only for eager execution: the gradients are not among the outputs.
+    Only for eager execution: the gradients are not among the outputs. Its inputs are what may need a gradient, for each
+    one takes time; the rest of the problem comes beside them.
     """
 
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> Tensor:
-        *arguments, operator, weights, backend = args
-        needs = _needs(ctx.needs_input_grad)
-        total, *gradients = getattr(torch.ops.pycl, operator)(*arguments, *weights, needs, backend)
-        leaves = _leaves_of(arguments)
-        if not arguments[_MODIFIERS]:  # less to save and to hand out
-            gradients, leaves = gradients[:_PLAIN], leaves[:_PLAIN]
-        ctx.save_for_backward(*gradients, *leaves)
-        ctx.n_gradients = len(gradients)
+    def forward(ctx: Any, operator: str, problem: Problem, weights: tuple[Any, ...], *leaves: Tensor | None) -> Tensor:
+        *more, backend = weights
+        needs = _needs_of(ctx.needs_input_grad[_BESIDE:])
+        total, *gradients = getattr(torch.ops.pycl, operator)(*problem, *more, needs, backend)
+        ctx.n_gradients = len(gradients) if problem.modifiers else _PLAIN
+        ctx.save_for_backward(*gradients[: ctx.n_gradients], *leaves)
         return cast("Tensor", total)
 
     @staticmethod
@@ -230,7 +242,7 @@ class FusedLossFunction(torch.autograd.Function):
         again = torch._C._autograd._get_current_graph_task_keep_graph()
         if again or observed() or is_legacy_batchedtensor(d_total) or float(d_total) != 1:
             found = [gradient * d_total if len(gradient) else gradient for gradient in of_total]
-        return _gradients(ctx, leaves, found, 3, d_total)
+        return *(None,) * _BESIDE, *_of_leaves(ctx.needs_input_grad[_BESIDE:], leaves, found, d_total)
 
 
 class LogitsFunction(_Rule):

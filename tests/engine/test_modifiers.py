@@ -62,6 +62,13 @@ def test_instruction_sets(kind: str, case: str, dtype: torch.dtype, isa: str) ->
     check_modified(make_modified(CASES[case](), kind, width=5), "cpu", dtype)
 
 
+@KIND
+def test_itself_in_several_blocks(kind: str, isa: str) -> None:
+    """Off the diagonal a pair is in one tile for both of its roles."""
+    problem = make(450, None, 9, bias=(), positives=POS_SAME | POS_OTHER)
+    check_modified(make_modified(problem, kind), "cpu")
+
+
 @pytest.mark.parametrize("case", ["columns", "itself"])
 @pytest.mark.parametrize("kinds", itertools.combinations_with_replacement(KINDS, 2), ids=" and ".join)
 def test_two(kinds: tuple[str, str], case: str, backend: str) -> None:

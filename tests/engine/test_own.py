@@ -41,6 +41,20 @@ def test_a_softmax_over_both(own: int, m: int, dtype: torch.dtype, backend: str)
         )
 
 
+@pytest.mark.parametrize("size", [1e-25, 1.0, 1e25])
+def test_norms_of_any_size(size: float) -> None:
+    """Squares of such numbers are not in the range of float32; below 1e-12 it is that which divides."""
+    leaves = [torch.randn(shape).mul(size).requires_grad_() for shape in ((3, 6), (3, 2, 6))]
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    unit = [t / t.norm(dim=-1, keepdim=True).clamp_min(1e-12) for t in exact]
+    wanted = (unit[0][:, None] * unit[1]).sum(2)
+    found = own_logits(Points(leaves[0]), leaves[1], normalize=True)
+    assert_close(found.double(), wanted, rtol=0, atol=1e-6)
+    gradients = [torch.autograd.grad(t.double().sum(), of) for t, of in ((found, leaves), (wanted, exact))]
+    for got, want in zip(*gradients, strict=True):
+        assert_close(got.double(), want, rtol=1e-5, atol=1e-6 / size)
+
+
 @pytest.mark.parametrize(
     ("own", "error", "message"),
     [

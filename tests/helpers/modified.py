@@ -112,8 +112,8 @@ def make_modifier(kind: str, case: Case, width: int = 3) -> Modifier:
     if kind == "LabelTable":
         table = torch.rand(width, width + 1 if own else width).double() + 0.1
         table[0, -1] = 0
-        if not own:  # a symmetric table with a gradient would have that of entries [a, b] and [b, a]
-            return Modifier(kind, {"table": table + table.T, "row_labels": torch.randint(0, width, (m,))}, {})
+        if not own:
+            return Modifier(kind, {"row_labels": torch.randint(0, width, (m,))}, {"table": table * table.T})
         labels = {"row_labels": torch.randint(0, width, (m,)), "col_labels": torch.randint(0, width + 1, (n,))}
         return Modifier(kind, labels, {"table": table})
     if kind == "Agreement":

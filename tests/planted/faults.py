@@ -331,10 +331,17 @@ FAULTS = [
         "test_modifiers",
     ),
     Fault(
+        "CPU: a table's entry gets the slopes of both roles of a pair",
+        "csrc/cpu/pair_weights.h",
+        "add_lines(tile, to, 1, width);",
+        "add_lines(tile, to, width, 1);",
+        "test_modifiers",
+    ),
+    Fault(
         "CPU: the slopes of a table are its last line's",
         "csrc/cpu/pair_weights.h",
-        "to[col_label[tile.j0 + j]] += double(sum[j]);",
-        "to[col_label[tile.j0 + j]] = double(sum[j]);",
+        "of_line[col_label[tile.j0 + j] * col_step] += double(sum[j]);",
+        "of_line[col_label[tile.j0 + j] * col_step] = double(sum[j]);",
         "test_modifiers",
     ),
     Fault(

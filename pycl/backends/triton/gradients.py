@@ -23,7 +23,7 @@ from pycl.backends.triton.schedule import (
     num_splits,
     row_chunks,
 )
-from pycl.core.modifiers import WIDTH
+from pycl.core.modifiers import WIDTH, kinds
 from pycl.core.problem import Gradients, Needs, Problem, empty_gradients
 from pycl.triton_kernels.backward import RowGradients, Strip, backward_dx_kernel, write_weights_kernel
 from pycl.triton_kernels.finish import finish_gradient_kernel
@@ -63,14 +63,18 @@ def gradients(
     """All gradients that are needed; in a symmetric problem both sides' statistics are the same.
 
     Those of modifiers come from stored weights. In these a row's own scale is a factor: there the rows take it first.
+    The gradients of a table's entries [a, b] and [b, a] are not the same: there a pair counts in one of its roles.
     """
-    if needs.modifiers and problem.logit_scale.dim():
+    symmetric, both_roles = problem.cols is None, col_grad_stats is row_grad_stats
+    roles_apart = both_roles and "label_table" in kinds(problem.modifiers)
+    if needs.modifiers and (problem.logit_scale.dim() or roles_apart):
         found = gradients(problem, row_grad_stats, col_grad_stats, rule, needs._replace(modifiers=False))
         alone = Needs(rows=False, cols=False, bias=False, modifiers=True)
-        of_modifiers = gradients(with_one_scale(problem), row_grad_stats, col_grad_stats, rule, alone).modifiers
+        cols = NO_GRAD if roles_apart else col_grad_stats
+        of_modifiers = gradients(with_one_scale(problem), row_grad_stats, cols, rule, alone).modifiers
         return found._replace(modifiers=of_modifiers)
     sweep = _Sweep(*prepared(problem, row_grad_stats, col_grad_stats), rule, problem.normalize)
-    symmetric, x = problem.cols is None, sweep.operands.x
+    x = sweep.operands.x
     out = empty_gradients(problem, needs)
     arch = device_of(x.operand.device).architecture
     tile = tiles.pick("backward_dx", arch, x.operand.itemsize, x.operand.shape[1])
@@ -85,7 +89,7 @@ def gradients(
         _of_rows(sweep, tile, of_rows, out.rows, out.logit_scale, out.row_bias)
         if not symmetric:
             _of_rows(sweep.transposed(), tile, of_cols_too, out.cols, out.cols.new_empty(0), out.col_bias)
-    if symmetric:
+    if both_roles:
         for doubled in (out.logit_scale, out.modifiers):  # both roles of a pair were counted, in both of its places
             doubled.mul_(0.5)
     return out
