@@ -16,7 +16,8 @@ from torch import Tensor
 from pycl.backends import buffers
 from pycl.backends.compiled import extension
 
-# these have no tile loop: torch's product takes nearly all of their time
+# these have no tile loop: torch's product takes nearly all of their time, and chosen pairs are few
+from pycl.backends.reference import pair_extremes_backward as pair_extremes_backward
 from pycl.backends.reference import pair_logits as pair_logits
 from pycl.backends.reference import pair_logits_backward as pair_logits_backward
 from pycl.backends.reference import pair_top as pair_top

@@ -92,6 +92,17 @@ class PairBackend(_Backend, Protocol):
         column.
         """
 
+    def pair_extremes_backward(
+        self,
+        problem: Problem,
+        negative_index: Tensor,
+        positive_index: Tensor,
+        d_negative: Tensor,
+        d_positive: Tensor,
+        needs: Needs,
+    ) -> Gradients:
+        """Gradients from those of the logits [m] of the chosen columns; those where there is none are ignored."""
+
     def pair_weighted_sum(self, problem: Problem, values: Tensor) -> Tensor:
         """``sum over pairs exp(l) values`` [m, dv], in the accumulation dtype."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pycl.backends.reference_modifiers import KINDS, Modified, strip_rows
+from pycl.backends.reference_modifiers import KINDS, Modified, back_at, strip_rows
 from pycl.backends.reference_sinkhorn import sinkhorn as sinkhorn
 from pycl.backends.reference_sinkhorn import sinkhorn_codes as sinkhorn_codes
 from pycl.backends.reference_sinkhorn import sinkhorn_columns as sinkhorn_columns
@@ -127,7 +127,7 @@ def _strips(problem: Problem, rows: _Side, cols: _Side, taped: bool = False) -> 
         in_pairs, in_pos = (_members(problem, pairs, i, every) for pairs in (problem.pairs, problem.positives))
         logits, modified = _logits(problem, rows, cols, i, every), None
         if problem.modifiers:
-            modified = Modified(problem, logits, i, in_pos, taped)
+            modified = Modified(problem, logits, i, every, in_pos, taped)
             logits = modified.logits
         kept = logits != -torch.inf
         yield _Strip(i, logits, in_pairs & kept, in_pos & kept, modified)
@@ -331,7 +331,7 @@ def pair_extremes(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         for j in _slices(len(cols.x), width):
             tile, in_pos = _logits(problem, rows, cols, i, j), _members(problem, problem.positives, i, j)
             if problem.modifiers:
-                tile = Modified(problem, tile, i, in_pos, False).logits
+                tile = Modified(problem, tile, i, j, in_pos, False).logits
             for side, members in enumerate((_members(problem, problem.pairs, i, j), in_pos)):
                 inside = members & (tile != -torch.inf)
                 key = -tile if side else tile
@@ -344,6 +344,57 @@ def pair_extremes(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
                 values[side, i] = torch.where(better, value, old)
                 index[side, i] = torch.where(better, at + j.start, old_at)
     return values[0].clone(), -values[1], index[0].clone(), index[1].clone()  # results have a memory each
+
+
+def pair_extremes_backward(
+    problem: Problem,
+    negative_index: Tensor,
+    positive_index: Tensor,
+    d_negative: Tensor,
+    d_positive: Tensor,
+    needs: Needs,
+) -> Gradients:
+    """Of the chosen pairs alone, from gathered points: no tile but where modifiers take one."""
+    (rows, cols), n = _sides(problem), problem.n_cols()
+    d_rows, d_cols = torch.zeros_like(rows.x), torch.zeros_like(cols.x)
+    d_scale, d_row_bias, d_col_bias = (rows.x.new_zeros(size) for size in (len(rows.x), len(rows.x), n))
+    of_modifiers = empty_gradients(problem, Needs(False, False, False, needs.modifiers))
+    of_modifiers.modifiers.zero_()
+    chosen = negative_index.new_zeros(n + 1, dtype=torch.bool)
+    for index, d in ((negative_index, d_negative), (positive_index, d_positive)):
+        chosen[index] = True  # -1 is the last
+        none, at = index < 0, index.clamp_min(0)
+        # Masked before they are used: a zero gradient times an infinite embedding would be NaN. Wide before they are
+        # gathered: the gradients of a candidate that many rows chose add up in that dtype.
+        x, y = rows.x.masked_fill(none[:, None], 0), cols.x.index_select(0, at).masked_fill(none[:, None], 0)
+        scale, w = problem.logit_scale.expand(len(x)).masked_fill(none, 0), d.masked_fill(none, 0)
+        product = (x * y).sum(1)
+        if problem.modifiers and any(needs):
+            w = back_at(problem, _biased_at(problem, scale * product, none, at), index, w, of_modifiers)
+        of_product = (w * scale)[:, None]
+        d_scale += w * product
+        d_rows += of_product * y
+        if needs.cols:
+            d_cols.index_add_(0, at, of_product * x)
+        d_row_bias += w
+        d_col_bias.index_add_(0, at, w)
+    out = empty_gradients(problem, needs)._replace(modifiers=of_modifiers.modifiers)
+    # the derivative of a norm that is infinite or NaN is NaN, and what was not chosen has none
+    if needs.rows:
+        alone = ((negative_index < 0) & (positive_index < 0))[:, None]
+        out = out._replace(rows=rows.gradient(d_rows, problem.rows.dtype).masked_fill_(alone, 0), logit_scale=d_scale)
+    if needs.cols and problem.cols is not None:
+        out = out._replace(cols=cols.gradient(d_cols, problem.cols.dtype).masked_fill_(~chosen[:n, None], 0))
+    if needs.bias:
+        out = out._replace(row_bias=d_row_bias, col_bias=d_col_bias)
+    return out
+
+
+def _biased_at(problem: Problem, logits: Tensor, none: Tensor, at: Tensor) -> Tensor:
+    """The logits of one candidate a row, with both biases."""
+    if problem.row_bias is not None:
+        logits = logits + problem.row_bias.masked_fill(none, 0)
+    return logits if problem.col_bias is None else logits + problem.col_bias.index_select(0, at).masked_fill(none, 0)
 
 
 def _first_largest(values: Tensor, k: int) -> Tensor:

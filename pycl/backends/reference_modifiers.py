@@ -13,9 +13,10 @@ from torch.nn.functional import logsigmoid
 
 from pycl.core.modifiers import KINDS as KINDS
 from pycl.core.modifiers import Form, ScoreMod, forms
-from pycl.core.problem import Gradients, Problem
+from pycl.core.problem import Gradients, Needs, Problem, empty_gradients
 
 ELEMENTS = 1 << 21  # of the largest tensors of a strip, 8 MiB of float32 each
+CHUNK = 64  # rows whose chosen pairs are modified in one tile
 
 
 def strip_rows(problem: Problem, most: int) -> int:
@@ -40,13 +41,8 @@ class Data(NamedTuple):
         return *of_points, None if self.shared is None else self.shared[form.shared]
 
 
-def modify(
-    modifiers: Sequence[int], data: Data, given: Tensor, in_pos: Tensor | None, rows: Tensor, cols: Tensor
-) -> Tensor:
-    """The logits of a tile, ``given`` without modifiers, after them. Limits spare ``in_pos``, all where it is None.
-
-    ``rows`` and ``cols`` are positions, [a] and [b].
-    """
+def modify(modifiers: Sequence[int], data: Data, given: Tensor, in_pos: Tensor | None) -> Tensor:
+    """The logits of a tile, ``given`` without modifiers, after them. Limits spare ``in_pos``, all where it is None."""
     made = given
     for form in forms(modifiers):
         row_codes, col_codes, row_values, col_values, shared = data.of(form)
@@ -65,7 +61,7 @@ def modify(
         elif form.kind == "row_shift":
             made = made + row_values
         else:
-            made = _scored(ScoreMod.of(form.sizes[0]), made, rows[:, None], cols[None], shared)
+            made = _scored(ScoreMod.of(form.sizes[0]), made, row_codes, col_codes.T, shared)
     return made
 
 
@@ -75,22 +71,23 @@ def recorded() -> AbstractContextManager[Any]:
 
 
 class Modified:
-    """A strip's logits after the modifiers; with ``taped`` its gradients can be found afterwards."""
+    """The logits of rows ``i`` and columns ``j`` after the modifiers; with ``taped`` their gradients can be found."""
 
-    def __init__(self, problem: Problem, logits: Tensor, i: slice, in_pos: Tensor, taped: bool) -> None:
-        p, self.problem, self.i = problem, problem, i
-        symmetric = p.cols is None
-        col_codes, col_values = (p.row_codes, p.row_values) if symmetric else (p.col_codes, p.col_values)
+    def __init__(
+        self, problem: Problem, logits: Tensor, i: slice, j: slice, in_pos: Tensor | None, taped: bool
+    ) -> None:
+        p, self.problem, self.at = problem, problem, (i, j, slice(None))
+        of_cols = (p.row_codes, p.row_values) if p.cols is None else (p.col_codes, p.col_values)
         row_codes, row_values = (None if x is None else x[i] for x in (p.row_codes, p.row_values))
+        col_codes, col_values = (None if x is None else x[j] for x in of_cols)
         leaves = [None if x is None else x.detach() for x in (row_values, col_values, p.shared)]
         self.given, self.leaves = logits.detach(), leaves
-        position = torch.arange(max(logits.shape[1], i.stop), device=logits.device)
         with torch.set_grad_enabled(taped), recorded():
             for x in (self.given, *leaves):
                 if taped and x is not None:
                     x.requires_grad_()
             data = Data(row_codes, col_codes, *leaves)
-            self.made = modify(p.modifiers, data, self.given, in_pos, position[i], position[: logits.shape[1]])
+            self.made = modify(p.modifiers, data, self.given, in_pos)
         self.logits = self.made.detach()
 
     def back(self, w: Tensor, gradients: Gradients) -> Tensor:
@@ -102,11 +99,41 @@ class Modified:
             )
         if len(gradients.modifiers):
             d_rows, d_cols, d_shared = gradients.of_modifiers(self.problem.leaves())
-            into = (d_rows[self.i], d_rows if self.problem.cols is None else d_cols, d_shared)
-            targets = [to for to, x in zip(into, self.leaves, strict=True) if x is not None]
+            into = (d_rows, d_rows if self.problem.cols is None else d_cols, d_shared)
+            targets = [to[at] for to, at, x in zip(into, self.at, self.leaves, strict=True) if x is not None]
             for to, part in zip(targets, found, strict=True):
                 to += part
         return d_given
+
+
+def back_at(problem: Problem, given: Tensor, index: Tensor, w: Tensor, gradients: Gradients) -> Tensor:
+    """``Modified.back`` for one candidate ``index[i]`` of each row, or -1 for none.
+
+    Args:
+        given: the logits [m] of these pairs without modifiers.
+        w: the gradients of these pairs' logits, 0 where there is none.
+    """
+    none, at = (index < 0)[:, None], index.clamp_min(0)
+    # Masked before they are used, as the embeddings are.
+    pairs = problem._replace(
+        row_values=None if problem.row_values is None else problem.row_values.masked_fill(none, 0),
+        col_codes=None if problem.col_codes is None else problem.col_codes.index_select(0, at),
+        col_values=None if problem.col_values is None else problem.col_values.index_select(0, at).masked_fill(none, 0),
+    )
+    found, d_given = empty_gradients(pairs, Needs(False, False, False, len(gradients.modifiers) > 0)), w.clone()
+    found.modifiers.zero_()
+    for start in range(0, len(at), CHUNK):  # modifiers take tiles, and these pairs are the diagonals
+        i = slice(start, min(start + CHUNK, len(at)))
+        tile = given[i, None].expand(-1, i.stop - i.start)
+        d_given[i] = Modified(pairs, tile, i, i, None, True).back(w[i].diag(), found).diagonal()
+    if len(gradients.modifiers):
+        d_rows, d_cols, d_shared = gradients.of_modifiers(problem.leaves())
+        of_rows, of_cols, of_shared = found.of_modifiers(pairs.leaves())
+        d_rows += of_rows
+        d_shared += of_shared
+        if problem.col_values is not None:
+            d_cols.index_add_(0, at, of_cols)
+    return d_given
 
 
 def _of_agreement(row_codes: Tensor, col_codes: Tensor, shared: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ from weakref import WeakValueDictionary
 #   limit        -inf outside the positives where the logit of the product and the biases is > p_0 or > q_0; with a
 #                guide of e features: where <p_1.., q_1..> is             size e, 0 without a guide
 #   row_shift    p
-#   score_mod    whatever its function makes of the logit; s are the function's arguments that are floating point
-#                                                                        sizes handle, number of s
+#   score_mod    whatever its function makes of the logit and of the points' positions a_0, b_0; s are the function's
+#                arguments that are floating point                       sizes handle, number of s
 KINDS = ("label_table", "agreement", "pair_mlp", "limit", "row_shift", "score_mod")
 
 WIDTH = 3  # a modifier in Problem.modifiers: its kind and two sizes
@@ -49,7 +49,7 @@ def _widths(kind: str, first: int, second: int) -> tuple[int, int, int, int]:
         return 0, 1 + first, 1 + first, 0
     if kind == "row_shift":
         return 0, 1, 0, 0
-    return 0, 0, 0, second
+    return 1, 0, 0, second
 
 
 def forms(modifiers: Sequence[int]) -> Iterator[Form]:
@@ -64,6 +64,12 @@ def forms(modifiers: Sequence[int]) -> Iterator[Form]:
 
 def kinds(modifiers: Sequence[int]) -> tuple[str, ...]:
     return tuple(KINDS[kind] for kind in modifiers[::WIDTH])
+
+
+def without_handles(modifiers: Sequence[int]) -> tuple[int, ...]:
+    """The same on all ranks of a group: the handle of a score_mod is a number of its process."""
+    handles = [k + 1 for k in range(0, len(modifiers), WIDTH) if KINDS[modifiers[k]] == "score_mod"]
+    return tuple(0 if k in handles else number for k, number in enumerate(modifiers))
 
 
 class ScoreMod:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
+from itertools import accumulate
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 import torch
@@ -100,6 +101,12 @@ class Agreement(NamedTuple):
     def n(self) -> int:
         """The sum of the ranks' first sizes: as a rule, the number of all anchors."""
         return sum(sizes[0] for sizes in self.sizes)
+
+    @property
+    def starts(self) -> list[list[int]]:
+        """Of each rank, where what it brings begins among that of all ranks, in their order."""
+        begins = [accumulate(size, initial=0) for size in zip(*self.sizes, strict=True)]
+        return [list(start) for start, _ in zip(zip(*begins, strict=True), self.sizes, strict=False)]
 
     @property
     def weight(self) -> float:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from pycl.core.pairs import Pairs, Points
 from pycl.distributed.ranks import together
-from pycl.engine import average, reductions
-from pycl.engine.extremes import PairExtremes, pair_extremes
+from pycl.engine import average, extremes, reductions
+from pycl.engine.extremes import PairExtremes
 from pycl.engine.matrix import pair_logits, pair_top
 from pycl.engine.modifiers import Agreement, LabelTable, Limit, Modified, PairMLP
 from pycl.engine.own import own_logits
@@ -42,3 +42,4 @@ pair_stats = together(reductions.pair_stats)
 pair_cross_entropy = together(reductions.pair_cross_entropy)
 pair_sum = together(reductions.pair_sum)
 pair_average = together(average.pair_average)
+pair_extremes = together(extremes.pair_extremes)

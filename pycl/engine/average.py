@@ -73,7 +73,7 @@ def pair_average(
     name = backend_of(args, backend)
     if detach_weights:
         args = Problem._make(field.detach() if isinstance(field, Tensor) else field for field in args)
-    shards = sharded(
+    args, shards = sharded(
         group,
         "pair_average",
         args,

@@ -6,23 +6,20 @@ from __future__ import annotations
 import sys
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from pycl.backends.reference_modifiers import Data, modify
 from pycl.core.pairs import Pairs, Points
-from pycl.core.problem import Problem, accumulation_dtype
-from pycl.engine.modifiers import Modified, normalized
-from pycl.engine.reductions import backend_of, wants_gradient
+from pycl.distributed.ranks import Group
+from pycl.engine.modifiers import Modified
+from pycl.engine.reductions import backend_of
 from pycl.engine.validation import problem_of
+from pycl.ops.autograd import ExtremesFunction, apply
+from pycl.ops.sharded import sharded
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
 else:
     from typing_extensions import Unpack
-
-
-CHUNK = 64  # rows whose chosen pairs are modified in one tile
 
 
 class PairExtremes(NamedTuple):
@@ -45,6 +42,7 @@ def pair_extremes(
     col_bias: Tensor | None = None,
     offset: int | None = 0,
     normalize: bool = False,
+    group: Group | None = None,
     backend: str | None = None,
     **changes: Unpack[Modified],
 ) -> PairExtremes:
@@ -54,60 +52,24 @@ def pair_extremes(
 
     Among equal logits the candidate with the lowest index is chosen. A logit of ``-inf`` is no candidate in either set.
     A NaN counts as larger than every number among negatives and as smaller than every number among positives: it is
-    chosen in both. Values are differentiable with respect to both ``z``, ``logit_scale`` and both biases; the gradient
-    flows to the chosen pairs alone, whose logits are then computed again from gathered points, in [m, d] memory.
+    chosen in both. Values are differentiable once, with respect to both ``z``, ``logit_scale``, both biases and what
+    modifiers have; the gradient flows to the chosen pairs alone, whose logits are then computed again from gathered
+    points, in memory of the size of the points.
 
     Args:
         negatives: the pair set of the largest logit.
         positives: the pair set of the smallest.
+        group: the candidates are those of all ranks, in the order of the ranks: a rank's first candidate comes after
+            all candidates of the ranks before. Indices are positions in that order, and the rest is as in
+            ``pair_stats``.
         rows: the other arguments, and the errors from them, are those of ``pair_stats``.
 
     Returns:
         ``PairExtremes`` of [m] each; ``-inf`` or ``inf`` and an index of -1 for an anchor without a candidate.
     """
     sets = {"negatives": negatives, "positives": positives}
-    args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, **changes).as_rectangular()
+    args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group, **changes)
+    args = args.as_rectangular()
     name = backend_of(args, backend)
-    with torch.no_grad():
-        found = PairExtremes(*torch.ops.pycl.pair_extremes(*args, name))
-    if not wants_gradient(args):
-        return found
-    return found._replace(
-        negative=_logits_at(args, found.negative_index, found.negative),
-        positive=_logits_at(args, found.positive_index, found.positive),
-    )
-
-
-def _logits_at(args: Problem, index: Tensor, found: Tensor) -> Tensor:
-    """The logits of row i with candidate ``index[i]``, as ``found`` where there is none."""
-    assert args.cols is not None
-    none, dtype = index < 0, accumulation_dtype(args.rows.dtype)
-    at = index.clamp_min(0)
-    # Masked before they are used: a zero gradient times an infinite embedding would be NaN. Wide before they are
-    # gathered: the gradients of a candidate that many rows chose add up in that dtype.
-    x = args.rows.to(dtype).masked_fill(none[:, None], 0)
-    y = args.cols.to(dtype).index_select(0, at).masked_fill(none[:, None], 0)
-    if args.normalize:
-        x, y = normalized(x), normalized(y)
-    logits = args.logit_scale.expand(len(x)).masked_fill(none, 0) * (x * y).sum(1)
-    if args.row_bias is not None:
-        logits = logits + args.row_bias.masked_fill(none, 0)
-    if args.col_bias is not None:
-        logits = logits + args.col_bias.index_select(0, at).masked_fill(none, 0)
-    if args.modifiers:
-        logits = torch.cat([_modified_at(args, part, logits[part], at[part]) for part in _chunks(len(x))])
-    return torch.where(none, found, logits)
-
-
-def _modified_at(args: Problem, i: slice, logits: Tensor, at: Tensor) -> Tensor:
-    """The logits of rows ``i`` with one candidate each after the modifiers, which take tiles: this is a diagonal."""
-    of_rows = (None if x is None else x[i] for x in (args.row_codes, args.row_values))
-    of_cols = (None if x is None else x.index_select(0, at) for x in (args.col_codes, args.col_values))
-    (row_codes, row_values), (col_codes, col_values) = of_rows, of_cols
-    data = Data(row_codes, col_codes, row_values, col_values, args.shared)
-    rows, tile = torch.arange(i.start, i.stop, device=at.device), logits[:, None].expand(-1, len(at))
-    return modify(args.modifiers, data, tile, None, rows, at).diagonal()
-
-
-def _chunks(n: int) -> list[slice]:
-    return [slice(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
+    args, shards = sharded(group, "pair_extremes", args)
+    return PairExtremes(*apply(ExtremesFunction, *args, name, shards))

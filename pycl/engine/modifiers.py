@@ -98,10 +98,11 @@ class Modified(TypedDict, total=False):
         modifiers: a sequence of ``LabelTable``, ``Agreement``, ``PairMLP``, ``Limit``; positives are modified, too.
         col_scale: [n], a factor of the candidates.
         score_mod: ``score_mod(logits, rows, cols, *score_mod_args) -> logits`` in plain torch, on tiles [a, b] with the
-            points' positions, int64 [a, 1] and [1, b]. It runs on the reference backend, whatever the device, and with
-            no group; autograd differentiates it tile by tile. It may be what ``torch.compile`` made.
+            points' positions, int64 [a, 1] and [1, b]. With a group positions are those among the points of all ranks:
+            a rank's first point comes after all points of the ranks before. It runs on the reference backend, whatever
+            the device; autograd differentiates it tile by tile. It may be what ``torch.compile`` made.
         score_mod_args: tensors and others for it. Those of floating point come in the accumulation dtype and get
-            gradients; what a function closes over gets none.
+            gradients; what a function closes over gets none. Ranks of a group bring the same function and arguments.
     """
 
     modifiers: Sequence[Modifier]
@@ -123,7 +124,7 @@ class _Data(NamedTuple):
     symmetric: bool = False
 
 
-def modified(problem: Problem, grouped: bool, **given: Unpack[Modified]) -> Problem:
+def modified(problem: Problem, **given: Unpack[Modified]) -> Problem:
     """The problem with modifiers and a score_mod."""
     modifiers, score_mod = given.pop("modifiers", ()), given.pop("score_mod", None)
     arguments = given.pop("score_mod_args", ())
@@ -134,8 +135,6 @@ def modified(problem: Problem, grouped: bool, **given: Unpack[Modified]) -> Prob
     data = [_encoded(modifier, problem) for modifier in modifiers]
     scorer = None
     if score_mod is not None:
-        if grouped:
-            raise ValueError("score_mod must be None where there is a group: its positions are those of one process")
         scorer, encoded = _scored(score_mod, arguments, problem)
         data.append(encoded)
     elif arguments:
@@ -288,7 +287,10 @@ def _scored(function: Callable[..., Tensor], arguments: Sequence[Any], problem: 
         else:
             kept.append(x)
     scorer, shared = ScoreMod(function, tuple(kept)), _joined(floats, 0)
-    return scorer, _Data("score_mod", (scorer.handle, 0 if shared is None else shared.numel()), shared=shared)
+    sizes = scorer.handle, 0 if shared is None else shared.numel()
+    # ranks of a group move them on, and send those of their columns
+    rows, cols = (torch.arange(n, device=problem.rows.device)[:, None] for n in (len(problem.rows), problem.n_cols()))
+    return scorer, _Data("score_mod", sizes, rows, cols, shared=shared)
 
 
 def _log(weights: Tensor) -> Tensor:

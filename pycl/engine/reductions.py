@@ -156,7 +156,7 @@ def pair_stats(
     name = backend_of(args, backend)
     both = sides == "both" and args.cols is not None
     facts = {"slopes": str(factors)} if factors else {}
-    shards = sharded(group, "pair_stats", args, both, **facts)
+    args, shards = sharded(group, "pair_stats", args, both, **facts)
     stats = apply(StatsFunction, *args, factors, both, wants_gradient(args), name, shards)
     of_rows = PairStats(*stats[:N_RESULTS])
     if sides == "rows":
@@ -187,7 +187,7 @@ def agreed_stats(
     sets = {"denominator": denominator, "positives": positives}
     args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group)
     name = backend_of(args, backend)
-    shards = sharded(group, "pair_stats", args, False, **facts)
+    args, shards = sharded(group, "pair_stats", args, False, **facts)
     stats = apply(StatsFunction, *args, (), False, wants_gradient(args), name, shards)
     return PairStats(*stats[:N_RESULTS]), agreement_of(shards)
 
@@ -253,7 +253,7 @@ def pair_cross_entropy(
         return cast(
             "Tensor", apply(FusedLossFunction, "pair_cross_entropy_fused", args, (*weights, name), *args.used_leaves())
         )
-    shards = sharded(group, "pair_cross_entropy", args, both, reduction=reduction)
+    args, shards = sharded(group, "pair_cross_entropy", args, both, reduction=reduction)
     stats = apply(StatsFunction, *args, (), both, wants_gradient(args), name, shards)
     of_rows = PairStats(*stats[:N_RESULTS])
     lses = [of_rows.lse, stats[N_RESULTS]] if both else [of_rows.lse]
@@ -353,7 +353,7 @@ def pair_sum(
     if reduction != "none" and not return_counts and group is None and can_fuse("pair_sum_fused", args, name):
         weights = map, 1 / len(args.rows) if reduction == "mean" else 1.0
         return cast("Tensor", apply(FusedLossFunction, "pair_sum_fused", args, (*weights, name), *args.used_leaves()))
-    shards = sharded(group, "pair_sum", args, map=map, reduction=reduction)
+    args, shards = sharded(group, "pair_sum", args, map=map, reduction=reduction)
     terms, counts, _ = apply(SumFunction, *args, map, return_counts, wants_gradient(args), name, shards)
     value = share_of(terms, reduction, agreement_of(shards))
     return (value, counts) if return_counts else value

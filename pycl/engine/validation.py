@@ -85,7 +85,7 @@ def problem_of(
         problem = Problem(z, None, row_ids, row_views, None, None, scale, row_bias, None, *rest)
     else:
         problem = Problem(z, cols_z, row_ids, row_views, col_ids, col_views, scale, row_bias, col_bias, *rest)
-    return modified(problem, group is not None, **changes) if changes else problem
+    return modified(problem, **changes) if changes else problem
 
 
 def _scaled(rows: Points, cols: Points | None, col_scale: Tensor, normalize: bool) -> tuple[Points, Points]:

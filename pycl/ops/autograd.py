@@ -264,6 +264,30 @@ class LogitsFunction(_Rule):
         return _gradients(ctx, problem.leaves(), found, 1, d_logits)
 
 
+class ExtremesFunction(_Rule):
+    """The largest negative and the smallest positive of every row, and their columns."""
+
+    @staticmethod
+    @_takes("backend", "sharded")
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        *arguments, sharded = args
+        return cast("tuple[Tensor, ...]", (sharded or torch.ops.pycl).pair_extremes(*arguments))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *_, ctx.backend, sharded = inputs
+        ctx.operators = sharded or torch.ops.pycl
+        _save(ctx, inputs[:_INPUTS], *output[2:])
+        ctx.mark_non_differentiable(*output[2:])
+
+    @staticmethod
+    def backward(ctx: Any, d_negative: Tensor, d_positive: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        problem, index = _restore(ctx)
+        d_values, needs = (d_negative.contiguous(), d_positive.contiguous()), _needs(ctx.needs_input_grad)
+        found = ctx.operators.pair_extremes_backward(*problem, *index, *d_values, needs, ctx.backend)
+        return _gradients(ctx, problem.leaves(), found, 2, *d_values)
+
+
 class AverageFunction(_Rule):
     """The means of values under the rows' softmax, and for the backward the shift that makes exp(l) its weights."""
 

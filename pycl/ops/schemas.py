@@ -128,6 +128,12 @@ _OPERATORS = (
     _Operator("pair_logits_backward", f"Tensor d_logits, {_NEEDS}", _GRADIENTS, _backward_shapes),
     _Operator("pair_top", "SymInt k, bool both_sides", "Tensor, Tensor, Tensor, Tensor", _top_shapes),
     _Operator("pair_extremes", "", "Tensor, Tensor, Tensor, Tensor", _extremes_shapes),
+    _Operator(
+        "pair_extremes_backward",
+        f"Tensor negative_index, Tensor positive_index, Tensor d_negative, Tensor d_positive, {_NEEDS}",
+        _GRADIENTS,
+        _backward_shapes,
+    ),
     # sum_j exp(l_ij) v_j over the pairs [m, dv], in the accumulation dtype; the caller's biases keep it in range.
     _Operator("pair_weighted_sum", "Tensor values", "Tensor", _weighted_sum_shape),
     # Of softmax means: their log-sum-exps are subtracted from the logits, along_i is <d_out_i, mean_i>.

@@ -8,13 +8,14 @@ points is computed on one rank only, so W ranks divide exactly the work of one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import compress
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from pycl.core.modifiers import forms, without_handles
 from pycl.core.problem import (
     LEAVES,
     N_GRADED,
@@ -36,15 +37,17 @@ _WIDTH = len(Problem._fields)
 
 def sharded(
     group: Group | None, operator: str, problem: Problem, both_sides: bool = False, **facts: str
-) -> Sharded | None:
+) -> tuple[Problem, Sharded | None]:
     """The operators for ranks that agree on the problem and on more facts, or None without a group.
+
+    They take the problem that comes with them: its positions are those among the points of all ranks.
 
     Raises:
         ValueError: on every rank, where one brings another dtype, width, pair set or kind of input than the others.
         RuntimeError: where another rank failed before it came here.
     """
     if group is None:
-        return None
+        return problem, None
     p = problem
     one_scale = p.logit_scale.dim() == 0 and p.logit_scale.device.type == "cpu"  # others would have to be waited for
     wants_gradient = [x is not None and x.requires_grad and torch.is_grad_enabled() for x in p.leaves()]
@@ -65,10 +68,24 @@ def sharded(
         row_bias=p.row_bias is not None,
         col_bias=p.col_bias is not None,
         gradients=",".join(compress(LEAVES, wants_gradient)),
-        modifiers=str(tuple(p.modifiers)),
+        modifiers=str(without_handles(p.modifiers)),
         **facts,
     )
-    return None if agreement is None else Sharded(agreement)
+    return (problem, None) if agreement is None else (_numbered(problem, agreement), Sharded(agreement))
+
+
+def _numbered(problem: Problem, agreement: Agreement) -> Problem:
+    """The problem with its positions counted on from those of the ranks before."""
+    p = problem
+    for form in forms(p.modifiers):
+        if form.kind == "score_mod":
+            assert p.row_codes is not None
+            assert p.col_codes is not None
+            row_codes, col_codes = p.row_codes.clone(), p.col_codes.clone()
+            for codes, start in zip((row_codes, col_codes), agreement.starts[agreement.ranks.rank], strict=True):
+                codes[:, form.codes] += start
+            p = p._replace(row_codes=row_codes, col_codes=col_codes)
+    return p
 
 
 class Sharded:
@@ -183,6 +200,43 @@ class Sharded:
         )
         return d_values, *gradients
 
+    @eager
+    def pair_extremes(self, *args: Any) -> tuple[Tensor, ...]:
+        problem, (backend,) = Problem(*args[:_WIDTH]), args[_WIDTH:]
+        remote_blocks = self._exchange(symmetric=False).fetch(_columns(problem))
+        found = torch.ops.pycl.pair_extremes(*args)
+        for index in found[2:]:
+            index += (index >= 0) * self._first_column()
+        for remote in _by_owner(remote_blocks):
+            part = torch.ops.pycl.pair_extremes(*_part(problem, remote), backend)
+            _merge_extremes(found, part, self._first_column(remote))
+        return cast("tuple[Tensor, ...]", found)
+
+    @eager
+    def pair_extremes_backward(self, *args: Any) -> Gradients:
+        problem, (*indices, d_negative, d_positive, needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
+
+        def of_block(block: Problem, first: int, needs: Needs) -> Gradients:
+            inside = [(index >= first) & (index < first + block.n_cols()) for index in indices]
+            chosen = [torch.where(here, index - first, -1) for here, index in zip(inside, indices, strict=True)]
+            given = *chosen, d_negative, d_positive, needs, backend
+            return Gradients(*torch.ops.pycl.pair_extremes_backward(*block, *given))
+
+        def backward(remote: RemoteBlock, needs: Needs) -> Gradients:
+            return of_block(_part(problem, remote), self._first_column(remote), needs)
+
+        exchange = self._exchange(symmetric=False)
+        remote_blocks = exchange.fetch(_columns(problem))
+        own = of_block(problem, self._first_column(), needs)
+        return _add_gradients(problem, Needs(*needs), own, exchange, _by_owner(remote_blocks), backward)
+
+    def _first_column(self, remote: RemoteBlock | None = None) -> int:
+        """The position of the first column of a remote block of one rank, or of this rank, among those of all ranks."""
+        if remote is None:
+            return self.agreement.starts[self.agreement.ranks.rank][1]
+        (block,) = remote.blocks
+        return self.agreement.starts[block.owner][1] + block.cols.start
+
     def _exchange(self, symmetric: bool) -> AllGatherExchange | RingExchange:
         ranks, sizes = self.agreement
         return (RingExchange if ranks.ring else AllGatherExchange)(ranks, sizes, symmetric)
@@ -225,6 +279,28 @@ def _part(problem: Problem, remote: RemoteBlock) -> Problem:
         row_values=None if p.row_values is None else at.of(p.row_values),
         col_values=col_values,
     )
+
+
+def _by_owner(remote_blocks: Iterator[RemoteBlock]) -> Iterator[RemoteBlock]:
+    """One rank's columns at a time, where positions matter: gathered ones begin with the rank after this one."""
+    for remote in remote_blocks:
+        sizes = [block.cols.size for block in remote.blocks]
+        for block, *columns in zip(remote.blocks, *(x.split(sizes) for x in remote.columns), strict=True):
+            yield RemoteBlock(remote.rows, [block], columns)
+
+
+def _merge_extremes(found: Sequence[Tensor], part: Sequence[Tensor], first: int) -> None:
+    """Merge the extremes of a block, whose first column is at position ``first``, into those that were found before.
+
+    Blocks come in any order, and the choice is that among all candidates at once: a NaN, and of equals the first.
+    """
+    for k, beyond in enumerate((torch.gt, torch.lt)):
+        value, index, other, at = found[k], found[k + 2], part[k], part[k + 2] + first
+        equal = (other == value) | (other.isnan() & value.isnan())
+        better = beyond(other, value) | (other.isnan() & ~value.isnan()) | (equal & (at < index)) | (index < 0)
+        better &= part[k + 2] >= 0
+        value.copy_(torch.where(better, other, value))
+        index.copy_(torch.where(better, at, index))
 
 
 _LSES = slice(StatsRow.LSE, StatsRow.POS_LSE + 1)

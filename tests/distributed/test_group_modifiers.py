@@ -30,7 +30,7 @@ from pycl.engine import LabelTable, pair_average, pair_stats
 TRANSPORTS = ("gather", "ring")
 WORLDS = (2, 3)
 OF_ROWS = ("x", "row_bias", "row_labels", "row_ids", "p", "rows", "g")
-OF_COLS = ("y", "col_bias", "col_labels", "col_ids", "q", "cols", "h")
+OF_COLS = ("y", "col_bias", "col_labels", "col_ids", "q", "cols", "h", "col_scale", "values")
 
 
 def problems() -> dict[str, ModifiedCase]:
@@ -51,9 +51,18 @@ def share(name: str, x: Tensor, case: Case, rank: int, world: int) -> Tensor:
     name = name.rpartition(".")[2]
     if name in ("row_ids", "col_ids") and x.dim() == 2:
         return x[:, bounds(n_rows if name == "row_ids" else n_cols, rank, world)]
-    if name in OF_ROWS:
+    if name in OF_ROWS or (name == "scale" and x.dim()):
         return x[bounds(n_rows, rank, world)]
     return x[bounds(n_cols, rank, world)] if name in OF_COLS else x
+
+
+def whole_of(parts: list[Tensor], want: Tensor) -> Tensor:
+    """A gradient like ``want`` from the ranks' own: of what each rank has a part of, or the sum of what all share."""
+    return sum(parts, torch.zeros_like(want)) if parts[0].shape == want.shape else torch.cat(parts)
+
+
+def group_of(transport: str) -> Any:
+    return pycl.distributed.Ring(torch.distributed.group.WORLD) if transport == "ring" else "world"
 
 
 def of_rank(whole: ModifiedCase, rank: int, world: int) -> ModifiedCase:
@@ -82,7 +91,7 @@ def on_this_rank(rank: int, world: int) -> dict[Any, Any]:
         weights = [w[bounds(len(w), rank, world)] for w in weights_for(whole)]
         assert {len(w) for w in weights_for(whole)} <= {m, len(whole.case.col_ids)}
         for transport in TRANSPORTS:
-            group = pycl.distributed.Ring(torch.distributed.group.WORLD) if transport == "ring" else "world"
+            group = group_of(transport)
             for backend in installed("cpu", torch.float64):
                 run = lambda x, c=mine, b=backend, g=group: modified_engine(c, x, b, g)  # noqa: E731
                 found[name, transport, backend] = outputs_and_gradients(mine.leaves(), run, weights)
@@ -103,9 +112,7 @@ def test_ranks_are_one_process(name: str, world: int, transport: str, backend: s
     for k, want in enumerate(expected):
         torch.testing.assert_close(torch.cat([found[k] for found, _ in parts]), want, rtol=0, atol=1e-11)
     for leaf, want in gradients.items():
-        mine = [of[leaf] for _, of in parts]
-        shared = leaf.rpartition(".")[2] not in OF_ROWS + OF_COLS
-        torch.testing.assert_close(sum(mine) if shared else torch.cat(mine), want, rtol=0, atol=1e-10)
+        torch.testing.assert_close(whole_of([of[leaf] for _, of in parts], want), want, rtol=0, atol=1e-10)
 
 
 def different(rank: int, world: int) -> str:
@@ -120,18 +127,6 @@ def different(rank: int, world: int) -> str:
 
 def test_ranks_with_other_modifiers_are_refused() -> None:
     assert all("modifiers" in said for said in on_ranks(2, different))
-
-
-def scored(rank: int, world: int) -> str:
-    try:
-        pair_stats(Points(torch.randn(4, 3)), denominator=Pairs.OTHERS, score_mod=lambda l, i, j: l, group="world")
-    except ValueError as error:
-        return str(error)
-    return "no error"
-
-
-def test_a_score_mod_is_refused() -> None:
-    assert all("score_mod must be None where there is a group" in said for said in on_ranks(2, scored))
 
 
 # ---- means, whose values travel with the columns
@@ -156,7 +151,7 @@ def means_on_this_rank(rank: int, world: int) -> dict[Any, Any]:
     mine, rows, cols = of_rank(whole, rank, world), bounds(31, rank, world), bounds(44, rank, world)
     found = {}
     for transport in TRANSPORTS:
-        group = pycl.distributed.Ring(torch.distributed.group.WORLD) if transport == "ring" else "world"
+        group = group_of(transport)
         for backend in installed("cpu", torch.float64):
             run = lambda x, g=group, b=backend: [means_of(mine, x, g, b)]  # noqa: E731
             leaves = mine.leaves() | {"values": values[cols]}
@@ -181,6 +176,4 @@ def test_means_on_ranks(world: int, transport: str, backend: str) -> None:
     parts = [rank[transport, backend] for rank in ranks_of_means(world)]
     torch.testing.assert_close(torch.cat([found for (found,), _ in parts]), expected, rtol=0, atol=1e-11)
     for leaf, want in gradients.items():
-        mine = [of[leaf] for _, of in parts]
-        shared = leaf.rpartition(".")[2] not in (*OF_ROWS, *OF_COLS, "values")
-        torch.testing.assert_close(sum(mine) if shared else torch.cat(mine), want, rtol=0, atol=1e-10)
+        torch.testing.assert_close(whole_of([of[leaf] for _, of in parts], want), want, rtol=0, atol=1e-10)

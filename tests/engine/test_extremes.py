@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.dense import ALL, SELF, make, matrix, members
+from helpers.dense import ALL, SELF, extremes, make, matrix, members
+from test_autograd import LEAVES, compiled_is_eager, leaves_that_want, problem
 from torch import Tensor
 from torch.testing import assert_close
 
-from pycl.backends import reference
+from pycl.backends import reference, registry
 from pycl.backends.registry import why_not
-from pycl.engine import Pairs, Points, pair_extremes, pair_top
+from pycl.core.problem import Gradients, Needs
+from pycl.engine import PairExtremes, PairMLP, Pairs, Points, pair_extremes, pair_top
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -22,14 +24,6 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference, "TILE", (12, 16))
-
-
-def dense(logits: Tensor, inside: Tensor, sign: int) -> tuple[Tensor, Tensor]:
-    inside = inside & (logits != -torch.inf)
-    key = torch.where(inside, sign * logits, -torch.inf)
-    value, index = key.max(1, keepdim=True)
-    index = (inside & ((key == value) | (key.isnan() & value.isnan()))).int().argmax(1)
-    return sign * value[:, 0], torch.where(inside.any(1), index, -1)
 
 
 def check_integers(m: int, n: int | None, sets: tuple[int, int], dtype: torch.dtype, backend: str) -> None:
@@ -50,7 +44,7 @@ def check_integers(m: int, n: int | None, sets: tuple[int, int], dtype: torch.dt
     logits = x.double() @ y.double().T
 
     for sign, pairs, value, index in ((1, first, found[0], found[2]), (-1, positives, found[1], found[3])):
-        true, where = dense(logits, members(replace(case, denominator=pairs)), sign)
+        true, where = extremes(logits, members(replace(case, denominator=pairs)), sign)
         assert torch.equal(value.double(), true)
         assert torch.equal(index, where)
 
@@ -134,6 +128,113 @@ def test_gradients(of_rows: bool, normalize: bool) -> None:
                           positives=Pairs(6), offset=None)  # fmt: skip
     assert found.positive[4] == torch.inf
     assert torch.equal(torch.autograd.grad(found.positive.sum(), bad)[0][4], torch.zeros(3).double())
+
+
+@pytest.mark.parametrize("bad", ["row", "column"])
+def test_what_was_not_chosen_has_no_gradient(bad: str, backend: str) -> None:
+    """Although its norm, its scale or its data is infinite or NaN: the others' gradients are as without it."""
+    ids, col_ids = torch.tensor([0, 1, 2, 9]), torch.tensor([7, 0, 1, 2])  # the last row and the first column are alone
+    x, y, scale, p, q = torch.randn(4, 3), torch.randn(4, 3), torch.rand(4) + 1, torch.randn(4, 2), torch.randn(4, 2)
+    rows, cols = slice(4), slice(4) if bad == "column" else slice(1, 4)
+    if bad == "row":
+        x[3], scale[3], p[3] = torch.nan, torch.inf, torch.nan
+    else:
+        y[0], q[0] = torch.inf, torch.nan
+    weights, found = (torch.randn(2), torch.tensor(0.5)), []
+    for of_rows, of_cols in ((rows, cols), (slice(3) if bad == "row" else rows, slice(1, 4))):
+        leaves = [x[of_rows], y[of_cols], scale[of_rows], p[of_rows], q[of_cols]]
+        leaves = [z.clone().requires_grad_() for z in leaves]
+        points = Points(leaves[0], ids[of_rows]), Points(leaves[1], col_ids[of_cols]), leaves[2]
+        options: dict[str, Any] = {"offset": None, "normalize": True, "backend": backend}
+        options["modifiers"] = [PairMLP(*leaves[3:], *weights)]
+        hardest = pair_extremes(*points, negatives=Pairs.NONE, positives=Pairs.POSITIVE, **options)
+        assert torch.equal(hardest.positive_index[:3], torch.arange(len(leaves[1]))[-3:])
+        found.append(torch.autograd.grad(hardest.positive[:3].sum() + hardest.negative.sum(), leaves))
+    for whole, part in zip(*found, strict=True):
+        assert_close(whole[:3] if bad == "row" else whole[-len(part) :], part)
+        rest = whole[3:] if bad == "row" else whole[: -len(part)]
+        assert torch.equal(rest, torch.zeros_like(rest))
+
+
+def test_a_row_of_zeros_in_half_precision(backend: str) -> None:
+    """Its gradient is 1e12 times the candidate's embedding, which float16 has not: clamped, as that of other sums."""
+    x, y = torch.randn(3, 4).half(), torch.randn(5, 4).half()
+    x[1], y[2] = 0, 0
+    x.requires_grad_()
+    y.requires_grad_()
+    ids = torch.zeros(3, dtype=torch.int64), torch.tensor([1, 0, 0, 1, 1])
+    sets = {"negatives": Pairs.NONE, "positives": Pairs.POSITIVE}
+    found = pair_extremes(Points(x, ids[0]), Points(y, ids[1]), offset=None, normalize=True, backend=backend, **sets)
+    gradients = torch.autograd.grad(found.positive.sum(), [x, y])
+    assert all(g.isfinite().all() for g in gradients)
+    at = found.positive_index
+    units = [torch.nn.functional.normalize(z.detach().float(), dim=1) for z in (x, y)]
+    assert_close(gradients[0][1].float(), (1e12 * units[1][at[1]]).clamp(-65504, 65504))
+    of_zero = units[0][at == 2].sum(0)
+    assert_close(gradients[1][2].float(), (1e12 * of_zero).clamp(-65504, 65504))
+
+
+def everything(leaves: dict[str, Tensor], backend: str) -> PairExtremes:
+    rows, cols = Points(leaves["x"], torch.arange(5) % 3), Points(leaves["y"], torch.arange(6) % 3)
+    bias = {name: leaves[name] for name in ("row_bias", "col_bias")}
+    sets = {"negatives": Pairs.NEGATIVE, "positives": Pairs.POSITIVE}
+    return pair_extremes(rows, cols, leaves["scale"], **sets, **bias, offset=None, normalize=True, backend=backend)
+
+
+@pytest.mark.parametrize("kind", ["itself", "columns", "everything"])
+def test_opcheck(kind: str, backend: str) -> None:
+    p, ops = problem(kind).as_rectangular(), torch.ops.pycl
+    torch.library.opcheck(ops.pair_extremes.default, (*p, backend))
+    _, _, *index = ops.pair_extremes(*p, backend)
+    for needs in (Needs(True, True, True), Needs(kind == "columns", kind == "itself", False)):
+        args = *index, torch.randn(7), torch.randn(7), needs, backend
+        torch.library.opcheck(ops.pair_extremes_backward.default, (*p, *args))
+
+
+@pytest.mark.parametrize("wanted", LEAVES)
+def test_only_what_is_wanted_is_computed(wanted: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = registry.load(backend)
+    seen: list[tuple[Needs, Gradients]] = []
+    original = module.pair_extremes_backward
+
+    def spy(*arguments: Any) -> Gradients:
+        seen.append((arguments[-1], original(*arguments)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(module, "pair_extremes_backward", spy)
+    leaves = leaves_that_want((wanted,))
+    sum(value.sum() for value in everything(leaves, backend)[:2]).backward()
+    assert [name for name, leaf in leaves.items() if leaf.grad is not None] == [wanted]
+    ((needs, found),) = seen
+    assert needs == Needs(rows=wanted in ("x", "scale"), cols=wanted == "y", bias="bias" in wanted)
+    assert (found.rows.numel() > 0) == (found.logit_scale.numel() > 0) == needs.rows
+    assert (found.cols.numel() > 0) == needs.cols
+    assert (found.row_bias.numel() > 0) == (found.col_bias.numel() > 0) == needs.bias
+
+
+def test_second_derivatives_are_refused(backend: str) -> None:
+    leaves = leaves_that_want(LEAVES)
+    value = everything(leaves, backend).negative.square().sum()
+    gradients = torch.autograd.grad(value, list(leaves.values()), create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        sum(g.square().sum() for g in gradients).backward()
+
+
+def test_compile_and_transforms(backend: str) -> None:
+    def function(*leaves: Tensor) -> Tensor:
+        found = everything(dict(zip(LEAVES, leaves, strict=True)), backend)
+        return found.negative.exp().sum() + found.positive.square().sum() + found.negative_index.sum()
+
+    values = [t.detach() for t in leaves_that_want(()).values()]
+    compiled_is_eager(function, values)
+    leaves = [t.clone().requires_grad_() for t in values]
+    wanted = torch.autograd.grad(function(*leaves), leaves)
+    gradient = torch.func.grad(function, argnums=tuple(range(len(values))))
+    assert_close(gradient(*values), wanted)
+    others = [t + 0.5 for t in values]
+    batched = torch.func.vmap(gradient)(*(torch.stack(pair) for pair in zip(values, others, strict=True)))
+    for got, first, second in zip(batched, wanted, gradient(*others), strict=True):
+        assert_close(got, torch.stack([first, second]))
 
 
 @pytest.mark.parametrize("scale", ["rows", 2.0], ids=str)

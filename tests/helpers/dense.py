@@ -139,6 +139,16 @@ def reduced(case: Case, leaves: dict[str, Tensor], of: str, reduction: str, back
     return pair_cross_entropy(*points, denominator=Pairs(case.denominator), **options)
 
 
+def extremes(logits: Tensor, inside: Tensor, sign: int) -> tuple[Tensor, Tensor]:
+    """The largest of ``sign`` times the logits of every row, a NaN above all, and of equals the first; else -1."""
+    inside = inside & (logits != -torch.inf)
+    key = torch.where(inside, sign * logits, -torch.inf)
+    value = key.amax(1, keepdim=True)
+    index = (inside & ((key == value) | (key.isnan() & value.isnan()))).int().argmax(1, keepdim=True)
+    some = inside.any(1)
+    return sign * torch.where(some, key.gather(1, index)[:, 0], -torch.inf), torch.where(some, index[:, 0], -1)
+
+
 def weighted(found: list[Tensor]) -> list[Tensor]:
     """A scalar of each output, every finite entry with a weight of its own."""
     weights = [torch.linspace(0.5, 1.5 + k, len(t), dtype=torch.float64) for k, t in enumerate(found)]

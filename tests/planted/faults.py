@@ -477,4 +477,25 @@ FAULTS = [
         "p.row_codes,",
         "test_group_modifiers",
     ),
+    Fault(
+        "ranks: of equal logits the one that arrives first is the hardest",
+        "pycl/ops/sharded.py",
+        " | (equal & (at < index))",
+        "",
+        "test_group_extremes",
+    ),
+    Fault(
+        "ranks: positions begin anew on every rank",
+        "pycl/ops/sharded.py",
+        "codes[:, form.codes] += start",
+        "codes[:, form.codes] += 0",
+        "test_group_score_mod",
+    ),
+    Fault(
+        "extremes: the first candidate has a gradient from anchors without any",
+        "pycl/backends/reference.py",
+        "masked_fill(none, 0), d.masked_fill(none, 0)",
+        "masked_fill(none, 0), d",
+        "test_extremes test_group_extremes",
+    ),
 ]

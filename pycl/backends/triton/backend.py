@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pycl.backends import reference
 
-# the two products of a dense gradient are a library's, and so is what is left around them
-from pycl.backends.reference import pair_logits_backward
+# the two products of a dense gradient are a library's, and so is what is left around them; chosen pairs are few
+from pycl.backends.reference import pair_extremes_backward, pair_logits_backward
 from pycl.backends.registry import BackendUnavailable
 from pycl.backends.triton.support import why_not
 from pycl.core.problem import N_STATS, Gradients, Needs, Problem, no_residuals
@@ -49,6 +49,7 @@ __all__ = [
     "MODIFIERS",
     "pair_average_backward",
     "pair_extremes",
+    "pair_extremes_backward",
     "pair_logits",
     "pair_logits_backward",
     "pair_stats",

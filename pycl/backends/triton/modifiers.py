@@ -78,7 +78,7 @@ def add_gradients(problem: Problem, weights: Tensor, loss_scale: Tensor | None, 
     d_rows, d_cols, d_shared = out.of_modifiers(p.leaves())
     rows, n = weights.shape
     step = strip_rows(p, rows)
-    nothing, columns = p.logit_scale.new_zeros(1, 1), torch.arange(n, device=weights.device)
+    nothing = p.logit_scale.new_zeros(1, 1)
     nothing.requires_grad_()  # limits alone leave nothing else that does
     for start in range(0, rows, step):
         here = slice(start, min(start + step, rows))
@@ -88,7 +88,7 @@ def add_gradients(problem: Problem, weights: Tensor, loss_scale: Tensor | None, 
         w = weights[here].float() if loss_scale is None else weights[here].float() / loss_scale
         with torch.enable_grad(), recorded():
             data, given = Data(row_codes, col_codes, *leaves), nothing.expand(len(w), n)
-            made = modify(p.modifiers, data, given, None, columns[:0], columns)
+            made = modify(p.modifiers, data, given, None)
             wanted = [x for x in leaves if x is not None]
             found = torch.autograd.grad(made, wanted, w, allow_unused=True, materialize_grads=True)
         into = (d_rows[i], d_rows if symmetric else d_cols, d_shared)
