@@ -34,13 +34,13 @@ def modifier_gradients_kernel(
     row_block, col_block = tile // n_blocks, tile % n_blocks
     n_tiles = tl.cdiv(rows_here, BM).to(tl.int64) * n_blocks
     local, j = row_block * BM + tl.arange(0, BM), col_block * BN + tl.arange(0, BN)
+    i = first_row + local
     inside, known = local < rows_here, j < n
     at = weights + local.to(tl.int64)[:, None] * stride + j[None, :]
     w = tl.load(at, mask=inside[:, None] & known[None, :], other=0.0).to(tl.float32)
     if loss_scale is not None:
         w /= tl.load(loss_scale)
     matrix = PairMatrix(None, None, m, n, 0, 0, 0)
-    i = tl.where(inside, first_row + local, m)  # a row after the strip may be NaN, and NaN times no weight, too
     KIND: tl.constexpr = MODIFIERS[0]
     SIZE: tl.constexpr = MODIFIERS[1]
     if KIND == AGREEMENT:

@@ -58,15 +58,15 @@ def _add_by_labels(
 
     A kernel would share the table between programs. The library sorts the labels, and adds in their order:
     ``index_put_`` does, where ``index_add_`` has atomic operations. It adds up what has its own dtype, so weights of 16
-    bits become float32, at most half a strip of them at once.
+    bits become float32, half a strip of them at once. Sums over rows are no more than the rows, or than the table.
     """
-    if len(into) > len(row_labels):  # sums over rows would be more than the rows
-        into, weights, row_labels, col_labels = into.T, weights.T, col_labels, row_labels
-    lines = into.new_zeros(len(into), weights.shape[1])
-    step = max(1, len(weights) * weights.itemsize // lines.itemsize)
-    for some, labels in zip(weights.split(step), row_labels.split(step), strict=True):
-        lines.index_put_((labels,), some.float(), accumulate=True)
-    into.T.index_put_((col_labels,), _unscaled(lines, loss_scale).T, accumulate=True)
+    step = max(1, len(weights) * weights.itemsize // into.itemsize)
+    for some, a in zip(weights.split(step), row_labels.split(step), strict=True):
+        to, w, b = into, some.float(), col_labels
+        if len(into) > len(a):
+            to, w, a, b = into.T, w.T, b, a
+        sums = to.new_zeros(len(to), w.shape[1]).index_put_((a,), w, accumulate=True)
+        to.T.index_put_((b,), _unscaled(sums, loss_scale).T, accumulate=True)
 
 
 class _Tiles(NamedTuple):
