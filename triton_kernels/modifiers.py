@@ -103,31 +103,49 @@ def _of_labels(data, matrix, i, j, IN_BOUNDS: tl.constexpr, MODIFIERS: tl.conste
 
 @triton.jit
 def _of_agreement(data, matrix, i, j, IN_BOUNDS: tl.constexpr, MODIFIERS: tl.constexpr, at: tl.constexpr):
+    SHARED: tl.constexpr = MODIFIERS[at + 6]
+    return tl.load(data.shared + SHARED + agreeing(data, matrix, i, j, IN_BOUNDS, MODIFIERS, at))
+
+
+@triton.jit
+def agreeing(data, matrix, i, j, IN_BOUNDS: tl.constexpr, MODIFIERS: tl.constexpr, at: tl.constexpr):
+    """[BM, BN]: how many labels the points of a pair share."""
     LABELS: tl.constexpr = MODIFIERS[at + 1]
     CODES: tl.constexpr = MODIFIERS[at + 3]
-    SHARED: tl.constexpr = MODIFIERS[at + 6]
     count = tl.zeros((i.shape[0], j.shape[0]), tl.int32)
     for t in range(CODES, CODES + LABELS):
         a = _line(data.row_codes, t, i, matrix.m, IN_BOUNDS)
         b = _line(data.col_codes, t, j, matrix.n, IN_BOUNDS)
         count += (a[:, None] == b[None, :]).to(tl.int32)
-    return tl.load(data.shared + SHARED + count)
+    return count
 
 
 @triton.jit
 def _of_network(data, matrix, i, j, IN_BOUNDS: tl.constexpr, MODIFIERS: tl.constexpr, at: tl.constexpr):
-    """log sigmoid of sum_k w_k tanh(p_k + q_k) + b, one unit at a time; tanh(x) = 1 - 2 / (1 + e^2x) for every x."""
+    total = network(data, matrix, i, j, IN_BOUNDS, MODIFIERS, at)
+    return tl.minimum(total, 0.0, propagate_nan=tl.PropagateNan.ALL) - log1p(exp2_of_minus(tl.abs(total) * LOG2E))
+
+
+@triton.jit
+def network(data, matrix, i, j, IN_BOUNDS: tl.constexpr, MODIFIERS: tl.constexpr, at: tl.constexpr):
+    """[BM, BN]: sum_k w_k tanh(p_k + q_k) + b, one unit at a time; what is added is its log sigmoid."""
     UNITS: tl.constexpr = MODIFIERS[at + 1]
-    ROW: tl.constexpr = MODIFIERS[at + 4]
-    COL: tl.constexpr = MODIFIERS[at + 5]
     SHARED: tl.constexpr = MODIFIERS[at + 6]
     total = tl.zeros((i.shape[0], j.shape[0]), tl.float32) + tl.load(data.shared + SHARED + UNITS)
     for k in range(UNITS):
-        p = _line(data.row_values, ROW + k, i, matrix.m, IN_BOUNDS) * (2 * LOG2E)
-        q = _line(data.col_values, COL + k, j, matrix.n, IN_BOUNDS) * (2 * LOG2E)
         w = tl.load(data.shared + SHARED + k)
-        total += w - 2 * w * reciprocal(1 + tl.exp2(p[:, None] + q[None, :]))
-    return tl.minimum(total, 0.0, propagate_nan=tl.PropagateNan.ALL) - log1p(exp2_of_minus(tl.abs(total) * LOG2E))
+        total += w - 2 * w * below_one(data, matrix, i, j, k, IN_BOUNDS, MODIFIERS, at)
+    return total
+
+
+@triton.jit
+def below_one(data, matrix, i, j, k, IN_BOUNDS: tl.constexpr, MODIFIERS: tl.constexpr, at: tl.constexpr):
+    """[BM, BN]: (1 - tanh x) / 2 of x = p_k + q_k, a hidden unit; that is 1 / (1 + e^2x) for every x."""
+    ROW: tl.constexpr = MODIFIERS[at + 4]
+    COL: tl.constexpr = MODIFIERS[at + 5]
+    p = _line(data.row_values, ROW + k, i, matrix.m, IN_BOUNDS) * (2 * LOG2E)
+    q = _line(data.col_values, COL + k, j, matrix.n, IN_BOUNDS) * (2 * LOG2E)
+    return reciprocal(1 + tl.exp2(p[:, None] + q[None, :]))
 
 
 @triton.jit

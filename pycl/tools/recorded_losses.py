@@ -178,6 +178,7 @@ def calls() -> Iterator[Call]:
         yield Call(f"modified: {name}")
         yield from (Call(f"modified: {name}", d=d, rare=True) for d in (256, 512))
         yield Call(f"modified: {name}", torch.float32, rare=True)
+    yield Call("modified: pair_mlp and agreement", torch.float16, rare=True)
     yield Call("modified: label_table and agreement and limit")
     yield from (Call("logits", d=d, rare=True) for d in (64, 512))
     yield Call("logits", torch.float32, rare=True)

@@ -34,6 +34,7 @@ INSTALLED = metadata.version("triton")
 VERSIONS = ("3.6.0", "3.7.1", "3.9.0")  # of torch 2.10 and 2.11, of 2.13, and the newest
 FETCHED = Path(os.environ.get("PYCL_TRITON_VERSIONS") or Path(__file__).parent.parent.parent / "build")
 OTHERS = {"prepare_kernel", "block_mask_kernel", "combine_partials_kernel", "finish_gradient_kernel"}
+OTHERS |= {"modifier_gradients_kernel"}
 Row = dict[str, Any]
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from helpers.modified import (
     dense_outputs,
     make_modified,
     modified_engine,
+    modified_problem,
     modifiers_of,
 )
 from helpers.oracle import assert_as_accurate
@@ -36,7 +36,6 @@ if reason := why_not("triton", "cpu"):
 from pycl.backends.triton import backend as backend
 from pycl.backends.triton import gradients, launch, modifiers, schedule
 from pycl.core.problem import Needs
-from pycl.engine.validation import problem_of
 from pycl.triton_kernels import tile_table
 from pycl.triton_kernels.tile_table import TileConfig
 
@@ -220,7 +219,7 @@ def test_extremes_and_counts_are_the_reference_s(kind: str) -> None:
 
 def test_a_shift_of_rows_in_both_directions(small: None) -> None:
     """The backward's second sweep is of the transposed matrix, in which the rows' shift is the columns'."""
-    problem = _problem(SHAPES["columns"]("LabelTable", "Limit"), torch.bfloat16)
+    problem = modified_problem(SHAPES["columns"]("LabelTable", "Limit"), torch.bfloat16)
     shifted = problem.shifted(torch.randn(len(problem.rows)))
     stats, wanted = (b.pair_stats(shifted, (), True, False) for b in (backend, reference))
     for got, true in zip(stats[:2], wanted[:2], strict=True):
@@ -237,18 +236,18 @@ def test_a_shift_of_rows_in_both_directions(small: None) -> None:
             assert_close(got.float(), true.float(), rtol=1e-2, atol=1e-2 * peak)
 
 
-def _problem(case: ModifiedCase, dtype: torch.dtype) -> Any:
-    leaves = {name: t.to(dtype if name in ("x", "y") else torch.float32) for name, t in case.leaves().items()}
-    (rows, cols, scale), options = arguments(case.case, leaves)
-    sets = {"denominator": Pairs(case.case.denominator), "positives": options.pop("positives")}
-    return problem_of(rows, cols, scale, sets, **options, modifiers=modifiers_of(case, leaves))
+@pytest.mark.parametrize("shape", ["columns", "itself"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_float16(small: None, kind: str, shape: str) -> None:
+    """Stored weights are multiplied by a power of two that gives them the best of its range."""
+    check_modified(SHAPES[shape](kind), "triton", torch.float16)
 
 
 def test_launches_say_what_they_modify() -> None:
     """The same launches as without modifiers; a plain problem's kernels have an empty constant and no data."""
     made = {}
     for kinds in ((), ("LabelTable", "Limit")):
-        problem = _problem(SHAPES["columns"](*kinds), torch.float32)
+        problem = modified_problem(SHAPES["columns"](*kinds), torch.float32)
         with launch.recording(90) as launches:
             backend.pair_stats(problem, (), True, False)
         made[kinds] = launches

@@ -14,6 +14,8 @@ from torch.nn.functional import logsigmoid
 from helpers.dense import Case, arguments, compare, given, of_slopes, outputs, pair_sets, weighted
 from helpers.dense import magnitudes as of_plain
 from pycl import Pairs, engine
+from pycl.core.problem import Problem
+from pycl.engine.validation import problem_of
 
 
 class Modifier(NamedTuple):
@@ -169,6 +171,14 @@ def modified_engine(case: ModifiedCase, leaves: dict[str, Tensor], backend: str,
     stats = engine.pair_stats(*points, denominator=den, sides=sides, **options)
     total = engine.pair_sum(*points, negatives=den, map=case.case.map, **options)
     return [*(t for side in stats for t in side), total] if sides == "both" else [*stats, total]
+
+
+def modified_problem(case: ModifiedCase, dtype: torch.dtype) -> Problem:
+    """The problem that crosses to a backend, its points in ``dtype``."""
+    leaves = {name: t.to(dtype if name in ("x", "y") else torch.float32) for name, t in case.leaves().items()}
+    (rows, cols, scale), options = arguments(case.case, leaves)
+    sets = {"denominator": Pairs(case.case.denominator), "positives": options.pop("positives")}
+    return problem_of(rows, cols, scale, sets, **options, modifiers=modifiers_of(case, leaves))
 
 
 def dense_outputs(case: ModifiedCase, leaves: dict[str, Tensor]) -> list[Tensor]:

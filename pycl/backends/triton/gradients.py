@@ -13,7 +13,7 @@ from pycl.backends import reference
 from pycl.backends.triton import tiles
 from pycl.backends.triton.device import device_of
 from pycl.backends.triton.launch import cdiv, launch, next_power_of_2, recorded_architecture
-from pycl.backends.triton.modifiers import add_gradients
+from pycl.backends.triton.modifier_gradients import add_gradients
 from pycl.backends.triton.operands import NO_EMBEDDINGS, NO_GRAD, Operands, Side, prepared, tile_for, with_one_scale
 from pycl.backends.triton.schedule import (
     MaskedRows,
@@ -197,7 +197,7 @@ def _strips(
 
 def _by_strips(problem: Problem, sweep: _Sweep, needs: Needs, out: Gradients) -> None:
     """All gradients, a strip of weights at a time; the products with it are the library's."""
-    (x, y, logit_scale), symmetric = sweep.operands[:3], problem.cols is None
+    (x, y, logit_scale), symmetric, data = sweep.operands[:3], problem.cols is None, sweep.operands.modifiers.data
     of_cols = x.new(1, y.n, x.z.shape[1]) if needs.cols and not symmetric else None
     out.col_bias.zero_()
     out.modifiers.zero_()
@@ -212,7 +212,7 @@ def _by_strips(problem: Problem, sweep: _Sweep, needs: Needs, out: Gradients) ->
         if strip.col_bias is not None:
             out.col_bias.add_(strip.col_bias.sum(0))
         if needs.modifiers:
-            add_gradients(problem, strip.weights, sweep.loss_scale, here.start, out)
+            add_gradients(problem, data, strip.weights, sweep.loss_scale, here.start, out)
     if of_cols is not None:
         _finish(of_cols, y, logit_scale, None, sweep, out.cols, 0)
 

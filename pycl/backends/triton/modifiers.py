@@ -1,18 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modifiers of pairs as the kernels take them, and the gradients of their data from stored weights."""
+"""Modifiers of pairs as the kernels take them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from pycl.backends.reference_modifiers import Data, modify, recorded, strip_rows
-from pycl.backends.triton.launch import recorded_architecture
-from pycl.core.modifiers import forms
-from pycl.core.problem import Gradients, Problem
+from pycl.core.modifiers import Form, forms
+from pycl.core.problem import Problem
 from pycl.triton_kernels.modifiers import ModifierData
 
 KINDS = ("label_table", "agreement", "pair_mlp", "limit", "row_shift")  # score_mod is a function of torch
@@ -50,9 +47,7 @@ def encoded(problem: Problem) -> Encoded:
         return NONE
     constant: list[str | int] = []
     for form in sorted(forms(p.modifiers), key=lambda form: form.kind != "limit"):
-        first, second = (form.sizes[1], 1) if form.kind == "label_table" else form.sizes
-        starts = form.codes.start, form.row_values.start, form.col_values.start, form.shared.start
-        constant += (form.kind, first, second, *starts)
+        constant += constant_of(form)
     row_codes, row_values = _lines(p.row_codes), _lines(p.row_values)
     if p.cols is None:
         col_codes, col_values = row_codes, row_values
@@ -61,36 +56,13 @@ def encoded(problem: Problem) -> Encoded:
     return Encoded(tuple(constant), ModifierData(row_codes, col_codes, row_values, col_values, p.shared))
 
 
+def constant_of(form: Form) -> tuple[str | int, ...]:
+    """What the kernels know of one modifier when they are compiled."""
+    first, second = (form.sizes[1], 1) if form.kind == "label_table" else form.sizes
+    starts = form.codes.start, form.row_values.start, form.col_values.start, form.shared.start
+    return form.kind, first, second, *starts
+
+
 def _lines(of_points: Tensor | None) -> Tensor | None:
     """A line of all points for each number: a block of points then loads neighbours."""
     return None if of_points is None else of_points.T.contiguous()
-
-
-def add_gradients(problem: Problem, weights: Tensor, loss_scale: Tensor | None, first: int, out: Gradients) -> None:
-    """Add what a strip of logits' gradients [rows, n] is worth to the data of the modifiers.
-
-    What is added to a logit depends on no logit, and limits are constants: so autograd sees the additions alone.
-    """
-    if recorded_architecture() is not None:  # tensors without data, and no launch of a kernel
-        return
-    p, symmetric = problem, problem.cols is None
-    col_codes, col_values = (p.row_codes, p.row_values) if symmetric else (p.col_codes, p.col_values)
-    d_rows, d_cols, d_shared = out.of_modifiers(p.leaves())
-    rows, n = weights.shape
-    step = strip_rows(p, rows)
-    nothing = p.logit_scale.new_zeros(1, 1)
-    nothing.requires_grad_()  # limits alone leave nothing else that does
-    for start in range(0, rows, step):
-        here = slice(start, min(start + step, rows))
-        i = slice(first + here.start, first + here.stop)
-        row_codes, row_values = (None if x is None else x[i] for x in (p.row_codes, p.row_values))
-        leaves = [None if x is None else x.detach().requires_grad_() for x in (row_values, col_values, p.shared)]
-        w = weights[here].float() if loss_scale is None else weights[here].float() / loss_scale
-        with torch.enable_grad(), recorded():
-            data, given = Data(row_codes, col_codes, *leaves), nothing.expand(len(w), n)
-            made = modify(p.modifiers, data, given, None)
-            wanted = [x for x in leaves if x is not None]
-            found = torch.autograd.grad(made, wanted, w, allow_unused=True, materialize_grads=True)
-        into = (d_rows[i], d_rows if symmetric else d_cols, d_shared)
-        for to, part in zip((to for to, x in zip(into, leaves, strict=True) if x is not None), found, strict=True):
-            to += part
