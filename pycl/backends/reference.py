@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pycl.backends.reference_modifiers import KINDS, Modified, back_at, strip_rows
+from pycl.backends.reference_modifiers import KINDS, ModifiedTile, back_at, strip_rows
 from pycl.backends.reference_sinkhorn import sinkhorn as sinkhorn
 from pycl.backends.reference_sinkhorn import sinkhorn_codes as sinkhorn_codes
 from pycl.backends.reference_sinkhorn import sinkhorn_columns as sinkhorn_columns
@@ -43,7 +43,7 @@ class _Strip(NamedTuple):
     logits: Tensor  # [strip, n]
     in_pairs: Tensor  # bool [strip, n], without pairs that were dropped: their logit is -inf
     in_pos: Tensor
-    modified: Modified | None
+    modified: ModifiedTile | None
 
 
 class _Map(NamedTuple):
@@ -127,7 +127,7 @@ def _strips(problem: Problem, rows: _Side, cols: _Side, taped: bool = False) -> 
         in_pairs, in_pos = (_members(problem, pairs, i, every) for pairs in (problem.pairs, problem.positives))
         logits, modified = _logits(problem, rows, cols, i, every), None
         if problem.modifiers:
-            modified = Modified(problem, logits, i, every, in_pos, taped)
+            modified = ModifiedTile(problem, logits, i, every, in_pos, taped)
             logits = modified.logits
         kept = logits != -torch.inf
         yield _Strip(i, logits, in_pairs & kept, in_pos & kept, modified)
@@ -331,7 +331,7 @@ def pair_extremes(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         for j in _slices(len(cols.x), width):
             tile, in_pos = _logits(problem, rows, cols, i, j), _members(problem, problem.positives, i, j)
             if problem.modifiers:
-                tile = Modified(problem, tile, i, j, in_pos, False).logits
+                tile = ModifiedTile(problem, tile, i, j, in_pos, False).logits
             for side, members in enumerate((_members(problem, problem.pairs, i, j), in_pos)):
                 inside = members & (tile != -torch.inf)
                 key = -tile if side else tile

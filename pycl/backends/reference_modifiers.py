@@ -70,7 +70,7 @@ def recorded() -> AbstractContextManager[Any]:
     return torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
 
 
-class Modified:
+class ModifiedTile:
     """The logits of rows ``i`` and columns ``j`` after the modifiers; with ``taped`` their gradients can be found."""
 
     def __init__(
@@ -107,7 +107,7 @@ class Modified:
 
 
 def back_at(problem: Problem, given: Tensor, index: Tensor, w: Tensor, gradients: Gradients) -> Tensor:
-    """``Modified.back`` for one candidate ``index[i]`` of each row, or -1 for none.
+    """``ModifiedTile.back`` for one candidate ``index[i]`` of each row, or -1 for none.
 
     Args:
         given: the logits [m] of these pairs without modifiers.
@@ -125,7 +125,7 @@ def back_at(problem: Problem, given: Tensor, index: Tensor, w: Tensor, gradients
     for start in range(0, len(at), CHUNK):  # modifiers take tiles, and these pairs are the diagonals
         i = slice(start, min(start + CHUNK, len(at)))
         tile = given[i, None].expand(-1, i.stop - i.start)
-        d_given[i] = Modified(pairs, tile, i, i, None, True).back(w[i].diag(), found).diagonal()
+        d_given[i] = ModifiedTile(pairs, tile, i, i, None, True).back(w[i].diag(), found).diagonal()
     if len(gradients.modifiers):
         d_rows, d_cols, d_shared = gradients.of_modifiers(problem.leaves())
         of_rows, of_cols, of_shared = found.of_modifiers(pairs.leaves())
