@@ -209,6 +209,21 @@ def test_slopes_times_modified_logits(backend: str) -> None:
     assert_close(*(torch.autograd.grad(sum(weighted(t, leaves["scale"])), wants) for t in (found, wanted)))
 
 
+@pytest.mark.float64
+def test_slopes_of_a_symmetric_table(backend: str) -> None:
+    """Several tiles off the diagonal, each with pairs in both of their roles."""
+    x, labels = torch.randn(400, 5, dtype=torch.float64), torch.arange(400) % 3
+    table, slopes = torch.rand(3, 3, dtype=torch.float64) + 0.1, (0.5, 2.0)
+    table = (table * table.T).requires_grad_()
+    modifiers = [LabelTable(table, labels, labels)]
+    found = pair_stats(Points(x), denominator=Pairs.OTHERS, slopes=slopes, modifiers=modifiers, backend=backend).lse
+    logits = (x @ x.T + table.log()[labels][:, labels]).masked_fill(torch.eye(400, dtype=torch.bool), -torch.inf)
+    wanted = torch.stack([(slope * logits).logsumexp(1) for slope in slopes])
+    assert_close(found, wanted)
+    weights = torch.randn_like(wanted)
+    assert_close(*(torch.autograd.grad((lse * weights).sum(), table) for lse in (found, wanted)))
+
+
 def operands(kind: str) -> Problem:
     x, y = torch.randn(7, 4), None if kind == "itself" else torch.randn(9, 4)
     offset = 0 if kind == "itself" else None
