@@ -42,6 +42,7 @@ KIND = pytest.mark.parametrize("kind", KINDS)
 CASES: dict[str, Callable[..., Case]] = {
     "columns": partial(make, 67, 131, 19, offset=3),
     "itself": partial(make, 150, None, 24, bias=(), normalize=True, positives=POS_SAME | POS_OTHER),
+    "itself_by_rows": partial(make, 150, None, 24, bias=(), sides="rows", positives=POS_SAME | POS_OTHER),
     "one_pair": partial(make, 1, 1, 1, offset=None, denominator=ALL),
     "own_scales": partial(make, 40, 33, 130, scale="rows", sides="rows", positives=SELF | POS_SAME, map="relu"),
     "steep": partial(make, 70, 129, 5, scale=60.0, denominator=NEG_SAME, positives=POS_OTHER),
@@ -66,7 +67,7 @@ def test_instruction_sets(kind: str, case: str, dtype: torch.dtype, isa: str) ->
 @KIND
 def test_itself_in_several_blocks(kind: str, dtype: torch.dtype, isa: str) -> None:
     """Off the diagonal a pair is in one tile for both of its roles."""
-    problem = make(450, None, 9, bias=(), positives=POS_SAME | POS_OTHER)
+    problem = make(450, None, 9, bias=(), sides="rows", positives=POS_SAME | POS_OTHER)
     check_modified(make_modified(problem, kind), "cpu", dtype)
 
 
