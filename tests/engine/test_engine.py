@@ -193,6 +193,16 @@ def test_a_bias_of_minus_infinity_removes_a_point(side: str, sides: str, dtype: 
         torch.testing.assert_close(mine, wanted, rtol=1e-4 if dtype == torch.float32 else 1e-10, atol=1e-5)
 
 
+@pytest.mark.parametrize("n", [7, 70])
+def test_a_nan_counts_as_the_pairs_that_there_are(n: int, backend: str) -> None:
+    """The columns that fill the last block are no pairs, although a product with a NaN is a NaN there, too."""
+    x, y = torch.randn(5, 4), torch.randn(n, 4)
+    x[1, 2] = torch.nan
+    stats = pair_stats(Points(x), Points(y), denominator=Pairs.ALL, positives=Pairs.ALL, offset=None, backend=backend)
+    assert torch.equal(stats.pos_count, torch.full((5,), float(n)))
+    assert torch.equal(stats.lse.isnan(), torch.arange(5) == 1)
+
+
 @pytest.mark.parametrize("itself", [True, False], ids=["itself", "columns"])
 @pytest.mark.parametrize("pairs", [Pairs.OTHERS, Pairs.SELF | Pairs.NEG_SAME_VIEW, Pairs.NEG_OTHER_VIEW], ids=str)
 def test_points_without_labels_are_numbered_and_of_one_view(itself: bool, pairs: Pairs, backend: str) -> None:
