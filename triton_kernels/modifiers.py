@@ -103,8 +103,13 @@ def _of_labels(data, matrix, i, j, IN_BOUNDS: tl.constexpr, MODIFIERS: tl.conste
 
 @triton.jit
 def _of_agreement(data, matrix, i, j, IN_BOUNDS: tl.constexpr, MODIFIERS: tl.constexpr, at: tl.constexpr):
+    LABELS: tl.constexpr = MODIFIERS[at + 1]
     SHARED: tl.constexpr = MODIFIERS[at + 6]
-    return tl.load(data.shared + SHARED + agreeing(data, matrix, i, j, IN_BOUNDS, MODIFIERS, at))
+    count = agreeing(data, matrix, i, j, IN_BOUNDS, MODIFIERS, at)
+    found = tl.zeros(count.shape, tl.float32)
+    for t in range(LABELS + 1):  # a load by count takes two registers of address for each pair
+        found = tl.where(count == t, tl.load(data.shared + SHARED + t), found)
+    return found
 
 
 @triton.jit

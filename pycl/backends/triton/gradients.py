@@ -23,7 +23,7 @@ from pycl.backends.triton.schedule import (
     num_splits,
     row_chunks,
 )
-from pycl.core.modifiers import WIDTH, kinds
+from pycl.core.modifiers import kinds
 from pycl.core.problem import Gradients, Needs, Problem, empty_gradients
 from pycl.triton_kernels.backward import RowGradients, Strip, backward_dx_kernel, write_weights_kernel
 from pycl.triton_kernels.finish import finish_gradient_kernel
@@ -36,6 +36,7 @@ PARTIAL_GRADIENTS = 64 << 20  # bytes of float32 gradients that wait for their c
 STRIP = 24 << 20  # of weights that wait for their product; where there is more memory, one part in STRIPS of it:
 STRIPS = 512  # a strip costs two launches, and one more reading and writing of the other side's sums
 MOST_MODIFIERS = 2  # with a gradient in registers: five of them spill 936 bytes beside one of 256 features
+COUNTED = 128  # features beside a count of shared labels: with 256 Triton 3.6.0 spills 712 bytes
 MOST_SPLITS = 16  # programs that share the columns of one block of rows
 
 
@@ -66,7 +67,8 @@ def gradients(
     The gradients of a table's entries [a, b] and [b, a] are not the same: there a pair counts in one of its roles.
     """
     symmetric, both_roles = problem.cols is None, col_grad_stats is row_grad_stats
-    roles_apart = both_roles and "label_table" in kinds(problem.modifiers)
+    changes = kinds(problem.modifiers)
+    roles_apart = both_roles and "label_table" in changes
     if needs.modifiers and (problem.logit_scale.dim() or roles_apart):
         found = gradients(problem, row_grad_stats, col_grad_stats, rule, needs._replace(modifiers=False))
         alone = Needs(rows=False, cols=False, bias=False, modifiers=True)
@@ -78,7 +80,7 @@ def gradients(
     out = empty_gradients(problem, needs)
     arch = device_of(x.operand.device).architecture
     tile = tiles.pick("backward_dx", arch, x.operand.itemsize, x.operand.shape[1])
-    crowded = len(problem.modifiers) > MOST_MODIFIERS * WIDTH
+    crowded = len(changes) > MOST_MODIFIERS or ("agreement" in changes and x.operand.shape[1] > COUNTED)
     if tile is None or x.values is not x.operand or needs.modifiers or crowded:
         _by_strips(problem, sweep, needs, out)
     else:
