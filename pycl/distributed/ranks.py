@@ -105,8 +105,8 @@ class Agreement(NamedTuple):
     @property
     def starts(self) -> list[list[int]]:
         """Of each rank, where what it brings begins among that of all ranks, in their order."""
-        begins = [accumulate(size, initial=0) for size in zip(*self.sizes, strict=True)]
-        return [list(start) for start, _ in zip(zip(*begins, strict=True), self.sizes, strict=False)]
+        begins = (accumulate(size, initial=0) for size in zip(*self.sizes, strict=True))
+        return [list(start) for start in zip(*begins, strict=True)][:-1]
 
     @property
     def weight(self) -> float:
