@@ -2,7 +2,7 @@
 // Weights of pairs by a network: adds log sigmoid(z), z = w . tanh(p_i + q_j) + b.
 //
 // tanh(p + q) = 1 - 2 r with r = 1 / (1 + e^2p e^2q), so each point's exponentials are made once, and a hidden unit of
-// a pair costs a product and a division. With the middle c of a unit's p, e^2(p-c) and e^2(q+c) stay in range: p - c
+// a pair costs a product and a reciprocal. With the middle c of a unit's p, e^2(p-c) and e^2(q+c) stay in range: p - c
 // is at most kReach, and e^2(q+c) is cut off where tanh is 1 for every p. Where p spreads wider, pairs take
 // exponentials.
 #pragma once
@@ -97,9 +97,9 @@ struct PairMlp final : TileModifier<T> {
 
   template <bool kWide>
   PYCL_INLINE static Vec<T> r(T of_row, Vec<T> of_col) {
-    if (!kWide) return T(1) / (of_row * of_col + T(1));
+    if (!kWide) return reciprocal<T>(of_row * of_col + T(1));
     const Vec<T> twice = (of_row + of_col) * T(2 * kLog2E);
-    return T(1) / (exp2<T>(min<T>(splat<T>(120), twice)) + T(1));
+    return reciprocal<T>(exp2<T>(min<T>(splat<T>(120), twice)) + T(1));
   }
 
   void change(const Tile<T>& tile, const Classes<T>&) const override {
