@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.dense import POS_OTHER, POS_SAME, Case, check, make
+from helpers.modified import KINDS, check_modified, make_modified
 from torch import Tensor
 
 import pycl.functional as F
@@ -222,3 +223,9 @@ def test_averages_of_values(dtype: torch.dtype, normalize: bool) -> None:
     digits = 1e-5 if dtype == torch.float32 else 4e-3
     for found, wanted in ((out, weights @ values.double()), (gradient, weights.T @ slope.double())):
         assert (found - wanted).abs().max() <= digits * wanted.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_modifiers(kind: str, dtype: torch.dtype) -> None:
+    check_modified(make_modified(make(1000, 1300, 96, offset=3), kind, width=16), "triton", dtype)
