@@ -200,7 +200,7 @@ PYCL_INLINE Vec<T> saturating_exp2(Vec<T> x) {
 
 // 1 / x for x in [1, 2^124]. An estimate and one step of Newton's method were within 1.5 units of the last place of
 // 32 million numbers with AVX-512, and within 2.6 of 16 million with AVX2. With a division in their place a step with a
-// PairMLP of 8192 points took 1.04 times as long on two idle cores, 1.2 times on busy ones (AVX-512), of 4096 points 1.0.
+// PairMLP of 8192 points took 1.04 times as long on two idle cores and 1.2 times on busy ones (AVX-512).
 template <class T>
 PYCL_INLINE Vec<T> reciprocal(Vec<T> x) {
   return T(1) / x;
