@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from helpers.dense import ALL, SELF, extremes, make, matrix, members
+from helpers.wanted import check_only_wanted
 from test_autograd import LEAVES, compiled_is_eager, leaves_that_want, problem
 from torch import Tensor
 from torch.testing import assert_close
 
-from pycl.backends import reference, registry
+from pycl.backends import reference
 from pycl.backends.registry import why_not
-from pycl.core.problem import Gradients, Needs
+from pycl.core.problem import Needs
 from pycl.engine import PairExtremes, PairMLP, Pairs, Points, pair_extremes, pair_top
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -192,24 +193,11 @@ def test_opcheck(kind: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("wanted", LEAVES)
-def test_only_what_is_wanted_is_computed(wanted: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = registry.load(backend)
-    seen: list[tuple[Needs, Gradients]] = []
-    original = module.pair_extremes_backward
-
-    def spy(*arguments: Any) -> Gradients:
-        seen.append((arguments[-1], original(*arguments)))
-        return seen[-1][1]
-
-    monkeypatch.setattr(module, "pair_extremes_backward", spy)
+def test_only_what_is_wanted_is_computed(wanted: str, backend: str) -> None:
     leaves = leaves_that_want((wanted,))
-    sum(value.sum() for value in everything(leaves, backend)[:2]).backward()
-    assert [name for name, leaf in leaves.items() if leaf.grad is not None] == [wanted]
-    ((needs, found),) = seen
-    assert needs == Needs(rows=wanted in ("x", "scale"), cols=wanted == "y", bias="bias" in wanted)
-    assert (found.rows.numel() > 0) == (found.logit_scale.numel() > 0) == needs.rows
-    assert (found.cols.numel() > 0) == needs.cols
-    assert (found.row_bias.numel() > 0) == (found.col_bias.numel() > 0) == needs.bias
+    check_only_wanted(
+        "pair_extremes_backward", wanted, leaves, lambda: torch.stack(everything(leaves, backend)[:2]).sum(), backend
+    )
 
 
 def test_second_derivatives_are_refused(backend: str) -> None:

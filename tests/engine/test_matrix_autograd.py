@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo.testing
+from helpers.wanted import check_only_wanted
 from test_autograd import LEAVES, compiled_is_eager, leaves_that_want, problem
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -16,9 +17,8 @@ from torch.testing import assert_close
 
 import pycl.functional as F
 from pycl import Pairs, Points, pair_logits, pair_top
-from pycl.backends import registry
 from pycl.backends.registry import why_not
-from pycl.core.problem import Gradients, Needs
+from pycl.core.problem import Needs
 
 
 def serves(backend: str, dtype: torch.dtype) -> None:
@@ -67,24 +67,9 @@ def test_second_derivatives_are_refused(wanted: tuple[str, ...], backend: str) -
 
 
 @pytest.mark.parametrize("wanted", LEAVES)
-def test_only_what_is_wanted_is_computed(wanted: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = registry.load(backend)
-    seen: list[tuple[Needs, Gradients]] = []
-    original = module.pair_logits_backward
-
-    def spy(*arguments: Any) -> Gradients:
-        seen.append((arguments[-1], original(*arguments)))
-        return seen[-1][1]
-
-    monkeypatch.setattr(module, "pair_logits_backward", spy)
+def test_only_what_is_wanted_is_computed(wanted: str, backend: str) -> None:
     leaves = leaves_that_want((wanted,))
-    logits_of(leaves, backend).sum().backward()
-    assert [name for name, leaf in leaves.items() if leaf.grad is not None] == [wanted]
-    ((needs, found),) = seen
-    assert needs == Needs(rows=wanted in ("x", "scale"), cols=wanted == "y", bias="bias" in wanted)
-    assert (found.rows.numel() > 0) == (found.logit_scale.numel() > 0) == needs.rows
-    assert (found.cols.numel() > 0) == needs.cols
-    assert (found.row_bias.numel() > 0) == (found.col_bias.numel() > 0) == needs.bias
+    check_only_wanted("pair_logits_backward", wanted, leaves, lambda: logits_of(leaves, backend).sum(), backend)
 
 
 def test_no_graph_where_no_gradient_is_wanted(backend: str) -> None:

@@ -60,11 +60,10 @@ def _of_slope(d_stats: list[Tensor | None], k: int, slope: float) -> list[Tensor
 
 def added_up(found: Iterable[tuple[float, Gradients]]) -> Gradients:
     """The gradients of a problem from those of its multiples, added in float32 whatever the points' dtype."""
-    of_slopes = [
-        g._replace(logit_scale=g.logit_scale * slope, row_bias=g.row_bias * slope, col_bias=g.col_bias * slope)
-        for slope, g in found
-    ]
-    total = [x.to(accumulation_dtype(x.dtype)) for x in of_slopes[0]]
-    for of_slope in of_slopes[1:]:
-        total = [a + b for a, b in zip(total, of_slope, strict=True)]
-    return Gradients(*(a.to(x.dtype) for a, x in zip(total, of_slopes[0], strict=True)))
+    total: list[Tensor] = []
+    for slope, g in found:
+        own = g._replace(logit_scale=g.logit_scale * slope, row_bias=g.row_bias * slope, col_bias=g.col_bias * slope)
+        total = total or [torch.zeros_like(x, dtype=accumulation_dtype(x.dtype)) for x in own]
+        for a, x in zip(total, own, strict=True):
+            a += x
+    return Gradients(*(a.to(x.dtype) for a, x in zip(total, own, strict=True)))
