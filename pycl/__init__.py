@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from pycl import clustering, distributed, engine, functional, metrics, modules
+from pycl import clustering, distributed, engine, functional, metrics, modules, objectives
 from pycl.backends.registry import BackendUnavailable
 from pycl.distributed import instances, together
 from pycl.engine import (
@@ -38,6 +38,7 @@ __all__ = [
     "functional",
     "instances",
     "metrics",
+    "objectives",
     "pair_average",
     "pair_cross_entropy",
     "pair_logits",

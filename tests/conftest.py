@@ -39,6 +39,8 @@ TOGETHER = {
     "test_group_modifiers",
     "test_group_score_mod",
     "test_lightly_distributed",
+    "test_objectives_group",
+    "test_objectives_memory",
     "test_sentence_transformers_training",
     "test_triton_aot",
     "test_uneven",

@@ -18,6 +18,7 @@ FLOORS = (
     ("ops",),
     ("engine",),
     ("functional",),
+    ("objectives",),
     ("modules", "grad_cache", "compat", "metrics", "testing"),
     ("clustering",),
     ("",),  # the package itself: what `import pycl` offers
