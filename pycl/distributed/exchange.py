@@ -104,6 +104,23 @@ def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
+def gather_rows(
+    mine: Sequence[Tensor], sizes: Sequence[int], group: dist.ProcessGroup
+) -> Callable[[], list[list[Tensor]]]:
+    """Begin to fetch the rows of all ranks, ``sizes`` of them; what returns waits for them."""
+    packer = TensorPacker(mine)
+    width = packer.size(max(sizes))
+    sent = packer.pack(mine, torch.empty(width, dtype=torch.uint8, device=mine[0].device))
+    arriving = sent.new_empty(len(sizes) * width)
+    work = gather_single(arriving, sent, group, async_op=True)
+
+    def arrived() -> list[list[Tensor]]:
+        work.wait()
+        return [packer.unpack(data, n) for data, n in zip(arriving.view(-1, width), sizes, strict=True)]
+
+    return arrived
+
+
 class ColumnExchange:
     """Which blocks each rank computes, and how their columns travel."""
 
@@ -139,15 +156,10 @@ class ColumnReturn:
 
 class AllGatherExchange(ColumnExchange):
     def fetch(self, mine: Sequence[Tensor]) -> Iterator[RemoteBlock]:
-        packer, size = TensorPacker(mine), self.ranks.size
-        width = packer.size(max(self.sizes))
-        sent = packer.pack(mine, torch.empty(width, dtype=torch.uint8, device=mine[0].device))
-        arriving = sent.new_empty(size * width)
-        work = gather_single(arriving, sent, self.ranks.group, async_op=True)
+        arrived = gather_rows(mine, self.sizes, self.ranks.group)
 
         def remote_blocks() -> Iterator[RemoteBlock]:
-            work.wait()
-            shares = [packer.unpack(data, n) for data, n in zip(arriving.view(size, width), self.sizes, strict=True)]
+            shares = arrived()
             for rows in dict.fromkeys(block.rows for block in self.blocks):
                 blocks = [block for block in self.blocks if block.rows == rows and block.cols.size]
                 if rows.size and blocks:

@@ -15,6 +15,7 @@ from pycl.distributed.ranks import Group
 from pycl.functional._common import Views
 from pycl.functional._sinkhorn_args import check_iterations
 from pycl.modules.base import Loss
+from pycl.modules.queue import places
 
 __all__ = ["Prototypes", "SwAVLoss"]
 
@@ -149,8 +150,7 @@ class SwAVLoss(Loss):
     def _write(self, features: list[Tensor]) -> None:
         assert self.queue is not None
         assert self.queue_pointer is not None
-        size, n = self.queue.shape[1], features[0].shape[0]
-        kept = min(n, size)  # of a batch larger than the queue, its last rows
-        at = (self.queue_pointer + torch.arange(n - kept, n, device=self.queue.device)) % size
-        self.queue[:, at] = torch.stack([z[n - kept :] for z in features]).to(self.queue)
+        n = features[0].shape[0]
+        at = places(self.queue_pointer, n, self.queue.shape[1])
+        self.queue[:, at] = torch.stack([z[n - len(at) :] for z in features]).to(self.queue)
         self.queue_pointer.add_(n)
