@@ -10,7 +10,7 @@ using pycl::Gradients;
 
 // If a loss ignores the negatives of the same view or of other views, whole tiles can be skipped, but only tiles that
 // lie within one view. So this is the largest block size <= `size` that divides the length of the first view, unless
-// that is less than half of `size`.
+// that is less than half of `size`. Of shorter views one is a block by itself, where all but its own pairs are ignored.
 template <class P>
 int64_t aligned_to_views(const Problem& problem, int64_t size) {
   const uint32_t negatives = pycl::kNegSameView | pycl::kNegOtherView;
@@ -20,7 +20,9 @@ int64_t aligned_to_views(const Problem& problem, int64_t size) {
   while (views && length < problem.rows.z.n && views[length] == views[0]) ++length;
   for (int64_t candidate = size; candidate >= P::kMinBlock && 2 * candidate >= size; candidate -= P::kBlockUnit)
     if (length % candidate == 0) return candidate;
-  return size;
+  const bool own_alone = !((problem.pairs | problem.positives) & pycl::kNegOtherView);
+  const bool fits = length >= P::kMinBlock && length < size && length % P::kBlockUnit == 0;
+  return own_alone && fits ? length : size;
 }
 
 // The size that makes as many blocks as the schedule has groups, or a multiple: every worker then has its share, and

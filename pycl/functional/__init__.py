@@ -17,6 +17,7 @@ from pycl.functional.dcl import dcl, dclw
 from pycl.functional.dhel import dhel, mv_dhel
 from pycl.functional.info_nce import info_nce
 from pycl.functional.multi_view import mv_info_nce, poly_view
+from pycl.functional.multimodal import multimodal
 from pycl.functional.nt_xent import nt_xent, pairwise_nt_xent
 from pycl.functional.similarity import similarity, similarity_histogram, similarity_topk
 from pycl.functional.sinkhorn import dino_codes, sinkhorn, sinkhorn_potentials
@@ -32,6 +33,7 @@ __all__ = [
     "dhel",
     "dino_codes",
     "info_nce",
+    "multimodal",
     "mv_dhel",
     "mv_info_nce",
     "nt_xent",

@@ -128,3 +128,10 @@ def unit(z: Tensor, normalize: bool = True) -> Tensor:
 def no_autocast(z: Tensor) -> torch.autocast:
     """A context in which products of float32 tensors stay float32."""
     return torch.autocast(z.device.type, enabled=False)
+
+
+def logits_of_views(z: Tensor, n_views: int, scale: Scalar, normalize: bool) -> Tensor:
+    """``scale <u_ai, u_bi>`` of every instance's pairs of views, [V, V, N], from its V * N points."""
+    u = unit(z, normalize).view(n_views, -1, z.shape[1])
+    with no_autocast(u):
+        return scale * torch.einsum("aid,bid->abi", u, u)

@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from pycl.core.pairs import Pairs
 from pycl.engine.reduction import check_reduction, share_of, zero_if_empty
 from pycl.engine.reductions import agreed_stats
 from pycl.engine.views import stack_views
-from pycl.functional._common import Scalar, Views, check_two_views, to_logit_scale
+from pycl.functional._common import Scalar, Views, check_two_views, logits_of_views, to_logit_scale
 from pycl.functional._options import Options, loss
 
 if TYPE_CHECKING:
@@ -109,14 +109,8 @@ def mv_dhel(
     check_reduction(reduction)
     scale = to_logit_scale(temperature)
     points, n_views = stack_views(views)
-    stats, everyone = agreed_stats(
-        points,
-        None,
-        scale,
-        denominator=Pairs.NEG_SAME_VIEW,
-        positives=Pairs.POS_OTHER_VIEW,
-        reduction=reduction,
-        **options,
-    )
-    aligned = stats.pos_lse.view(n_views, -1).logsumexp(0) - math.log(2)
+    stats, everyone = agreed_stats(points, None, scale, denominator=Pairs.NEG_SAME_VIEW, reduction=reduction, **options)
+    of_pairs = logits_of_views(points.z, n_views, scale, options["normalize"])
+    first, second = torch.triu_indices(n_views, n_views, 1, device=of_pairs.device)
+    aligned = of_pairs[first, second].logsumexp(0)
     return share_of(zero_if_empty(stats.lse).view(n_views, -1).sum(0) - aligned, reduction, everyone)

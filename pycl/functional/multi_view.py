@@ -15,7 +15,7 @@ from pycl.engine.reduction import check_reduction, share_of
 from pycl.engine.reductions import agreed_stats
 from pycl.engine.validation import check_choice
 from pycl.engine.views import stack_views
-from pycl.functional._common import Scalar, Views, no_autocast, to_logit_scale, unit
+from pycl.functional._common import Scalar, Views, logits_of_views, to_logit_scale
 from pycl.functional._options import Options, loss
 
 DENOMINATORS = {"all": Pairs.OTHERS, "cross_view": Pairs.POS_OTHER_VIEW | Pairs.NEG_OTHER_VIEW}
@@ -127,11 +127,9 @@ def poly_view(
     stats, everyone = agreed_stats(
         points, None, scale, denominator=Pairs.NEGATIVE, reduction=reduction, mean=mean, **options
     )
-    z = unit(points.z, options["normalize"]).view(n_views, -1, points.z.shape[1])
-    with no_autocast(z):
-        pair_logits = scale * torch.einsum("aid,bid->abi", z, z)
-    log_p = F.logsigmoid(pair_logits - stats.lse.view(n_views, 1, -1))
-    itself = torch.eye(n_views, dtype=torch.bool, device=z.device).unsqueeze(-1)
+    of_pairs = logits_of_views(points.z, n_views, scale, options["normalize"])
+    log_p = F.logsigmoid(of_pairs - stats.lse.view(n_views, 1, -1))
+    itself = torch.eye(n_views, dtype=torch.bool, device=log_p.device).unsqueeze(-1)
     if mean == "geometric":
         terms = log_p.masked_fill(itself, 0.0).sum(1) / (1 - n_views)
     else:

@@ -3,21 +3,24 @@
 
 from __future__ import annotations
 
-from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from pycl.core.pairs import Pairs, Points
+from pycl.distributed.ranks import instances
 from pycl.engine.reduction import by_view, check_reduction, share_of
-from pycl.engine.reductions import agreed_stats, pair_cross_entropy, pair_stats
+from pycl.engine.reductions import PairStats, agreed_stats, pair_cross_entropy, pair_stats
 from pycl.engine.views import stack_views
 from pycl.functional._common import Scalar, Views, to_logit_scale
 from pycl.functional._options import Options, loss
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+
+SAME_VIEW = Pairs.POS_SAME_VIEW | Pairs.NEG_SAME_VIEW
 
 
 @loss()
@@ -107,19 +110,51 @@ def pairwise_nt_xent(
     of_views, everyone = agreed_stats(
         points, None, scale, denominator=Pairs.NEG_SAME_VIEW, reduction=reduction, **options
     )
-    z, own = points.z.reshape(n_views, -1, points.z.shape[1]), of_views.lse.view(n_views, -1)
-    terms: list[list[Tensor]] = [[] for _ in range(n_views)]
-    for a, b in combinations(range(n_views), 2):
+    n = len(points.z) // n_views
+    ids = instances(n, points.z.device, options["group"]).repeat(n_views)
+    view = torch.arange(n_views, device=points.z.device).repeat_interleave(n)
+    labelled = Points(points.z, ids, view)
+    terms, _ = pairwise_terms(labelled, n_views, of_views.lse, scale, n_views // 2 * n, options)
+    return share_of(by_view(terms / (n_views - 1), n_views), reduction, everyone)
+
+
+def pairwise_terms(
+    points: Points, n_views: int, own: Tensor, scale: Scalar, half: int | None, options: Options
+) -> tuple[Tensor, Tensor]:
+    """The NT-Xent terms of every point with its partners in the other views, added up, and how many these are.
+
+    Args:
+        points: with ids and views, one view after the other; partners may be missing.
+        own: log-sum-exps over the negatives of the own view.
+        half: how many points the first half of the views has; None computes twice what the halves have to do with each
+            other, as ranks have to that do not all have points in both.
+    """
+    z, ids, view = points.z, cast("Tensor", points.ids), cast("Tensor", points.views)
+    total, count, everyone = torch.zeros_like(own), torch.zeros_like(own), slice(None)
+    for shift in range(1, n_views // 2 + 1):
+        opposite = 2 * shift == n_views  # a partner's partner is oneself
+        sides = (slice(half), slice(half, None)) if opposite and half else (everyone, everyone)
+        anchors, partners = sides
         both = pair_stats(
-            Points(z[a]),
-            Points(z[b]),
+            Points(z[anchors], ids[anchors], view[anchors]),
+            Points(z[partners], ids[partners], (view[partners] - shift) % n_views),  # called as their anchors' view
             scale,
-            denominator=Pairs.OTHERS,
-            positives=Pairs.POSITIVE,
+            denominator=SAME_VIEW,
+            positives=Pairs.POS_SAME_VIEW,
             offset=None,
             sides="both",
             **options,
         )
-        for anchor, stats in zip((a, b), both, strict=True):
-            terms[anchor].append(torch.logaddexp(own[anchor], stats.lse) - stats.pos_sum)
-    return share_of(torch.stack([torch.stack(t).mean(0) for t in terms]), reduction, everyone)
+        found = [_terms_of(own[side], stats) for side, stats in zip(sides, both, strict=True)]
+        if opposite:
+            found = [(torch.cat(x), torch.cat(n)) for x, n in [zip(*found, strict=True)]] if half else found[:1]
+        for terms, partners_there in found:
+            total, count = total + terms, count + partners_there
+    return total, count
+
+
+def _terms_of(own: Tensor, stats: PairStats) -> tuple[Tensor, Tensor]:
+    """The terms of anchors that have their partner, and 0 for the others; whether they have it."""
+    missing = stats.pos_count == 0
+    lse = torch.logaddexp(own, stats.lse.masked_fill(missing, 0.0))  # of two -inf the gradient is NaN
+    return (lse - stats.pos_sum).masked_fill(missing, 0.0), stats.pos_count

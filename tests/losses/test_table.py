@@ -14,6 +14,7 @@ from pycl.testing.table import LOSSES, LossRow
 # functions that are no loss, or one of features and prototypes, with tests of its own
 NO_ROW = {name for name in functional.__all__ if name.startswith(("similarity", "sinkhorn", "dino"))} | {
     "swav",
+    "multimodal",
     "Options",
 }
 NO_LOSS = {"FeatureQueue", "Prototypes", "SwAVLoss"}  # SwAVLoss has tests of its own
