@@ -7,7 +7,7 @@ NATIVE = -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
 SOURCES := $(shell find pycl bench triton_kernels csrc -name '*.py' -o -name '*.pyi' -o $(NATIVE)) \
            CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo stubs test test-all test-cpus planted-faults sanitize versions parity lint format bench host-time clean
+.PHONY: demo stubs objective-table test test-all test-cpus planted-faults sanitize versions parity lint format bench host-time clean
 .PHONY: triton-versions gpu-tables gpu-cache gpu-first gpu-check gpu-test gpu-bench
 
 demo: $(VENV)/installed
@@ -67,6 +67,11 @@ build/triton-%: | $(VENV)/installed
 # pycl/modules/losses.pyi, from the signatures of the functions
 stubs: $(VENV)/installed
 	PYTHONPATH="$(CURDIR):$$PYTHONPATH" $(BIN)/python -m pycl.tools.module_stubs
+
+# docs/objectives.md, from the rows of pycl.testing.objectives and the record of their memory
+objective-table: $(VENV)/installed
+	PYTHONPATH="$(CURDIR):$$PYTHONPATH" $(BIN)/python -m pycl.tools.objective_table docs/objectives.md \
+	  bench/results/cpu-objectives.json
 
 # drop-ins against the libraries themselves, which take 2 GB
 parity: $(VENV)/peers

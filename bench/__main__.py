@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Speed and memory against dense PyTorch: ``python -m pycl.bench [--suite NAME] [--quick]``.
 
-The suites are "losses", "modifiers" and "sinkhorn", on a CPU, and "gpu". Every case is checked against float64 first
-and has no times if it is wrong. ``--suite gpu`` measures the first CUDA GPU, against its own matmul rate and the peers
-that are installed.
+The suites are "losses", "modifiers", "objectives" and "sinkhorn", on a CPU, and "gpu". Every case is checked against
+float64 first and has no times if it is wrong. ``--suite gpu`` measures the first CUDA GPU, against its own matmul rate
+and the peers that are installed.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from .suites.case import Case
 from .suites.gpu import GPU_CASES
 from .suites.losses import LOSS_CASES
 from .suites.modifiers import MODIFIER_CASES
+from .suites.objectives import OBJECTIVE_CASES
 from .suites.sinkhorn import SINKHORN_CASES
 from .workloads.registry import FORMS
 
@@ -41,14 +42,17 @@ Record = dict[str, Any]
 SUITES: dict[str, tuple[Case, ...]] = {
     "losses": LOSS_CASES,
     "modifiers": MODIFIER_CASES,
+    "objectives": OBJECTIVE_CASES,
     "sinkhorn": SINKHORN_CASES,
     "gpu": GPU_CASES,
 }
 EVERYONE = (*FORMS, "compile", "peers")
-BASELINES = {"losses": ("eager", "compile"), "modifiers": EVERYONE, "sinkhorn": EVERYONE, "gpu": EVERYONE}
+EAGER = ("eager", "compile")
+BASELINES = {"losses": EAGER, "modifiers": EVERYONE, "objectives": EAGER, "sinkhorn": EVERYONE, "gpu": EVERYONE}
 NOT_REPEATED = ("--json", "--csv", "--plot", "--commit")  # the business of who ran it
 QUICK_DIVISOR = 8
-SECONDS, QUICK_SECONDS = {"losses": 10.0, "modifiers": 10.0, "sinkhorn": 10.0, "gpu": 2.0}, 1.0
+SECONDS = {"losses": 10.0, "modifiers": 10.0, "objectives": 3.0, "sinkhorn": 10.0, "gpu": 2.0}
+QUICK_SECONDS = 1.0
 GPU_BUDGET = 560.0
 
 

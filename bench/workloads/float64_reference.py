@@ -18,6 +18,7 @@ from pycl.testing import formulas
 
 from . import float64_modifiers, sinkhorn
 from .losses import LOGIT_SCALE, TEMPERATURE
+from .objectives import OBJECTIVE_WORKLOADS
 from .workload import Function, in_float64, step_of
 
 FORMULA_ROWS = 1024  # up to which the formula itself answers
@@ -92,6 +93,7 @@ IN_BLOCKS: dict[str, Callable[..., Tensor]] = {
     "potentials": potentials,
     "swav": swav,
     **float64_modifiers.IN_BLOCKS,
+    **{name: workload.dense for name, workload in OBJECTIVE_WORKLOADS.items()},  # whole, at any size
 }
 
 

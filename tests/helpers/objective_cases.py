@@ -3,58 +3,43 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pycl.core.problem import accumulation_dtype
+from pycl.testing.objectives.arguments import flattened
 from pycl.testing.objectives.row import Arguments
 
 
-def changed(x: Any, change: Callable[[Tensor], Tensor], of_module: Callable[[Tensor], Tensor] | None = None) -> Any:
-    """The argument with every floating tensor of it changed, and in a copy of a module every parameter."""
-    if isinstance(x, Tensor):
-        return change(x) if x.is_floating_point() else x
-    if isinstance(x, nn.Module):
-        twin = copy.deepcopy(x)
-        for parameter in twin.parameters():
-            parameter.data = (of_module or change)(parameter.data)
-        return twin
-    if isinstance(x, (list, tuple)):
-        return type(x)(changed(y, change, of_module) for y in x)
-    return x
+def changed(x: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The argument with every floating tensor of it changed, parameters of modules too."""
+    tensors, rebuild = flattened(x)
+    return rebuild(change(t) if t.is_floating_point() else t for t in tensors.values())
 
 
 def cast(arguments: Arguments, dtype: torch.dtype) -> Arguments:
     """Tensors in a dtype; the parameters of modules in at least float32, as models keep them."""
     wide = accumulation_dtype(dtype)
-    return {name: changed(x, lambda t: t.to(dtype), lambda t: t.to(wide)) for name, x in arguments.items()}
+
+    def converted(x: Any) -> Any:
+        to = wide if isinstance(x, nn.Module) else dtype
+        return changed(x, lambda t: t.detach().to(to))
+
+    return {name: converted(x) for name, x in arguments.items()}
 
 
 def as_leaves(arguments: Arguments) -> Arguments:
     """Copies that ask for gradients."""
-    return {
-        name: changed(x, lambda t: t.detach().clone().requires_grad_(), lambda t: t.detach().clone())
-        for name, x in arguments.items()
-    }
+    copies: Arguments = changed(arguments, lambda t: t.detach().clone().requires_grad_())
+    return copies
 
 
 def leaves_of(arguments: Arguments) -> dict[str, Tensor]:
     """Every floating tensor by the name of its argument."""
-
-    def inside(name: str, x: Any) -> Iterator[tuple[str, Tensor]]:
-        if isinstance(x, Tensor) and x.is_floating_point():
-            yield name, x
-        elif isinstance(x, nn.Module):
-            yield from ((f"{name}.{own}", parameter) for own, parameter in x.named_parameters())
-        elif isinstance(x, (list, tuple)):
-            for k, y in enumerate(x):
-                yield from inside(f"{name}[{k}]", y)
-
-    return dict(found for name, x in arguments.items() for found in inside(name, x))
+    return {name: x for name, x in flattened(arguments)[0].items() if x.is_floating_point()}
 
 
 def values_and_gradients(

@@ -6,9 +6,10 @@ from __future__ import annotations
 from pycl.testing.objectives import (
     pot,
 )
+from pycl.testing.objectives.outside import OUTSIDE
 from pycl.testing.objectives.row import Objective, Paper, values
 
 PARTS = (pot,)
 OBJECTIVES = {row.name: row for part in PARTS for row in part.ROWS}
 
-__all__ = ["OBJECTIVES", "Objective", "Paper", "values"]
+__all__ = ["OBJECTIVES", "OUTSIDE", "Objective", "Paper", "values"]
