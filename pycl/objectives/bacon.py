@@ -72,7 +72,7 @@ def soft_sup_con(
     else:
         terms = zero_if_empty(pair_stats(points, None, scale, **sweep).lse).masked_fill(~weighted, 0.0)
         lse = share_of(terms, "mean", everyone)
-    return lse - scale * attraction
+    return lse - (scale * attraction).to(lse.dtype)
 
 
 def _one_view(view: Tensor) -> tuple[Points, int]:
@@ -89,14 +89,13 @@ def _attraction(u: Tensor, p: Tensor, everyone: Agreement | None) -> tuple[Tenso
     weight = n_views * (of_all - square) + (n_views - 1)
     weighted = weight > NEGLIGIBLE * of_all
     inverse = weighted / weight.masked_fill(~weighted, 1)
+    wide = u if n_views > 1 else u.double()  # with one view differences may be much smaller than the sums
+    p, square, inverse = (x.to(wide.dtype) for x in (p, square, inverse))
     with no_autocast(u):
-        if n_views > 1:
-            p, square, inverse = (x.to(u.dtype) for x in (p, square, inverse))
-        s = u.sum(0) if n_views > 1 else u[0].double()  # with one view differences may be much smaller than the sums
-        a, b = p.T @ s, (p * inverse[:, None]).T @ s
-        of_pairs = _product_of_sums(a, b, everyone)
+        s = wide.sum(0)
+        of_pairs = _product_of_sums(p.T @ s, (p * inverse[:, None]).T @ s, everyone)
         # pairs of one instance have the weight 1 instead, and a point with itself 0
-        of_instance = (inverse * (1 - square)) @ s.square().sum(1) - inverse @ u.square().sum((0, 2)).to(s.dtype)
+        of_instance = inverse @ ((1 - square) * s.square().sum(1) - wide.square().sum((0, 2)))
     share = 1.0 if everyone is None else everyone.weight
     return ((of_pairs + of_instance) * (share / (n_views * n))).to(u.dtype), weighted
 

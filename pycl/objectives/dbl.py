@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pycl.core.pairs import Pairs, Points
 from pycl.distributed.ranks import Group, of_the_batch
-from pycl.engine.extremes import pair_extremes
+from pycl.engine.extremes import PairExtremes, pair_extremes
 from pycl.engine.reduction import check_reduction, reduce
 from pycl.engine.validation import check_choice
 from pycl.functional._common import Scalar, as_scalar, check_matched, unit, widen
@@ -54,7 +56,11 @@ def hardest_triplet(
     check_reduction(reduction)
     margin = as_scalar("margin", margin)
     check_matched(image=image, text=text)
-    of_rows, of_cols, own = _hardest(Points(image), Points(text), True, group, backend)
+    if group is None:
+        of_rows, of_cols, own = _hardest(unit(image), unit(text), backend)
+    else:
+        rows, cols = _extremes(image, text, normalize=True, group=group, backend=backend)
+        of_rows, of_cols, own = rows.negative, cols.negative, rows.positive
     return reduce(F.relu(margin + of_rows - own) + F.relu(margin + of_cols - own), reduction, group)
 
 
@@ -105,9 +111,8 @@ def dbl(
             f"anchor_image must have the {len(image)} instances of image and be on {image.device}, got "
             f"{len(anchor_image)} on {anchor_image.device}"
         )
-    x = torch.cat([unit(image), unit(anchor_image.detach())], 1)
-    y = torch.cat([unit(text), -unit(anchor_text.detach())], 1)
-    return _boost(*_hardest(Points(x), Points(y), False, None, backend), *options)
+    anchors = unit(anchor_image.detach()), unit(anchor_text.detach()).neg_()
+    return _boost(*_hardest(unit(image), unit(text), backend, anchors), *options)
 
 
 def dbl_scores(
@@ -142,16 +147,31 @@ def dbl_scores(
 
 
 def _hardest(
-    x: Points, y: Points, normalize: bool, group: Group | None, backend: str | None
+    u: Tensor, v: Tensor, backend: str | None, constant: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The largest negative of every row and of every column, and the own score."""
-    of_rows = pair_extremes(
-        x, y, negatives=Pairs.OTHERS, positives=Pairs.SELF, normalize=normalize, group=group, backend=backend
-    )
-    of_cols = pair_extremes(
-        y, x, negatives=Pairs.OTHERS, positives=Pairs.NONE, normalize=normalize, group=group, backend=backend
-    )
-    return of_rows.negative, of_cols.negative, of_rows.positive
+    """The largest negative of every row and of every column of the scores, and the scores of the pairs.
+
+    Scores are products of u and v, plus constant products. The chosen ones are computed again here: at N = 512 the
+    gradient of ``pair_extremes`` would take half of a step.
+    """
+    factors = [(u, v)] if constant is None else [(u, v), constant]
+    with torch.no_grad():
+        x, y = (side[0] if len(side) == 1 else torch.cat(side, 1) for side in zip(*factors, strict=True))
+        of_rows, of_cols = (found.negative_index for found in _extremes(x, y, backend=backend))
+    parts = [(_products(x, y, of_rows), _products(y, x, of_cols), (x * y).sum(1)) for x, y in factors]
+    return parts[0] if constant is None else tuple(a + b for a, b in zip(*parts, strict=True))
+
+
+def _products(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+    """``<x_i, y_index(i)>``, -inf where there is none."""
+    return (x * F.embedding(index.clamp_min(0), y)).sum(1).masked_fill(index < 0, -torch.inf)
+
+
+def _extremes(x: Tensor, y: Tensor, **options: Any) -> tuple[PairExtremes, PairExtremes]:
+    """The hardest negatives of rows and of columns; the positive of a row is its own pair."""
+    rows, cols = Points(x), Points(y)
+    of_rows = pair_extremes(rows, cols, negatives=Pairs.OTHERS, positives=Pairs.SELF, **options)
+    return of_rows, pair_extremes(cols, rows, negatives=Pairs.OTHERS, positives=Pairs.NONE, **options)
 
 
 def _checked(margin: Scalar, form: str, positive_share: float) -> tuple[Scalar, str, Scalar]:

@@ -60,7 +60,7 @@ def image_text_sup_con(
     terms are SupCon's, arXiv 2004.11362, equation 2.
     """
     scale = to_logit_scale(temperature)
-    weights = 1.0, 1.0, as_scalar("inner_image", inner_image), as_scalar("inner_text", inner_text)
+    inner = {"inner_image": as_scalar("inner_image", inner_image), "inner_text": as_scalar("inner_text", inner_text)}
     check_matched(image=image, text=text)
     several = isinstance(labels, Tensor) and labels.dtype == torch.bool
     ids = None
@@ -68,7 +68,7 @@ def image_text_sup_con(
         _check_label_sets(labels, image)
     else:
         ids = check_labels(labels, len(image), image)
-    numbers = {f"weight_{k}": w for k, w in enumerate(weights) if not isinstance(w, Tensor)}
+    numbers = {name: w for name, w in inner.items() if not isinstance(w, Tensor)}
     everyone = agree(group, image.device, [len(image)], operator="image_text_sup_con", several=several, **numbers)
     u, v = unit(image), unit(text)  # once, or a half type would round the gradient of each sweep
     points = Points(u, ids), Points(v, ids)
@@ -76,9 +76,9 @@ def image_text_sup_con(
     sweep: dict[str, Any] = {"positives": Pairs.NONE if several else Pairs.POSITIVE, **options}
     across = pair_stats(points[0], points[1], scale, denominator=Pairs.ALL, offset=None, sides="both", **sweep)
     stats: list[PairStats] = [*across]
-    within = [k for k in (0, 1) if isinstance(w := weights[2 + k], Tensor) or w != 0.0]
-    stats += [pair_stats(points[k], None, scale, denominator=Pairs.OTHERS, **sweep) for k in within]
-    kept = [0, 1, *(2 + k for k in within)]
+    weights = 1.0, 1.0, *inner.values()
+    kept = [k for k, w in enumerate(weights) if isinstance(w, Tensor) or w != 0.0]
+    stats += [pair_stats(points[k - 2], None, scale, denominator=Pairs.OTHERS, **sweep) for k in kept[2:]]
     if several:
         sums, counts = _over_shared_labels(u, v, labels, **options)
         stats = [s._replace(pos_sum=scale * sums[k], pos_count=counts[k]) for s, k in zip(stats, kept, strict=True)]
