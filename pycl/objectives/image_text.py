@@ -71,7 +71,8 @@ def image_text_sup_con(
     numbers = {name: w for name, w in inner.items() if not isinstance(w, Tensor)}
     everyone = agree(group, image.device, [len(image)], operator="image_text_sup_con", several=several, **numbers)
     u, v = unit(image), unit(text)  # once, or a half type would round the gradient of each sweep
-    points = Points(u, ids), Points(v, ids)
+    # ids of their own: torch.compile takes no tensor twice
+    points = Points(u, ids), Points(v, None if ids is None else ids.clone())
     options: dict[str, Any] = {"group": group, "backend": backend}
     sweep: dict[str, Any] = {"positives": Pairs.NONE if several else Pairs.POSITIVE, **options}
     across = pair_stats(points[0], points[1], scale, denominator=Pairs.ALL, offset=None, sides="both", **sweep)
