@@ -10,8 +10,19 @@ asks for one. Nothing holds a matrix of all pairs.
 
 from __future__ import annotations
 
+from pycl.objectives.bacon import soft_sup_con
+from pycl.objectives.dbl import dbl, dbl_scores, hardest_triplet
+from pycl.objectives.image_text import image_text_sup_con
+from pycl.objectives.pcl_sr import dual_contrastive, paired_info_nce
 from pycl.objectives.pot import grace
 
 __all__ = [
+    "dbl",
+    "dbl_scores",
+    "dual_contrastive",
     "grace",
+    "hardest_triplet",
+    "image_text_sup_con",
+    "paired_info_nce",
+    "soft_sup_con",
 ]

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 from pycl.testing.objectives import (
+    bacon,
+    dbl,
+    image_text,
+    pcl_sr,
     pot,
 )
 from pycl.testing.objectives.outside import OUTSIDE
 from pycl.testing.objectives.row import Objective, Paper, values
 
-PARTS = (pot,)
+PARTS = (bacon, dbl, image_text, pcl_sr, pot)
 OBJECTIVES = {row.name: row for part in PARTS for row in part.ROWS}
 
 __all__ = ["OBJECTIVES", "OUTSIDE", "Objective", "Paper", "values"]
