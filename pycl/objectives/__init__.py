@@ -10,8 +10,17 @@ asks for one. Nothing holds a matrix of all pairs.
 
 from __future__ import annotations
 
+from pycl.objectives.amcl import PairTemperature, amcl
+from pycl.objectives.cacr import cacr, cacr_momentum
 from pycl.objectives.pot import grace
+from pycl.objectives.sep_clr import joint_entropy, sep_clr
 
 __all__ = [
+    "PairTemperature",
+    "amcl",
+    "cacr",
+    "cacr_momentum",
     "grace",
+    "joint_entropy",
+    "sep_clr",
 ]

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 from pycl.testing.objectives import (
+    amcl,
+    cacr,
     pot,
+    sep_clr,
 )
 from pycl.testing.objectives.row import Objective, Paper, values
 
-PARTS = (pot,)
+PARTS = (amcl, cacr, pot, sep_clr)
 OBJECTIVES = {row.name: row for part in PARTS for row in part.ROWS}
 
 __all__ = ["OBJECTIVES", "Objective", "Paper", "values"]
