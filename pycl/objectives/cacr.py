@@ -40,8 +40,8 @@ def cacr(
 
     With ``D(x_i, y_j) = |u_xi - u_yj|^2`` for views x and y and instances i and j::
 
-        attraction = mean_{x, i} sum_{y != x} w+_y alpha D(x_i, y_i)        w+ = softmax_{y != x}( tau_pos D(x_i, y_i) )
-        repulsion  = mean_{x < y, i} sum_{j != i} w-_j (-beta D(x_i, y_j))  w- = softmax_{j != i}( -tau_neg D(x_i, y_j) )
+        attraction = mean_{x, i} sum_{y != x} w+_y alpha D(x_i, y_i)       w+ = softmax_{y != x}( tau_pos D(x_i, y_i) )
+        repulsion  = mean_{x < y, i} sum_{j != i} w-_j (-beta D(x_i, y_j)) w- = softmax_{j != i}( -tau_neg D(x_i, y_j) )
         value      = attraction + repulsion
 
     Both temperatures *multiply* the distances: at 0 all weights are equal. With two views there is one positive, and
