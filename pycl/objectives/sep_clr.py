@@ -35,7 +35,7 @@ def joint_entropy(
     salient rows of length 110.
 
     Distances of different points come from products, here too. In float32 they are off by some ``1e-7 |s|^2``, with s
-    measured from the mean of the batch, which is subtracted first.
+    measured from the mean of the batch; from 0 where several rows are 0, as for the background.
 
     Args:
         common: ``[N, dc]``; float64, float32, bfloat16 or float16.
@@ -166,9 +166,16 @@ def _joint_entropy(c: Tensor, s: Tensor, t: Scalar, group: Group | None, backend
 
 
 def _centred(s: Tensor, everyone: Agreement | None) -> Tensor:
-    """Rows from which a constant is subtracted: distances stay, and products lose fewer of their digits."""
-    n = s.shape[-2] if everyone is None else everyone.n
-    return s - _all_of(s.detach().sum(-2, keepdim=True), everyone) / n
+    """Rows less a constant: distances stay as they are, and products lose fewer of their digits.
+
+    The constant is the mean, but 0 where several rows are 0, such as those of the background: no two rows are closer,
+    and their products are exact.
+    """
+    given = s.detach()
+    n_zero = (given == 0).all(-1).sum(-1, keepdim=True, dtype=s.dtype)
+    sums = _all_of(torch.cat([given.sum(-2), n_zero], -1), everyone)
+    mean = sums[..., :-1] / (s.shape[-2] if everyone is None else everyone.n)
+    return s - mean.masked_fill(sums[..., -1:] > 1, 0.0).unsqueeze(-2)
 
 
 def _all_of(value: Tensor, everyone: Agreement | None) -> Tensor:

@@ -54,6 +54,14 @@ def test_where_salient_features_lie_does_not_matter() -> None:
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-5)
 
 
+def test_rows_of_the_background_are_alike_however_large_the_others_are() -> None:
+    """Measured from the mean, those rows would have products of 1e8, and distances that are off by 10."""
+    common, salient = batch(40, 6), 2e4 * batch(40, 4)
+    salient[::2] = 0.0
+    expected = formula(common, salient, 0.5)
+    torch.testing.assert_close(joint_entropy(common.float(), salient.float()).double(), expected, rtol=0, atol=1e-6)
+
+
 def test_it_is_the_sum_of_its_terms() -> None:
     given = two_views()
     c, s, chosen = torch.nn.functional.normalize(given["common"], dim=-1), given["salient"], given["is_target"]
