@@ -70,7 +70,7 @@ def cacr(
         RuntimeError: the backend asked for is not built; another rank of the group failed.
 
     Zheng et al., "Contrastive Attraction and Contrastive Repulsion for Representation Learning", arXiv 2105.03746,
-    equations 7 and 8 with the squared Euclidean distance as cost; the defaults are those of its runs on CIFAR-10.
+    the loss with the squared Euclidean distance as cost; the defaults are those of the authors' runs on CIFAR-10.
     """
     tau_pos, tau_neg = check_weight("tau_pos", tau_pos), check_weight("tau_neg", tau_neg)
     alpha, beta = check_weight("alpha", alpha), check_weight("beta", beta)
@@ -80,8 +80,9 @@ def cacr(
     everyone = agree(group, points.z.device, [n], operator="cacr", views=n_views, dtype=str(points.z.dtype))
     terms = alpha * _attraction(u, tau_pos, detach_weights)
     if n > 1 or group is not None:
-        pairs = list(combinations(u, 2))
-        far = [_expected_distance(x, y, tau_neg, detach_weights, group, backend) for x, y in pairs]
+        with_squares = [(x, x.square().sum(1, keepdim=True)) for x in u]
+        pairs = list(combinations(with_squares, 2))
+        far = [_expected_distance(*x, *y, tau_neg, detach_weights, group, backend) for x, y in pairs]
         terms = terms - beta / len(pairs) * torch.stack(far).sum(0)
     return share_of(terms, "mean", everyone)
 
@@ -97,22 +98,28 @@ def _attraction(u: tuple[Tensor, ...], tau: Scalar, detach_weights: bool) -> Ten
 
 
 def _expected_distance(
-    x: Tensor, y: Tensor, tau: Scalar, detach_weights: bool, group: Group | None, backend: str | None
+    x: Tensor,
+    xx: Tensor,
+    y: Tensor,
+    yy: Tensor,
+    tau: Scalar,
+    detach_weights: bool,
+    group: Group | None,
+    backend: str | None,
 ) -> Tensor:
-    """``sum_j w_j |x_i - y_j|^2`` of every row of x, [N]. A zero row has no unit length, so squares have a column."""
-    squares = y.square().sum(1, keepdim=True)
+    """``sum_j w_j |x_i - y_j|^2`` of every row of x, [N], from squared lengths [N, 1]: those of zero rows are not 1."""
     mean = pair_average(
         Points(x),
         Points(y),
-        torch.cat([y, squares], 1),
+        torch.cat([y, yy], 1),
         2.0 * tau,
         pairs=Pairs.OTHERS,
-        col_bias=-tau * squares.squeeze(1),
+        col_bias=-tau * yy.squeeze(1),
         detach_weights=detach_weights,
         group=group,
         backend=backend,
     )
-    return x.square().sum(1) + mean[:, -1] - 2.0 * (x * mean[:, :-1]).sum(1)
+    return xx.squeeze(1) + mean[:, -1] - 2.0 * (x * mean[:, :-1]).sum(1)
 
 
 @of_the_batch

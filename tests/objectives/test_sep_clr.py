@@ -118,6 +118,13 @@ def test_points_far_apart_and_rows_without_length_are_finite(dtype: torch.dtype)
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(value, leaves) if dtype.itemsize > 2)
 
 
+def test_products_are_not_autocast() -> None:
+    given = {name: x.float() if x.is_floating_point() else x for name, x in two_views(16).items()}
+    expected = sep_clr(**given)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert sep_clr(**given) == expected
+
+
 @pytest.mark.parametrize("wide", ["common", "salient"])
 def test_the_wider_dtype_counts(wide: str) -> None:
     given = two_views()
