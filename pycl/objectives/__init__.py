@@ -10,8 +10,13 @@ asks for one. Nothing holds a matrix of all pairs.
 
 from __future__ import annotations
 
+from pycl.objectives.meow import PairWeight, ada_meow, meow, proto_nce
 from pycl.objectives.pot import grace
 
 __all__ = [
+    "PairWeight",
+    "ada_meow",
     "grace",
+    "meow",
+    "proto_nce",
 ]

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from pycl.testing.objectives import (
+    meow,
     pot,
 )
 from pycl.testing.objectives.row import Objective, Paper, values
 
-PARTS = (pot,)
+PARTS = (meow, pot)
 OBJECTIVES = {row.name: row for part in PARTS for row in part.ROWS}
 
 __all__ = ["OBJECTIVES", "Objective", "Paper", "values"]
