@@ -10,12 +10,15 @@ asks for one. Nothing holds a matrix of all pairs.
 
 from __future__ import annotations
 
+from pycl.objectives.gcool import deca, gcool_community
 from pycl.objectives.meow import PairWeight, ada_meow, meow, proto_nce
 from pycl.objectives.pot import grace
 
 __all__ = [
     "PairWeight",
     "ada_meow",
+    "deca",
+    "gcool_community",
     "grace",
     "meow",
     "proto_nce",

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from pycl.testing.objectives import (
+    gcool,
     meow,
     pot,
 )
 from pycl.testing.objectives.row import Objective, Paper, values
 
-PARTS = (meow, pot)
+PARTS = (gcool, meow, pot)
 OBJECTIVES = {row.name: row for part in PARTS for row in part.ROWS}
 
 __all__ = ["OBJECTIVES", "Objective", "Paper", "values"]
