@@ -13,6 +13,7 @@ from __future__ import annotations
 from pycl.objectives.gcool import deca, gcool_community
 from pycl.objectives.meow import PairWeight, ada_meow, meow, proto_nce
 from pycl.objectives.pot import grace
+from pycl.objectives.simlap import simlap
 
 __all__ = [
     "PairWeight",
@@ -22,4 +23,5 @@ __all__ = [
     "grace",
     "meow",
     "proto_nce",
+    "simlap",
 ]

@@ -7,10 +7,11 @@ from pycl.testing.objectives import (
     gcool,
     meow,
     pot,
+    simlap,
 )
 from pycl.testing.objectives.row import Objective, Paper, values
 
-PARTS = (gcool, meow, pot)
+PARTS = (gcool, meow, pot, simlap)
 OBJECTIVES = {row.name: row for part in PARTS for row in part.ROWS}
 
 __all__ = ["OBJECTIVES", "Objective", "Paper", "values"]
