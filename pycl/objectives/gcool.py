@@ -9,9 +9,6 @@ import torch
 from torch import Tensor
 
 from pycl.core.pairs import Pairs, Points
-from pycl.core.problem import check_whole
-from pycl.engine.average import pair_average
-from pycl.engine.matrix import pair_top
 from pycl.engine.modifiers import LabelTable
 from pycl.engine.reductions import pair_cross_entropy
 from pycl.engine.validation import check_choice
@@ -28,6 +25,7 @@ from pycl.functional._common import (
 from pycl.objectives._integers import check_all, check_below, check_integers
 
 SIMILARITIES = ("cos", "rbf")
+ELEMENTS = 3 << 17  # of a strip of similarities
 
 
 def gcool_community(
@@ -80,28 +78,27 @@ def gcool_community(
     check_matched(h1=h1, h2=h2)
     check_features(h1=h1, centers=centers)
     n, k = len(h1), len(centers)
-    u = torch.cat([unit(h1), unit(h2)])
+    u = unit(torch.cat([h1, h2]))
+    found = [_communities(x, unit(centers.detach())) for x in u.detach().split(n)]
+    own = torch.cat([found[0][0], found[1][0] + k])  # a community's number among those of both views
+    means = torch.cat([found[0][1], found[1][1]])
     view, at = torch.arange(2 * n, device=u.device) // n, torch.arange(2 * k, device=u.device)
-    _, top = pair_top(Points(u.detach()), Points(unit(centers.detach())), 1, offset=None, backend=backend)
-    own = top[:, 0] + k * view  # a community's number among those of both views
-    equal = Points(u.new_zeros(2 * k, u.shape[1]), at)  # the mean of a softmax whose logits are all 0
-    means = pair_average(equal, Points(u.detach(), own), u.detach(), pairs=Pairs.POSITIVE, offset=None, backend=backend)
-    if similarity == "cos":
-        scale, changes = 1 / temperature, {}
-    else:  # |x|^2 is the same for all candidates of a row, and a softmax does not see it
+    bias, weights, scale = None, None, 1 / temperature
+    if similarity == "rbf":  # |x|^2 is the same for all candidates of a row, and a softmax does not see it
         scale = 2 / temperature**2
-        changes = {"col_bias": (means * means).sum(1) * (-scale / 2)}
-        changes["modifiers"] = (LabelTable(_weights(means, gamma), own.roll(n), at),)
+        bias = (means * means).sum(1) * (-scale / 2)
+        weights = LabelTable(_weights(means, gamma), own.roll(n), at)
     return pair_cross_entropy(
         Points(u, own.roll(n), 1 - view),  # row i of a view, with the community of the other view
         Points(means, at, at // k),
         scale,
         denominator=Pairs.POS_SAME_VIEW | Pairs.NEG_SAME_VIEW,
         positives=Pairs.POS_SAME_VIEW,
+        col_bias=bias,
         offset=None,
         reduction="mean",
         backend=backend,
-        **changes,
+        modifiers=() if weights is None else (weights,),
     )
 
 
@@ -150,7 +147,8 @@ def deca(assignment: Tensor, edge_index: Tensor, *, resolution: Scalar = 1.0) ->
         y = torch.sparse.mm(adjacency, r)
     inside = (r * y).sum()
     between = (y.sum(1) * r.sum(1)).sum() - inside
-    return (resolution * between / (n - 1) - inside) / n + spread
+    value: Tensor = (resolution * between / (n - 1) - inside) / n + spread
+    return value
 
 
 def _not_negative(name: str, value: Scalar) -> Scalar:
@@ -160,6 +158,19 @@ def _not_negative(name: str, value: Scalar) -> Scalar:
     elif not 0 <= value < math.inf:
         raise ValueError(f"{name} must be finite and at least 0, got {value}")
     return value
+
+
+def _communities(u: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+    """The most similar centre of every node, and the mean of every centre's nodes; in strips, as there may be many."""
+    own, sums, numbers = [], u.new_zeros(centers.shape), u.new_zeros(len(centers))
+    centers, at = centers.to(u.dtype), torch.arange(len(centers), device=u.device)
+    with no_autocast(u):
+        for x in u.split(max(1, ELEMENTS // len(centers))):
+            own.append((x @ centers.T).argmax(1))
+            members = (own[-1][:, None] == at).to(u.dtype)
+            sums += members.T @ x  # a sum by index would be in no fixed order on a GPU
+            numbers += members.sum(0)
+    return torch.cat(own), sums / numbers.clamp_min(1)[:, None]
 
 
 def _weights(means: Tensor, gamma: Scalar) -> Tensor:

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid
-from torch.utils.checkpoint import checkpoint
 
 from pycl.backends import registry
 from pycl.core.pairs import Pairs, Points
@@ -100,23 +101,25 @@ def simlap(
         raise TypeError("partners must be a pair of tensors, the own and the partner labels of the queries")
     own, partner = (check_integers("partners", x, (n,), f"[{n}] each, one per query", query) for x in partners)
     everyone = agree(group, query.device, [n, m], operator="simlap", form=form, per=per)
+    reduction = "none" if per == "anchor" else "sum"
     g, u, k = widen(gate), unit(query), unit(key)
     if form == "query":
         points = Points(g * g * u, partner, own), Points(k, labels, labels)
-        terms, counts = _of_products(*points, scale, group, backend)
+        terms, counts = _of_products(*points, scale, reduction, group, backend)
     else:
         registry.choose(backend, query.device.type, query.dtype)  # refuses what is not there
         if everyone is not None:
             k, labels = (_Gathered.apply(x, everyone) for x in (k, labels))
         terms, counts = _of_cosines(g, u, k, labels, own, partner, scale)
+        terms = share_of(terms, reduction, everyone)
     if per == "anchor":
         return share_of(terms / counts.clamp_min(1), "mean", everyone)
     n_pairs = all_reduce_sum(counts.sum(), None if everyone is None else everyone.group)
-    return share_of(terms, "sum", everyone) / n_pairs.clamp_min(1)
+    return terms / n_pairs.clamp_min(1)
 
 
 def _of_products(
-    queries: Points, keys: Points, scale: Scalar, group: Group | None, backend: str | None
+    queries: Points, keys: Points, scale: Scalar, reduction: str, group: Group | None, backend: str | None
 ) -> tuple[Tensor, Tensor]:
     """Terms and numbers of positives for ``<x_i, k_j> scale``.
 
@@ -133,19 +136,20 @@ def _of_products(
         group=group,
         backend=backend,
     )
-    alone = stats.lse == -torch.inf
-    margins = pair_sum(
+    alone = stats.lse == -torch.inf  # a bias of -inf drops all pairs of these
+    terms = pair_sum(
         queries,
         keys,
         scale,
         negatives=Pairs.NONE,
         positives=Pairs.POSITIVE,
-        row_bias=-stats.lse.masked_fill(alone, 0),
+        row_bias=-stats.lse.masked_fill(alone, torch.inf),
         offset=None,
+        reduction=reduction,
         group=group,
         backend=backend,
     )
-    return margins.masked_fill(alone, 0), stats.pos_count
+    return terms, stats.pos_count
 
 
 def _of_cosines(
@@ -158,18 +162,50 @@ def _of_cosines(
     """
     peak = g.detach().abs().amax(1, keepdim=True)
     g = g / peak.masked_fill(peak == 0, 1)
-    of_queries, of_keys = (unit(g * u) * g * scale, g * g, own, partner), (k, k * k, labels)
-    strip = max(1, ELEMENTS // len(k))
-    parts = [
-        checkpoint(_strip, *rows, *of_keys, use_reentrant=False, preserve_rng_state=False)
-        for rows in zip(*(x.split(strip) for x in of_queries), strict=True)
-    ]
-    terms, counts = zip(*parts, strict=True)
-    return torch.cat(terms), torch.cat(counts)
+    return cast(
+        "tuple[Tensor, Tensor]", _InStrips.apply(unit(g * u) * g * scale, g * g, k, k * k, own, partner, labels)
+    )
+
+
+class _InStrips(torch.autograd.Function):
+    """``_strip`` over all queries. No strip is kept, and gradients of keys are added as they come."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(*args)
+        terms = args[0].new_empty(len(args[0]))  # made at once: small parts between strips would tear the heap
+        counts = torch.empty_like(terms)
+        for i, part in _strips(*args):
+            terms[i], counts[i] = _strip(*part)
+        ctx.mark_non_differentiable(counts)
+        return terms, counts
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_terms: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = [torch.zeros_like(x) for x in ctx.saved_tensors[:4]]
+        dx, dg2, dk, dk2 = gradients
+        for i, part in _strips(*ctx.saved_tensors):
+            leaves = [x.detach().requires_grad_() for x in part[:4]]
+            with torch.enable_grad():
+                terms, _ = _strip(*leaves, *part[4:])
+            found = torch.autograd.grad(terms, leaves, d_terms[i])
+            for total, of_strip in zip((dx[i], dg2[i], dk, dk2), found, strict=True):
+                total += of_strip
+        return *gradients, None, None, None
+
+
+def _strips(
+    x: Tensor, g2: Tensor, k: Tensor, k2: Tensor, own: Tensor, partner: Tensor, labels: Tensor
+) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+    size = max(1, ELEMENTS // len(k))
+    for start in range(0, len(x), size):
+        i = slice(start, start + size)
+        yield i, (x[i], g2[i], k, k2, own[i], partner[i], labels)
 
 
 def _strip(
-    x: Tensor, g2: Tensor, own: Tensor, partner: Tensor, k: Tensor, k2: Tensor, labels: Tensor
+    x: Tensor, g2: Tensor, k: Tensor, k2: Tensor, own: Tensor, partner: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
     with no_autocast(x):
         logits = (x @ k.T) * (g2 @ k2.T).clamp_min(NORM_EPS**2).rsqrt()
@@ -193,5 +229,5 @@ class _Gathered(torch.autograd.Function):
         return all_reduce_sum(whole, everyone.group)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return all_reduce_sum(gradient.contiguous(), ctx.group)[ctx.mine], None

@@ -70,7 +70,7 @@ ROWS = (
             "gCooL, communities across views",
             GCOOL,
             "the cross-view community loss",
-            "`pair_top`, `pair_average`, `pair_cross_entropy`",
+            "`pair_cross_entropy`, with `LabelTable` for the weights",
             differs="the code's second direction is a copy of the first; here it is the reverse",
         ),
     ),

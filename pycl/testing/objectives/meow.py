@@ -11,16 +11,14 @@ from torch.nn.functional import cross_entropy
 
 from pycl import objectives
 from pycl.objectives import PairWeight
-from pycl.testing.formulas import Number, unit
+from pycl.testing.formulas import Number, log_sum, unit
 from pycl.testing.objectives.row import Arguments, Objective, Paper
 
 
 def meow(anchor: Tensor, key: Tensor, clusters: Tensor, temperature: Number) -> Tensor:
     s = unit(anchor) @ unit(key).T / temperature
-    weights = (clusters[:, :, None] != clusters[:, None, :]).sum(0).to(s.dtype)
-    lines = [row[w > 0] + w[w > 0].log() for row, w in zip(s, weights, strict=True)]
-    sums = torch.stack([line.logsumexp(0) if len(line) else s.new_zeros(()) for line in lines])
-    return (sums - s.diagonal()).mean()
+    weights = (clusters[:, :, None] != clusters[:, None, :]).sum(0)
+    return (log_sum(s + weights.clamp_min(1).to(s.dtype).log(), weights > 0) - s.diagonal()).mean()
 
 
 def ada_meow(anchor: Tensor, key: Tensor, weight: PairWeight, temperature: Number) -> Tensor:
@@ -56,7 +54,7 @@ def weighted(n: int, d: int) -> Arguments:
 
 
 def centred(n: int, d: int) -> Arguments:
-    sizes = (4, 7)
+    sizes = (n // 40 + 4, n // 13 + 7)  # as many as the authors take
     return {
         "anchor": torch.randn(n, d, dtype=torch.float64),
         "centroids": [torch.nn.functional.normalize(torch.randn(k, d, dtype=torch.float64), dim=1) for k in sizes],
