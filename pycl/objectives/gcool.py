@@ -68,7 +68,7 @@ def gcool_community(
     Raises:
         TypeError: inputs that are not floating point.
         ValueError: differing shapes or devices, an empty batch, an unknown similarity or backend, a temperature that is
-            not positive, a gamma that leaves no weights between 0 and 1.
+            not positive, a gamma that is negative or not finite.
         RuntimeError: the backend asked for is not built.
 
     Li et al., "Graph Communal Contrastive Learning", arXiv 2110.14863, the cross-view community loss; its code.

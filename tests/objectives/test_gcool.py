@@ -91,6 +91,16 @@ def test_community_arguments_that_do_not_fit_are_refused(
         gcool_community(**{"h1": views[0], "h2": views[1], "centers": centers(3), **options})
 
 
+@pytest.mark.parametrize("similarity", ["cos", "rbf"])
+def test_autocast_changes_nothing_of_communities(similarity: str) -> None:
+    views, c = [torch.randn(64, D) for _ in range(2)], torch.randn(4, D)
+    options = {"similarity": similarity, "gamma": 0.7}
+    with torch.autocast("cpu", torch.bfloat16):
+        value, density = gcool_community(*views, c, **options), deca(views[0], torch.arange(64).view(2, 32))
+    assert torch.equal(value, gcool_community(*views, c, **options))
+    assert torch.equal(density, deca(views[0], torch.arange(64).view(2, 32)))
+
+
 @pytest.mark.parametrize("resolution", [0.0, 1.0, 3.5])
 def test_deca_of_two_pairs_that_are_apart(resolution: float) -> None:
     pairs = torch.tensor([[0, 1, 2, 3], [1, 0, 3, 2]])

@@ -84,6 +84,13 @@ def test_the_network_has_its_parameters_in_order_and_weighs_pairs(views: list[Te
     torch.testing.assert_close(ada_meow(*views, weight), wanted, rtol=1e-12, atol=1e-12)
 
 
+def test_autocast_changes_nothing_of_the_network(views: list[Tensor]) -> None:
+    weight, narrow = PairWeight(D), [x.detach().float() for x in views]
+    with torch.autocast("cpu", torch.bfloat16):
+        value = ada_meow(*narrow, weight)
+    assert torch.equal(value, ada_meow(*narrow, weight))
+
+
 def test_a_network_that_does_not_fit_is_refused(views: list[Tensor]) -> None:
     with pytest.raises(TypeError, match="weight must be a PairWeight, got Linear"):
         ada_meow(*views, torch.nn.Linear(D, 1))  # type: ignore[arg-type]
