@@ -14,24 +14,34 @@ from pycl.objectives.amcl import PairTemperature, amcl
 from pycl.objectives.bacon import soft_sup_con
 from pycl.objectives.cacr import cacr, cacr_momentum
 from pycl.objectives.dbl import dbl, dbl_scores, hardest_triplet
+from pycl.objectives.gcool import deca, gcool_community
 from pycl.objectives.image_text import image_text_sup_con
+from pycl.objectives.meow import PairWeight, ada_meow, meow, proto_nce
 from pycl.objectives.pcl_sr import dual_contrastive, paired_info_nce
 from pycl.objectives.pot import grace
 from pycl.objectives.sep_clr import joint_entropy, sep_clr
+from pycl.objectives.simlap import simlap
 
 __all__ = [
     "PairTemperature",
+    "PairWeight",
+    "ada_meow",
     "amcl",
     "cacr",
     "cacr_momentum",
     "dbl",
     "dbl_scores",
+    "deca",
     "dual_contrastive",
+    "gcool_community",
     "grace",
     "hardest_triplet",
     "image_text_sup_con",
     "joint_entropy",
+    "meow",
     "paired_info_nce",
+    "proto_nce",
     "sep_clr",
+    "simlap",
     "soft_sup_con",
 ]

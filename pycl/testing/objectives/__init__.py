@@ -8,10 +8,13 @@ from pycl.testing.objectives import (
     bacon,
     cacr,
     dbl,
+    gcool,
     image_text,
+    meow,
     pcl_sr,
     pot,
     sep_clr,
+    simlap,
 )
 from pycl.testing.objectives.outside import OUTSIDE
 from pycl.testing.objectives.row import Objective, Paper, values
@@ -21,10 +24,13 @@ PARTS = (
     bacon,
     cacr,
     dbl,
+    gcool,
     image_text,
+    meow,
     pcl_sr,
     pot,
     sep_clr,
+    simlap,
 )
 OBJECTIVES = {row.name: row for part in PARTS for row in part.ROWS}
 
