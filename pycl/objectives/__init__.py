@@ -10,8 +10,21 @@ asks for one. Nothing holds a matrix of all pairs.
 
 from __future__ import annotations
 
+from pycl.objectives.fac import moco_cross_format, point_info_nce
+from pycl.objectives.feature_transformation import feature_transform, score_statistics
+from pycl.objectives.hiclr import directional_consistency, hiclr
+from pycl.objectives.mclrec import mclrec
+from pycl.objectives.mvcnet import mvcnet
 from pycl.objectives.pot import grace
 
 __all__ = [
+    "directional_consistency",
+    "feature_transform",
     "grace",
+    "hiclr",
+    "mclrec",
+    "moco_cross_format",
+    "mvcnet",
+    "point_info_nce",
+    "score_statistics",
 ]

@@ -4,11 +4,16 @@
 from __future__ import annotations
 
 from pycl.testing.objectives import (
+    fac,
+    feature_transformation,
+    hiclr,
+    mclrec,
+    mvcnet,
     pot,
 )
 from pycl.testing.objectives.row import Objective, Paper, values
 
-PARTS = (pot,)
+PARTS = (fac, feature_transformation, hiclr, mclrec, mvcnet, pot)
 OBJECTIVES = {row.name: row for part in PARTS for row in part.ROWS}
 
 __all__ = ["OBJECTIVES", "Objective", "Paper", "values"]
