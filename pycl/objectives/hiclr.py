@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pycl.core.pairs import Pairs, Points
-from pycl.engine.average import pair_average
-from pycl.engine.matrix import pair_top
-from pycl.engine.reductions import pair_stats
+from pycl.engine.average import average_and_lse
+from pycl.engine.extremes import pair_extremes
 from pycl.functional._common import Scalar, check_features, check_matched, to_logit_scale, unit
 
 
@@ -55,9 +54,10 @@ def directional_consistency(
     check_matched(student=student, teacher=teacher)
     candidates = _candidates(key, queue, student=student)
     scale = to_logit_scale(temperature)
-    of_student = _scores(unit(student)[None], candidates, scale, backend)
-    of_teacher = _scores(unit(teacher.detach())[None], candidates, _constant(scale), backend)
-    return _divergence(of_student, of_teacher, candidates, scale, backend)[0]
+    u = unit(student)
+    found = _against(torch.stack([u.detach(), unit(teacher.detach())]), candidates, scale, backend)
+    along = scale * (u * (found.mean[0] - found.mean[1])).sum(-1)
+    return (found.entropy[0] + along).mean()
 
 
 def hiclr(
@@ -104,15 +104,12 @@ def hiclr(
     check_matched(query=query, strong=strong)
     candidates = _candidates(key, queue, query=query)
     scale = to_logit_scale(temperature)
-    scores = _scores(unit(torch.stack([query, normal, strong])), candidates, scale, backend)
-    teachers = _Scores(*(x[:2].detach() for x in scores))
-    students = _Scores(*(x[1:] for x in scores))
-    directional = _divergence(students, teachers, candidates, scale, backend)
-    if mine:
-        contrast = _mined(scores, candidates, scale, backend)
-    else:
-        contrast = -logsigmoid(scores.own[0] - scores.rest[0]).mean()
-    return contrast + directional.mean()
+    u = unit(torch.stack([query, normal, strong]))
+    found = _against(u.detach(), candidates, scale, backend)
+    positive = _positives(u.detach(), candidates, backend) if mine else candidates.key
+    target = torch.stack([positive, found.mean[0], found.mean[1]])
+    terms = (found.entropy + scale * (u * (found.mean - target)).sum(-1)).mean(1)
+    return terms[0] + (terms[1] + terms[2]) / 2
 
 
 class _Candidates(NamedTuple):
@@ -120,12 +117,15 @@ class _Candidates(NamedTuple):
     queue: Tensor  # unit rows [K, d], constant
 
 
-class _Scores(NamedTuple):
-    """Of V sets of N unit vectors."""
+class _Found(NamedTuple):
+    """What V sets of N unit vectors find among their own keys and the queue; all constant.
 
-    u: Tensor  # [V, N, d]
-    own: Tensor  # [V, N], the logits with the own keys
-    rest: Tensor  # [V, N], log-sum-exps over the queue
+    A cross entropy is ``entropy + scale <u, mean - target>``, ``target`` the candidates' mean under the targets. Its
+    gradient is that of the product alone, since the mean is the gradient of the log-sum-exp.
+    """
+
+    mean: Tensor  # [V, N, d], of the candidates under the softmax
+    entropy: Tensor  # [V, N], of the softmax: the log-sum-exp of the logits minus their mean
 
 
 def _candidates(key: Tensor, queue: Tensor, **like: Tensor) -> _Candidates:
@@ -134,34 +134,23 @@ def _candidates(key: Tensor, queue: Tensor, **like: Tensor) -> _Candidates:
     return _Candidates(unit(key.detach()), unit(queue.detach()))
 
 
-def _constant(scale: Scalar) -> Scalar:
-    return scale.detach() if isinstance(scale, Tensor) else scale
+def _against(u: Tensor, candidates: _Candidates, scale: Scalar, backend: str | None) -> _Found:
+    """One call for all views: the mean of a teacher is its target, and that of a student gives its gradient."""
+    scale = scale.detach() if isinstance(scale, Tensor) else scale
+    key, queue = candidates
+    means, rest = average_and_lse(Points(u.flatten(0, 1)), Points(queue), queue, scale, offset=None, backend=backend)
+    away = means.view(u.shape) - key  # small differences of large logits keep their digits: all is relative to the key
+    logits = scale * torch.stack([u * key, u * away]).sum(-1)
+    ahead = logits[0] - rest.view(u.shape[:-1])
+    share = (-ahead).sigmoid()  # of the queue
+    return _Found(key + share.unsqueeze(-1) * away, -logsigmoid(ahead) - share * logits[1])
 
 
-def _scores(u: Tensor, candidates: _Candidates, scale: Scalar, backend: str | None) -> _Scores:
-    rows, queue = Points(u.flatten(0, 1)), Points(candidates.queue)
-    rest = pair_stats(rows, queue, scale, denominator=Pairs.ALL, offset=None, backend=backend).lse
-    return _Scores(u, scale * (u * candidates.key).sum(-1), rest.view(u.shape[:-1]))
-
-
-def _divergence(
-    students: _Scores, teachers: _Scores, candidates: _Candidates, scale: Scalar, backend: str | None
-) -> Tensor:
-    """The cross entropies [V] of students with their teachers, from the mean of the candidates under each teacher."""
-    rows, queue = Points(teachers.u.flatten(0, 1)), Points(candidates.queue)
-    means = pair_average(rows, queue, candidates.queue, _constant(scale), offset=None, backend=backend)
-    share = (teachers.own - teachers.rest).sigmoid().unsqueeze(-1)  # of the own key
-    means = torch.lerp(means.view_as(teachers.u), candidates.key.to(means.dtype), share.to(means.dtype))
-    return (torch.logaddexp(students.own, students.rest) - scale * (students.u * means).sum(-1)).mean(1)
-
-
-def _mined(scores: _Scores, candidates: _Candidates, scale: Scalar, backend: str | None) -> Tensor:
-    """L1 with the nearest neighbours of all three views among the positives."""
-    rows = Points(scores.u.detach().flatten(0, 1))
-    _, index = pair_top(rows, Points(candidates.queue), 1, offset=None, backend=backend)
-    index = index.view(scores.own.shape)
-    new = torch.ones_like(index, dtype=torch.bool)
-    new[1], new[2] = index[1] != index[0], (index[2] != index[0]) & (index[2] != index[1])
-    logits = scale * (scores.u[0] * candidates.queue[index]).sum(-1)
-    positives = (scores.own[0] + logits.masked_fill(~new, 0).sum(0)) / (1 + new.sum(0))
-    return (torch.logaddexp(scores.own[0], scores.rest[0]) - positives).mean()
+def _positives(u: Tensor, candidates: _Candidates, backend: str | None) -> Tensor:
+    """The mean [N, d] of the own key and of the nearest neighbours of all views, each of them once."""
+    points, queue = Points(u.flatten(0, 1)), Points(candidates.queue)
+    found = pair_extremes(points, queue, negatives=Pairs.ALL, positives=Pairs.NONE, offset=None, backend=backend)
+    a, b, c = found.negative_index.view(u.shape[:-1])
+    new = torch.stack([torch.ones_like(a, dtype=torch.bool), b != a, (c != a) & (c != b)])
+    near = candidates.queue[torch.stack([a, b, c])] * new.unsqueeze(-1)
+    return (candidates.key + near.sum(0)) / (1 + new.sum(0)).unsqueeze(-1)
