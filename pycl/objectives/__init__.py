@@ -15,7 +15,7 @@ from pycl.objectives.feature_transformation import feature_transform, score_stat
 from pycl.objectives.hiclr import directional_consistency, hiclr
 from pycl.objectives.mclrec import mclrec
 from pycl.objectives.mvcnet import mvcnet
-from pycl.objectives.pot import grace
+from pycl.objectives.pot import grace, node_compactness
 
 __all__ = [
     "directional_consistency",
@@ -25,6 +25,7 @@ __all__ = [
     "mclrec",
     "moco_cross_format",
     "mvcnet",
+    "node_compactness",
     "point_info_nce",
     "score_statistics",
 ]
