@@ -55,7 +55,7 @@ def point_info_nce(
     _check_segments(segments, a)
     stats, everyone = agreed_stats(
         Points(a, segments),
-        Points(b, segments),
+        Points(b, segments.clone()),  # torch.compile takes no tensor twice
         to_logit_scale(temperature),
         denominator=Pairs.ALL,
         positives=Pairs.POSITIVE,
