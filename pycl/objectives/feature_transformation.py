@@ -69,10 +69,12 @@ def feature_transform(
         of_positive = 1 + of_positive
     partner = _partners(permutation, queue, generator)
     q, k, others = unit(query), unit(key.detach()), unit(queue.detach())
+    if isinstance(of_negative, Tensor):
+        of_negative = of_negative.to(others.dtype)
     return info_nce(
         of_positive * q + (1 - of_positive) * k,
         of_positive * k + (1 - of_positive) * q,
-        of_negative * others + (1 - of_negative) * others[partner],
+        torch.lerp(others.index_select(0, partner), others, of_negative),  # one pass over the queue
         temperature=temperature,
         normalize=False,
         group="local",
