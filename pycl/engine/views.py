@@ -80,12 +80,12 @@ def _warn_of_views_last(n_views: int, n: int) -> None:
         )
 
 
-def check_labels(labels: Tensor, n: int, like: Tensor) -> Tensor:
+def check_labels(labels: Tensor, n: int, like: Tensor, name: str = "labels") -> Tensor:
     """Labels as int64 ids for n instances on the device of ``like``; raises where they do not fit."""
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
-        raise TypeError(f"labels must be an integer tensor, got {getattr(labels, 'dtype', type(labels).__name__)}")
+        raise TypeError(f"{name} must be an integer tensor, got {getattr(labels, 'dtype', type(labels).__name__)}")
     if labels.shape != (n,):
-        raise ValueError(f"labels must have shape [{n}], one per instance, got {tuple(labels.shape)}")
+        raise ValueError(f"{name} must have shape [{n}], one per instance, got {tuple(labels.shape)}")
     if labels.device != like.device:
-        raise ValueError(f"labels must be on {like.device} as the views are, got {labels.device}")
+        raise ValueError(f"{name} must be on {like.device} as the embeddings are, got {labels.device}")
     return labels.to(torch.int64)

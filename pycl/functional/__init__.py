@@ -15,11 +15,13 @@ from pycl.functional.alignment import alignment, uniformity
 from pycl.functional.clip import clip, siglip
 from pycl.functional.dcl import dcl, dclw
 from pycl.functional.dhel import dhel, mv_dhel
+from pycl.functional.guided import guided_info_nce
 from pycl.functional.info_nce import info_nce
 from pycl.functional.multi_view import mv_info_nce, poly_view
 from pycl.functional.nt_xent import nt_xent, pairwise_nt_xent
 from pycl.functional.similarity import similarity, similarity_histogram, similarity_topk
 from pycl.functional.sinkhorn import dino_codes, sinkhorn, sinkhorn_potentials
+from pycl.functional.soft import soft_info_nce
 from pycl.functional.sup_con import sup_con
 from pycl.functional.swav import swav
 
@@ -31,6 +33,7 @@ __all__ = [
     "dclw",
     "dhel",
     "dino_codes",
+    "guided_info_nce",
     "info_nce",
     "mv_dhel",
     "mv_info_nce",
@@ -43,6 +46,7 @@ __all__ = [
     "similarity_topk",
     "sinkhorn",
     "sinkhorn_potentials",
+    "soft_info_nce",
     "sup_con",
     "swav",
     "uniformity",
