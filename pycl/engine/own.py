@@ -41,9 +41,9 @@ def own_logits(rows: Points, own: Tensor, logit_scale: float | Tensor = 1.0, *, 
     check_whole("own", own)
     if not isinstance(own, Tensor) or not own.is_floating_point():
         raise TypeError(f"own must be a floating-point tensor, got {getattr(own, 'dtype', type(own).__name__)}")
-    (m, d), wanted = z.shape, f"[{z.shape[0]}, M, {z.shape[1]}]"
+    m, d = z.shape
     if own.dim() != 3 or own.shape[0] != m or own.shape[2] != d:
-        raise ValueError(f"own must have shape {wanted}, the candidates of each row, got {tuple(own.shape)}")
+        raise ValueError(f"own must have shape [{m}, M, {d}], the candidates of each row, got {tuple(own.shape)}")
     if own.device != z.device:
         raise ValueError(f"own must be on {z.device} as rows.z is, got {own.device}")
     dtype = accumulation_dtype(torch.promote_types(z.dtype, own.dtype))

@@ -98,8 +98,8 @@ def check_features(**tensors: Tensor) -> None:
 def check_together(**tensors: Tensor) -> None:
     """Two sets of embeddings of the same instances, of any widths: as many rows, one device."""
     (a, x), (b, y) = tensors.items()
-    if len(x) != len(y):
-        raise ValueError(f"{b} must have {len(x)} rows as {a} has, got shape {tuple(y.shape)}")
+    if x.shape[0] != y.shape[0]:
+        raise ValueError(f"{b} must have {x.shape[0]} rows as {a} has, got shape {tuple(y.shape)}")
     if x.device != y.device:
         raise ValueError(f"{b} must be on {x.device} as {a} is, got {y.device}")
 

@@ -23,9 +23,9 @@ def check_smoothing(label_smoothing: float) -> float:
 def product_sums(rows: Tensor, cols: Tensor, group: Group | None, backend: str | None) -> tuple[Tensor, int]:
     """The sum of ``<x_i, y_j>`` over the columns of all ranks, [m], and the number of those columns."""
     total = cols.sum(0, keepdim=True)
-    everyone = agree(group, rows.device, [len(cols)], operator="product_sums")
+    everyone = agree(group, rows.device, [cols.shape[0]], operator="product_sums")
     if everyone is None:
-        return (rows * total).sum(1), len(cols)
+        return (rows * total).sum(1), cols.shape[0]
     # one column of each rank, whose gradient comes home to its rank
     stats = pair_stats(
         Points(rows),

@@ -33,7 +33,7 @@ def clip(
     logit_bias: Scalar | None = None,
     *,
     reduction: str = "mean",
-    label_smoothing: float = 0.0,
+    label_smoothing: float = 0,  # torch.compile(dynamic=True) makes a symbol of 0.0, and compiles twice
     **options: Unpack[Options],
 ) -> Tensor:
     r"""Symmetric cross entropy over image-to-text and text-to-image (CLIP).
@@ -172,7 +172,7 @@ def _labelled(image: Tensor, text: Tensor, ids: tuple[Tensor, Tensor]) -> tuple[
     """Both sides with their ids."""
     if not isinstance(ids, (tuple, list)) or len(ids) != 2:
         raise TypeError(f"ids must be a pair of integer tensors, (image_ids, text_ids), got {type(ids).__name__}")
-    of_images, of_texts = (check_labels(x, len(image), image, f"ids[{side}]") for side, x in enumerate(ids))
+    of_images, of_texts = (check_labels(x, image.shape[0], image, f"ids[{side}]") for side, x in enumerate(ids))
     return Points(image, of_images), Points(text, of_texts)
 
 

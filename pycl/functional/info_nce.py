@@ -32,7 +32,7 @@ def info_nce(
     symmetric: bool = False,
     in_batch: bool = False,
     reduction: str = "mean",
-    label_smoothing: float = 0.0,
+    label_smoothing: float = 0,  # torch.compile(dynamic=True) makes a symbol of 0.0, and compiles twice
     **options: Unpack[Options],
 ) -> Tensor:
     r"""InfoNCE: pick the own key among the candidates.
