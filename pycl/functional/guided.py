@@ -22,6 +22,7 @@ from pycl.functional._common import (
     check_together,
     to_logit_scale,
     unit,
+    widen,
 )
 from pycl.functional._options import Options, loss
 
@@ -101,6 +102,8 @@ def guided_info_nce(
     if negatives is not None:
         check_negatives(query=query, negatives=negatives)
     guide = _guide(query, negatives, guide_query, guide_key, guide_negatives)
+    if margin is not None and guide is None:  # kernels round unit vectors to a half type: too coarse for a limit
+        query, key, negatives = widen(query), widen(key), None if negatives is None else widen(negatives)
     x = _Compared.of(query, key, negatives)
     sieve = _sieve(x, guide, scale, margin, options["normalize"])
     points = Points(x.query), Points(x.candidates), scale
