@@ -12,7 +12,7 @@ from torch import Tensor
 from pycl.core.pairs import Pairs, Points
 from pycl.engine.average import pair_average
 from pycl.engine.reduction import check_reduction, reduce
-from pycl.engine.reductions import pair_stats
+from pycl.engine.reductions import pair_cross_entropy
 from pycl.functional._common import Scalar, check_matched, check_positive, check_together, to_logit_scale, unit
 from pycl.functional._options import Options, loss
 
@@ -75,18 +75,27 @@ def soft_info_nce(
     check_matched(student_query=student_query, student_key=student_key)
     check_matched(teacher_query=teacher_query, teacher_key=teacher_key)
     check_together(student_query=student_query, teacher_query=teacher_query)
-    students = (Points(student_query), Points(student_key), scale)
+    # without positives it is the log-sum-exp alone
+    free = pair_cross_entropy(
+        Points(student_query),
+        Points(student_key),
+        scale,
+        denominator=Pairs.ALL,
+        positives=Pairs.NONE,
+        offset=None,
+        sides="both" if symmetric else "rows",
+        reduction=reduction,
+        **options,
+    )
     q, k = (unit(x, options["normalize"]) for x in (student_query, student_key))
     # a mean has the teacher's precision: never less than the student's
     precision = torch.promote_types(q.dtype, k.dtype)
     teacher = [x.detach().double() if precision == torch.float64 else x.detach() for x in (teacher_query, teacher_key)]
     soft = partial(_mean_logits, scale=teacher_scale, options=options)
+    mean = soft(q, k, *teacher)
     if symmetric:
-        rows, cols = pair_stats(*students, denominator=Pairs.ALL, offset=None, sides="both", **options)
-        terms = (rows.lse + cols.lse - scale * (soft(q, k, *teacher) + soft(k, q, *reversed(teacher)))) / 2
-    else:
-        terms = pair_stats(*students, denominator=Pairs.ALL, offset=None, **options).lse - scale * soft(q, k, *teacher)
-    return reduce(terms, reduction, options["group"])
+        mean = (mean + soft(k, q, *reversed(teacher))) / 2
+    return free - reduce(scale * mean, reduction, options["group"])
 
 
 def _mean_logits(q: Tensor, k: Tensor, seen_q: Tensor, seen_k: Tensor, scale: Scalar, options: Options) -> Tensor:
