@@ -71,7 +71,7 @@ def _cosines(x: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Cosines(torch.autograd.Function):
-    """The cosines of unit vectors with candidates, whose gradient makes two tensors of their size; autograd's makes six."""
+    """The cosines of unit vectors with candidates. Its gradient makes two tensors of their size, autograd's six."""
 
     generate_vmap_rule = True
 

@@ -251,5 +251,7 @@ def test_modules_check_their_own_arguments() -> None:
         pycl.SupConLoss(form="inside")
     with pytest.raises(ValueError, match="sigma"):
         pycl.DCLWLoss(sigma=-1.0)
+    with pytest.raises(ValueError, match="label_smoothing"):
+        pycl.CLIPLoss(label_smoothing=2.0)
     with pytest.raises(TypeError, match="labels"):
         pycl.SupConLoss()(torch.stack([A, B]))
