@@ -77,7 +77,7 @@ def pair_average(
         group,
         "pair_average",
         args,
-        dv=str(values.shape[1]),
+        dv=values.shape[1],
         values=str(values.dtype),
         values_gradient=str(values.requires_grad),
         detach_weights=str(detach_weights),

@@ -15,12 +15,14 @@ from pycl.functional.alignment import alignment, uniformity
 from pycl.functional.clip import clip, siglip
 from pycl.functional.dcl import dcl, dclw
 from pycl.functional.dhel import dhel, mv_dhel
+from pycl.functional.guided import guided_info_nce
 from pycl.functional.info_nce import info_nce
 from pycl.functional.multi_view import mv_info_nce, poly_view
 from pycl.functional.multimodal import multimodal
 from pycl.functional.nt_xent import nt_xent, pairwise_nt_xent
 from pycl.functional.similarity import similarity, similarity_histogram, similarity_topk
 from pycl.functional.sinkhorn import dino_codes, sinkhorn, sinkhorn_potentials
+from pycl.functional.soft import soft_info_nce
 from pycl.functional.sup_con import sup_con
 from pycl.functional.swav import swav
 
@@ -32,6 +34,7 @@ __all__ = [
     "dclw",
     "dhel",
     "dino_codes",
+    "guided_info_nce",
     "info_nce",
     "multimodal",
     "mv_dhel",
@@ -45,6 +48,7 @@ __all__ = [
     "similarity_topk",
     "sinkhorn",
     "sinkhorn_potentials",
+    "soft_info_nce",
     "sup_con",
     "swav",
     "uniformity",

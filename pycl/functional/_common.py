@@ -110,6 +110,29 @@ def check_features(**tensors: Tensor) -> None:
             raise ValueError(f"{name} must be on {x.device} as {first} is, got {t.device}")
 
 
+def check_together(**tensors: Tensor) -> None:
+    """Two sets of embeddings of the same instances, of any widths: as many rows, one device."""
+    (a, x), (b, y) = tensors.items()
+    if x.shape[0] != y.shape[0]:
+        raise ValueError(f"{b} must have {x.shape[0]} rows as {a} has, got shape {tuple(y.shape)}")
+    if x.device != y.device:
+        raise ValueError(f"{b} must be on {x.device} as {a} is, got {y.device}")
+
+
+def check_negatives(**tensors: Tensor) -> bool:
+    """Queries, and negatives ``[M, d]`` of all or ``[N, M, d]`` of each query's own; whether they are its own."""
+    (a, query), (b, negatives) = tensors.items()
+    own = isinstance(negatives, Tensor) and negatives.dim() == 3
+    if own and (negatives.shape[0] != query.shape[0] or negatives.shape[1] == 0):
+        n, d = query.shape
+        raise ValueError(
+            f"{b} must have shape [M, {d}], shared by all queries, or [{n}, M, {d}], of each query's own, with M >= 1, "
+            f"got {tuple(negatives.shape)}"
+        )
+    check_features(**{a: query, b: negatives[0] if own else negatives})
+    return own
+
+
 def check_two_views(loss: str, n_views: int) -> None:
     """For the losses that are defined on exactly two views."""
     if n_views != 2:
