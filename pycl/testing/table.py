@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pycl import functional as F
-from pycl.testing import formulas
+from pycl.testing import formulas, formulas_more
 from pycl.testing.formulas import unit
 
 
@@ -36,8 +36,10 @@ class LossRow:
         invariants: what leaves the loss as it is: ``rotation`` of all embeddings, a permutation of the ``instances``,
             of the ``views``, or of the ``views_of_each`` instance on its own.
         reducible: takes ``reduction``.
-        cosine: normalises inside, so that the length of an embedding does not matter.
+        cosine: normalises inside, so that the length of an embedding does not matter, and stands every extreme.
         engine: runs on the engine, and takes ``backend``.
+        replicated: positions of inputs that every rank of a group has whole.
+        traced: ``torch.compile`` can look inside.
     """
 
     name: str
@@ -53,6 +55,8 @@ class LossRow:
     reducible: bool = True
     cosine: bool = True
     engine: bool = True
+    replicated: frozenset[int] = frozenset()
+    traced: bool = True
 
     def __call__(self, inputs: list[Tensor], scalars: Mapping[str, Any], **options: Any) -> Tensor:
         if not self.reducible:
@@ -109,6 +113,20 @@ def _with_negatives(views: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
     return views[0], views[1], views.flip(-1).flatten(0, 1)
 
 
+def _one_labelled(views: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    return views[0], labels
+
+
+def _one_view(views: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    return (views[0],)
+
+
+def _with_bags(views: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    """Two texts for each video, one of them of nobody."""
+    texts = torch.stack([views[1], views[1].flip(-1)], 1)
+    return unit(views[0]), unit(texts.flatten(0, 1))
+
+
 SYMMETRIC = frozenset({"rotation", "instances", "views", "views_of_each"})
 SOME = SYMMETRIC - {"views_of_each"}
 PAIRED = frozenset({"rotation", "instances"})
@@ -118,6 +136,12 @@ SIMILARITIES: dict[str, Any] = {  # of unit vectors, with a scale and a bias tha
     "steepness": lambda scalars: scalars["logit_scale"],
     "n_views": TWO,
     "invariants": PAIRED,
+    "cosine": False,
+}
+FEATURES: dict[str, Any] = {  # without a temperature, and sensitive to the length of a feature or to equal points
+    "scalars": {},
+    "steepness": lambda scalars: 1.0,
+    "n_views": TWO,
     "cosine": False,
 }
 _ROWS = (
@@ -192,5 +216,92 @@ _ROWS = (
         reducible=False,
         cosine=False,
     ),
+    LossRow(
+        "hard_negative_nce",
+        F.hard_negative_nce,
+        formulas_more.hard_negative_nce,
+        _views,
+        steepness=lambda scalars: 3 / scalars["temperature"],
+        n_views=TWO,
+        invariants=SYMMETRIC,
+    ),
+    LossRow(
+        "hard_negative_nce_debiased",
+        F.hard_negative_nce,
+        formulas_more.hard_negative_nce,
+        _views,
+        options={"beta": 0.0, "tau_plus": 0.1},
+        n_views=TWO,
+        invariants=SYMMETRIC,
+    ),
+    LossRow(
+        "hard_negative_nce_both",
+        F.hard_negative_nce,
+        formulas_more.hard_negative_nce,
+        _views,
+        options={"beta": 0.5, "tau_plus": 0.02},
+        steepness=lambda scalars: 2 / scalars["temperature"],
+        n_views=TWO,
+        invariants=SYMMETRIC,
+    ),
+    LossRow(  # of the order exp(q / temperature): beyond float32 at a low temperature, so no extremes
+        "robust_info_nce",
+        F.robust_info_nce,
+        formulas_more.robust_info_nce,
+        _pair,
+        n_views=TWO,
+        invariants=PAIRED,
+        cosine=False,
+    ),
+    LossRow("mil_nce", F.mil_nce, formulas_more.mil_nce, _with_bags, options={"bag_size": 2}, **FEATURES),
+    LossRow(
+        "nearest_neighbour_nce",
+        F.nearest_neighbour_nce,
+        formulas_more.nearest_neighbour_nce,
+        _with_negatives,
+        n_views=TWO,
+        replicated=frozenset({2}),
+    ),
+    LossRow(
+        "multi_similarity",
+        F.multi_similarity,
+        formulas_more.multi_similarity,
+        _one_labelled,
+        scalars={"alpha": 2.0, "beta": 50.0, "base": 0.5},
+        steepness=lambda scalars: scalars["beta"],
+        n_views=TWO,
+        invariants=PAIRED,
+    ),
+    LossRow(
+        "circle",
+        F.circle,
+        formulas_more.circle,
+        _one_labelled,
+        scalars={},
+        steepness=lambda scalars: 160.0,
+        n_views=TWO,
+        invariants=PAIRED,
+        traced=False,
+    ),
+    LossRow("spectral", F.spectral, formulas_more.spectral, _pair, invariants=PAIRED, reducible=False, **FEATURES),
+    LossRow(
+        "vicreg",
+        F.vicreg,
+        formulas_more.vicreg,
+        _pair,
+        invariants=frozenset({"instances"}),
+        reducible=False,
+        **FEATURES,
+    ),
+    LossRow(
+        "barlow_twins",
+        F.barlow_twins,
+        formulas_more.barlow_twins,
+        _pair,
+        invariants=frozenset({"instances"}),
+        reducible=False,
+        **FEATURES,
+    ),
+    LossRow("koleo", F.koleo, formulas_more.koleo, _one_view, invariants=PAIRED, **FEATURES),
 )
 LOSSES = {row.name: row for row in _ROWS}

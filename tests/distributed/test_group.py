@@ -45,7 +45,10 @@ def inputs_of(name: str) -> list[Tensor]:
 def one_loss(name: str, rank: int, world: int, **options: Any) -> dict[str, Any]:
     """The value, and gradients of the inputs, instances first, and of the scalars."""
     loss = LOSSES[name]
-    inputs = [share(x, rank, world, 1 if x.dim() == 3 else 0).clone() for x in inputs_of(name)]
+    inputs = [
+        (x if k in loss.replicated else share(x, rank, world, 1 if x.dim() == 3 else 0)).clone()
+        for k, x in enumerate(inputs_of(name))
+    ]
     scalars = {key: torch.tensor(value, dtype=torch.float64) for key, value in loss.scalars.items()}
     leaves = [x.requires_grad_() for x in (*inputs, *scalars.values()) if x.is_floating_point()]
     value = loss(inputs, scalars, **options)
