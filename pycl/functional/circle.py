@@ -78,7 +78,7 @@ def circle(
     everyone = agree(
         options["group"],
         z.device,
-        [len(z)],
+        [z.shape[0]],
         operator="circle",
         margin=margin,
         gamma=gamma,

@@ -71,7 +71,7 @@ def hard_negative_nce(
     scale = to_logit_scale(temperature)
     points, n_views = stack_views(views)
     check_two_views("hard_negative_nce", n_views)
-    everyone = agree(options["group"], points.z.device, [len(points.z)], operator="hard_negative_nce")
+    everyone = agree(options["group"], points.z.device, [points.z.shape[0]], operator="hard_negative_nce")
     stats = pair_stats(
         points,
         None,
@@ -82,7 +82,7 @@ def hard_negative_nce(
         **options,
     )
     positive = stats.pos_sum
-    n_negatives = (len(points.z) if everyone is None else everyone.n) - 2
+    n_negatives = (points.z.shape[0] if everyone is None else everyone.n) - 2
     log_n = positive.new_full((), n_negatives).clamp_min(1).log()
     lse = zero_if_empty(stats.lse)
     mean = lse[1] - lse[0] if beta else lse - log_n  # log (R / M)
@@ -90,7 +90,7 @@ def hard_negative_nce(
         mean = _debiased(mean, positive, tau_plus)
     least = -scale.to(mean.device, mean.dtype) if isinstance(scale, Tensor) else -scale
     negatives = (mean.clamp(min=least) + log_n).masked_fill(
-        (stats.lse == -torch.inf).view(-1, len(mean))[0], -torch.inf
+        (stats.lse == -torch.inf).view(-1, mean.shape[0])[0], -torch.inf
     )
     return by_view(share_of(-logsigmoid(positive - negatives), reduction, everyone), n_views)
 

@@ -54,7 +54,13 @@ def koleo(x: Tensor, *, reduction: str = "mean", **options: Unpack[Options]) -> 
     check_reduction(reduction)
     check_features(x=x)
     everyone = agree(
-        options["group"], x.device, [len(x)], operator="koleo", reduction=reduction, dtype=str(x.dtype), d=x.shape[1]
+        options["group"],
+        x.device,
+        [x.shape[0]],
+        operator="koleo",
+        reduction=reduction,
+        dtype=str(x.dtype),
+        d=x.shape[1],
     )
     u = unit(x, options["normalize"])
     others = rows_of_all(u, everyone)

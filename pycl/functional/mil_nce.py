@@ -57,7 +57,7 @@ def mil_nce(
     check_features(video=video, text=text)
     n = video.shape[0]
     if text.shape[0] != n * bag_size:
-        raise ValueError(f"text must have {n * bag_size} rows, bag_size={bag_size} for each video, got {len(text)}")
+        raise ValueError(f"text must have {n * bag_size} rows, bag_size={bag_size} for each video, got {text.shape[0]}")
     everyone = agree(options["group"], video.device, [n], operator="mil_nce", bag_size=bag_size, reduction=reduction)
     ids = instances(n, video.device, options["group"])
     of_videos, of_texts = pair_stats(

@@ -126,7 +126,7 @@ def _checked(
 ) -> Agreement | None:
     check_matched(x=x, y=y)
     registry.choose(backend, x.device.type, torch.promote_types(x.dtype, y.dtype))
-    return agree(group, x.device, [len(x)], operator=name, dtype=str(x.dtype), d=x.shape[1], **weights)
+    return agree(group, x.device, [x.shape[0]], operator=name, dtype=str(x.dtype), d=x.shape[1], **weights)
 
 
 def _widened(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,15 +151,15 @@ def _off_diagonal(
 ) -> Tensor:
     """``sum_{d != e} (scale a^T b)_de^2``; ``own`` is the diagonal of that matrix."""
     n, d = a.shape
-    if everyone is not None or (d <= n and not observed()):
+    if everyone is not None or (not observed() and d <= n):
         with no_autocast(a):
             matrix = _over_the_batch(a.T @ b, everyone) * scale
         squares: Tensor = matrix.masked_fill(torch.eye(d, dtype=torch.bool, device=a.device), 0).square()
         return squares.sum()
     if observed() or d <= 4 * n:
-        features = Points(a.T.contiguous()), Points(b.T.contiguous())
+        features = Points((a.T * scale).contiguous()), Points(b.T.contiguous())
         return pair_sum(
-            *features, scale, negatives=Pairs.NEGATIVE, offset=None, map="square", reduction="sum", backend=backend
+            *features, negatives=Pairs.NEGATIVE, offset=None, map="square", reduction="sum", backend=backend
         )
     return _of_instances(a, b, scale, backend) - own.square().sum()
 

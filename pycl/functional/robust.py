@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pycl.core.pairs import Pairs, Points
+from pycl.distributed.ranks import agree
 from pycl.engine.reduction import check_reduction, share_of
-from pycl.engine.reductions import agreed_stats
+from pycl.engine.reductions import pair_stats
 from pycl.functional._common import Scalar, check_matched, check_number, to_logit_scale
 from pycl.functional._options import Options, loss
 
@@ -66,16 +67,16 @@ def robust_info_nce(
     lam = check_number("lam", lam, math.ulp(0.0), math.inf)
     scale = to_logit_scale(temperature)
     check_matched(query=query, key=key)
-    stats, everyone = agreed_stats(
+    everyone = agree(
+        options["group"], query.device, [query.shape[0]], operator="robust_info_nce", q=q, lam=lam, reduction=reduction
+    )
+    stats = pair_stats(
         Points(query),
         Points(key),
         scale,
         denominator=Pairs.OTHERS,
         positives=Pairs.POSITIVE,
         offset=None,
-        reduction=reduction,
-        q=str(q),
-        lam=str(lam),
         **options,
     )
     candidates, positive = q * (stats.lse + math.log(lam)), q * stats.pos_sum

@@ -52,11 +52,11 @@ def spectral(
     check_matched(x=x, y=y)
     registry.choose(backend, x.device.type, torch.promote_types(x.dtype, y.dtype))
     everyone = agree(
-        group, x.device, [len(x)], operator="spectral", normalize=normalize, dtype=str(x.dtype), d=x.shape[1]
+        group, x.device, [x.shape[0]], operator="spectral", normalize=normalize, dtype=str(x.dtype), d=x.shape[1]
     )
     u, v = unit(x, normalize), unit(y, normalize)
     own = (u * v).sum(1)
-    n = len(x) if everyone is None else everyone.n
+    n = x.shape[0] if everyone is None else everyone.n
     if observed() or n < 2 * x.shape[1]:
         squares = pair_sum(
             Points(x),

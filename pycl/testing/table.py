@@ -302,6 +302,6 @@ _ROWS = (
         reducible=False,
         **FEATURES,
     ),
-    LossRow("koleo", F.koleo, formulas_more.koleo, _one_view, invariants=PAIRED, **FEATURES),
+    LossRow("koleo", F.koleo, formulas_more.koleo, _one_view, invariants=frozenset({"instances"}), **FEATURES),
 )
 LOSSES = {row.name: row for row in _ROWS}
