@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,12 +13,13 @@ from pycl.backends import registry
 from pycl.core.pairs import Pairs, Points
 from pycl.core.problem import accumulation_dtype
 from pycl.core.tracing import observed
-from pycl.distributed.ranks import Agreement, Group, agree, all_reduce_sum_differentiable, of_the_batch
+from pycl.distributed.ranks import Agreement, Group, agree, all_reduce_sum, all_reduce_sum_differentiable, of_the_batch
 from pycl.engine.reduction import share_of
 from pycl.engine.reductions import pair_sum
 from pycl.functional._common import check_matched, check_number, no_autocast
 
 VARIANCE_EPS, NORM_EPS = 1e-4, 1e-5
+Side: TypeAlias = tuple[Tensor, Tensor]  # features [n, d], and a factor of each
 
 
 @of_the_batch
@@ -67,10 +69,10 @@ def vicreg(
     value = weights["invariance"] * share_of((x - y).square().mean(1), "mean", everyone)
     for z in (x, y):
         centred, n = _centred(z, everyone)
-        free = max(n - 1, 1)
-        var = _over_the_batch(centred.square().sum(0), everyone) / free
+        var = _over_the_batch(centred.square().sum(0), everyone) / max(n - 1, 1)
         value = value + weights["variance"] / 2 * (1 - (var + VARIANCE_EPS).sqrt()).relu().mean()
-        covariances = _off_diagonal(centred, centred, var, 1 / free, everyone, backend)
+        factor = (torch.ones_like(var) / max(n - 1, 1)).sqrt()
+        covariances = _off_diagonal((centred, factor), None, var, everyone, backend)
         value = value + weights["covariance"] / z.shape[1] * covariances
     return value
 
@@ -111,14 +113,14 @@ def barlow_twins(
     """
     redundancy = check_number("redundancy", redundancy, 0, math.inf)
     everyone = _checked("barlow_twins", x, y, group, backend, {"redundancy": redundancy})
-    sides = []
+    sides: list[Side] = []
     for z in _widened(x, y):
         centred, n = _centred(z, everyone)
         var = _over_the_batch(centred.square().sum(0), everyone) / n
-        sides.append(centred / (var + NORM_EPS).sqrt())
-    a, b = sides
-    own = _over_the_batch((a * b).sum(0), everyone) / n
-    return (own - 1).square().sum() + redundancy * _off_diagonal(a, b, own, 1 / n, everyone, backend)
+        sides.append((centred, (n * (var + NORM_EPS)).rsqrt()))
+    (a, of_a), (b, of_b) = sides
+    own = _over_the_batch((a * b).sum(0), everyone) * of_a * of_b
+    return (own - 1).square().sum() + redundancy * _off_diagonal(sides[0], sides[1], own, everyone, backend)
 
 
 def _checked(
@@ -141,38 +143,42 @@ def _over_the_batch(sums: Tensor, everyone: Agreement | None) -> Tensor:
 
 
 def _centred(z: Tensor, everyone: Agreement | None) -> tuple[Tensor, int]:
-    """Features less their mean over the batch, and how many instances it has."""
-    n = z.shape[0] if everyone is None else everyone.n
-    return z - _over_the_batch(z.sum(0), everyone) / n, n
+    """Features less their mean over the batch, a constant, and how many instances the batch has.
+
+    What comes of centred features has gradients that sum to 0 over the batch, so that none goes through the mean.
+    """
+    if everyone is None:
+        return z - z.detach().mean(0), z.shape[0]
+    return z - all_reduce_sum(z.detach().sum(0), everyone.group) / everyone.n, everyone.n
 
 
-def _off_diagonal(
-    a: Tensor, b: Tensor, own: Tensor, scale: float, everyone: Agreement | None, backend: str | None
-) -> Tensor:
-    """``sum_{d != e} (scale a^T b)_de^2``; ``own`` is the diagonal of that matrix."""
-    n, d = a.shape
+def _off_diagonal(a: Side, b: Side | None, own: Tensor, everyone: Agreement | None, backend: str | None) -> Tensor:
+    """The squares off the diagonal of the products of features, summed; b is a if None, ``own`` is the diagonal."""
+    (x, of_x), (y, of_y) = a, b or a
+    n, d = x.shape
     if everyone is not None or (not observed() and d <= n):
-        with no_autocast(a):
-            matrix = _over_the_batch(a.T @ b, everyone) * scale
-        squares: Tensor = matrix.masked_fill(torch.eye(d, dtype=torch.bool, device=a.device), 0).square()
+        with no_autocast(x):
+            # what ranks have in common comes after their sum, or its gradient would be that of one rank's use
+            matrix = _over_the_batch(x.T @ y, everyone) * of_x[:, None] * of_y
+        squares: Tensor = matrix.masked_fill(torch.eye(d, dtype=torch.bool, device=x.device), 0).square()
         return squares.sum()
+    x, y = x * of_x, y * of_y
     if observed() or d <= 4 * n:
-        features = Points((a.T * scale).contiguous()), Points(b.T.contiguous())
+        features = Points(x.T.contiguous()), Points(y.T.contiguous())
         return pair_sum(
             *features, negatives=Pairs.NEGATIVE, offset=None, map="square", reduction="sum", backend=backend
         )
-    return _of_instances(a, b, scale, backend) - own.square().sum()
+    return _of_instances(x, None if b is None else y, backend) - own.square().sum()
 
 
-def _of_instances(a: Tensor, b: Tensor, scale: float, backend: str | None) -> Tensor:
-    """``||scale a^T b||^2``, summed over pairs of rows, which are few."""
+def _of_instances(x: Tensor, y: Tensor | None, backend: str | None) -> Tensor:
+    """``||x^T y||^2``, summed over pairs of rows, which are few."""
+    if y is None:
+        return _squares(Points(x), None, backend)
+    # 4 p q = (p + q)^2 - (p - q)^2, p and q the products of two rows of x and of y
+    both, apart = Points(torch.cat([x, y], 1)), Points(torch.cat([x, -y], 1))
+    return (_squares(both, None, backend) - _squares(both, apart, backend)) / 4
 
-    if a is b:
-        return _squares(Points(a), None, scale, backend)
-    # 4 p q = (p + q)^2 - (p - q)^2, p and q the products of two rows of a and of b
-    both, apart = Points(torch.cat([a, b], 1)), Points(torch.cat([a, -b], 1))
-    return (_squares(both, None, scale, backend) - _squares(both, apart, scale, backend)) / 4
 
-
-def _squares(rows: Points, cols: Points | None, scale: float, backend: str | None) -> Tensor:
-    return pair_sum(rows, cols, scale, negatives=Pairs.ALL, map="square", reduction="sum", backend=backend)
+def _squares(rows: Points, cols: Points | None, backend: str | None) -> Tensor:
+    return pair_sum(rows, cols, negatives=Pairs.ALL, map="square", reduction="sum", backend=backend)
