@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid
 
 from pycl.backends import registry
@@ -19,6 +18,7 @@ from pycl.engine.reduction import check_reduction
 from pycl.engine.views import check_labels
 from pycl.functional._common import check_features, check_number, no_autocast, unit
 from pycl.functional._options import Options, loss
+from pycl.ops.autograd import OnceDifferentiable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -129,20 +129,20 @@ class _Circle(torch.autograd.Function):
         *tensors, margin, gamma = points
         wanted = ctx.summed and ctx.needs_input_grad[0]
         terms, *gradients = _sweep(points, torch.ones_like(rows[:, 0]) if wanted else None)
-        ctx.save_for_backward(*(gradients if ctx.summed else tensors))
+        ctx.save_for_backward(rows, cols, *(gradients if ctx.summed else tensors[2:]))
         ctx.numbers = margin, gamma
         count = (terms > 0).sum()
         ctx.mark_non_differentiable(count)
         return terms.sum() if ctx.summed else terms, count
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_terms: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        rows, cols, *rest = ctx.saved_tensors
         if ctx.summed:
-            d_rows, d_cols = (gradient * d_terms for gradient in ctx.saved_tensors)
+            gradients = [gradient * d_terms for gradient in rest]
         else:
-            _, d_rows, d_cols = _sweep(_Points(*ctx.saved_tensors, *ctx.numbers), d_terms)
-        return d_rows, d_cols, *(None,) * 6
+            _, *gradients = _sweep(_Points(rows, cols, *rest, *ctx.numbers), d_terms)
+        return *(OnceDifferentiable.apply(gradient, rows, cols, d_terms) for gradient in gradients), *(None,) * 6
 
 
 def _strips(p: _Points) -> Iterator[tuple[slice, slice]]:
@@ -154,6 +154,7 @@ def _strips(p: _Points) -> Iterator[tuple[slice, slice]]:
         yield slice(start, stop), slice(first[start], last[stop - 1])
 
 
+@torch.no_grad()
 def _sweep(p: _Points, weights: Tensor | None) -> tuple[Tensor, ...]:
     """The terms; with weights of the terms also gradients of the rows and of the columns."""
     terms = torch.empty_like(p.rows[:, 0])
