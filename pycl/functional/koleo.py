@@ -11,7 +11,7 @@ from torch.nn.functional import embedding
 
 from pycl.core.pairs import Pairs, Points
 from pycl.distributed.ranks import agree, rows_of_all
-from pycl.engine.matrix import pair_top
+from pycl.engine.extremes import pair_extremes
 from pycl.engine.reduction import check_reduction, share_of
 from pycl.functional._common import check_features, unit
 from pycl.functional._options import Options, loss
@@ -63,16 +63,14 @@ def koleo(x: Tensor, *, reduction: str = "mean", **options: Unpack[Options]) -> 
         d=x.shape[1],
     )
     u = unit(x, options["normalize"])
-    others = rows_of_all(u, everyone)
-    _, index = pair_top(
+    nearest = pair_extremes(
         Points(u.detach()),
-        Points(others.detach()),
-        1,
-        pairs=Pairs.OTHERS,
-        offset=0 if everyone is None else everyone.starts[everyone.ranks.rank][0],
+        negatives=Pairs.OTHERS,
+        positives=Pairs.NONE,
+        group=options["group"],
         backend=options["backend"],
-    )
+    ).negative_index
     # as in similarity_topk, sums into rows that several have chosen come in one order
-    distance = torch.linalg.vector_norm(u - embedding(index[:, 0].clamp_min(0), others) + EPS, dim=1)
-    terms = -(distance + EPS).log().masked_fill(index[:, 0] < 0, 0)
+    distance = torch.linalg.vector_norm(u - embedding(nearest.clamp_min(0), rows_of_all(u, everyone)) + EPS, dim=1)
+    terms = -(distance + EPS).log().masked_fill(nearest < 0, 0)
     return share_of(terms, reduction, everyone)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pycl.core.pairs import Pairs, Points
-from pycl.engine.matrix import pair_top
+from pycl.engine.extremes import pair_extremes
 from pycl.engine.reduction import check_reduction
 from pycl.engine.reductions import pair_cross_entropy
 from pycl.functional._common import Scalar, check_features, check_matched, to_logit_scale
@@ -65,16 +65,17 @@ def nearest_neighbour_nce(
     check_matched(query=query, key=key)
     check_features(query=query, queue=queue)
     query, queue = query.detach(), queue.detach()
-    similarity, index = pair_top(
+    nearest = pair_extremes(
         Points(query),
         Points(queue),
-        1,
-        pairs=Pairs.OTHERS,
+        negatives=Pairs.OTHERS,
+        positives=Pairs.NONE,
         offset=None,
         normalize=options["normalize"],
         backend=options["backend"],
     )
-    neighbours = queue[index[:, 0]].masked_fill(similarity.isnan(), torch.nan)  # a NaN is nobody's neighbour
+    lost = nearest.negative.isnan()  # a NaN is nobody's neighbour
+    neighbours = queue[nearest.negative_index].masked_fill(lost[:, None], torch.nan)
     return pair_cross_entropy(
         Points(neighbours),
         Points(key),

@@ -69,10 +69,9 @@ def vicreg(
     value = weights["invariance"] * share_of((x - y).square().mean(1), "mean", everyone)
     for z in (x, y):
         centred, n = _centred(z, everyone)
-        var = _over_the_batch(centred.square().sum(0), everyone) / max(n - 1, 1)
+        factor = centred.new_ones(z.shape[1]) / max(n - 1, 1) ** 0.5
+        var, covariances = _products((centred, factor), None, everyone, backend)
         value = value + weights["variance"] / 2 * (1 - (var + VARIANCE_EPS).sqrt()).relu().mean()
-        factor = (torch.ones_like(var) / max(n - 1, 1)).sqrt()
-        covariances = _off_diagonal((centred, factor), None, var, everyone, backend)
         value = value + weights["covariance"] / z.shape[1] * covariances
     return value
 
@@ -118,9 +117,8 @@ def barlow_twins(
         centred, n = _centred(z, everyone)
         var = _over_the_batch(centred.square().sum(0), everyone) / n
         sides.append((centred, (n * (var + NORM_EPS)).rsqrt()))
-    (a, of_a), (b, of_b) = sides
-    own = _over_the_batch((a * b).sum(0), everyone) * of_a * of_b
-    return (own - 1).square().sum() + redundancy * _off_diagonal(sides[0], sides[1], own, everyone, backend)
+    own, others = _products(sides[0], sides[1], everyone, backend)
+    return (own - 1).square().sum() + redundancy * others
 
 
 def _checked(
@@ -152,23 +150,24 @@ def _centred(z: Tensor, everyone: Agreement | None) -> tuple[Tensor, int]:
     return z - all_reduce_sum(z.detach().sum(0), everyone.group) / everyone.n, everyone.n
 
 
-def _off_diagonal(a: Side, b: Side | None, own: Tensor, everyone: Agreement | None, backend: str | None) -> Tensor:
-    """The squares off the diagonal of the products of features, summed; b is a if None, ``own`` is the diagonal."""
+def _products(a: Side, b: Side | None, everyone: Agreement | None, backend: str | None) -> tuple[Tensor, Tensor]:
+    """Of the products of the features of two sides: the diagonal, and the sum of the squares off it; b is a if None."""
     (x, of_x), (y, of_y) = a, b or a
     n, d = x.shape
     if everyone is not None or (not observed() and d <= n):
         with no_autocast(x):
             # what ranks have in common comes after their sum, or its gradient would be that of one rank's use
             matrix = _over_the_batch(x.T @ y, everyone) * of_x[:, None] * of_y
-        squares: Tensor = matrix.masked_fill(torch.eye(d, dtype=torch.bool, device=x.device), 0).square()
-        return squares.sum()
+        on_diagonal = torch.eye(d, dtype=torch.bool, device=x.device)
+        return matrix.diagonal(), matrix.masked_fill(on_diagonal, 0).square().sum()
     x, y = x * of_x, y * of_y
+    own = (x * y).sum(0)
     if observed() or d <= 4 * n:
         features = Points(x.T.contiguous()), Points(y.T.contiguous())
-        return pair_sum(
+        return own, pair_sum(
             *features, negatives=Pairs.NEGATIVE, offset=None, map="square", reduction="sum", backend=backend
         )
-    return _of_instances(x, None if b is None else y, backend) - own.square().sum()
+    return own, _of_instances(x, None if b is None else y, backend) - own.square().sum()
 
 
 def _of_instances(x: Tensor, y: Tensor | None, backend: str | None) -> Tensor:
