@@ -84,6 +84,7 @@ def circle(
         gamma=gamma,
         reduction=reduction,
         dtype=str(z.dtype),
+        gradient=z.requires_grad and torch.is_grad_enabled(),
     )
     return _circle(unit(z, options["normalize"]), labels, margin, gamma, reduction, everyone)
 

@@ -60,7 +60,7 @@ def koleo(x: Tensor, *, reduction: str = "mean", **options: Unpack[Options]) -> 
         operator="koleo",
         reduction=reduction,
         dtype=str(x.dtype),
-        d=x.shape[1],
+        gradient=x.requires_grad and torch.is_grad_enabled(),
     )
     u = unit(x, options["normalize"])
     nearest = pair_extremes(
