@@ -31,9 +31,8 @@ def koleo(x: Tensor, *, reduction: str = "mean", **options: Unpack[Options]) -> 
         term_i = -log( |u_i - u_n(i) + eps| + eps ),    eps = 1e-8
 
     The gradient flows through both points of a distance, as in lightly. Distances are those of differences, so that
-    near duplicates keep their digits; of two equal points the gradient is as large as 1 / eps,
-    which float16 does not hold. Of several nearest
-    neighbours the first is taken. A single point has none and gives 0 with zero gradient.
+    near duplicates keep their digits; of two equal points the gradient is as large as 1 / eps, which float16 does not
+    hold. Of several nearest neighbours the first is taken. A single point has none and gives 0 with zero gradient.
 
     Args:
         x: ``[N, d]``; float64, float32, bfloat16 or float16.
