@@ -69,6 +69,15 @@ def _readable(value: Scalar) -> float | None:
     return float(value.detach()) if value.device.type == "cpu" and not observed() else None
 
 
+def check_number(name: str, value: float, least: float, below: float) -> float:
+    """A python number of at least ``least`` and less than ``below``."""
+    if isinstance(value, (bool, np.bool_)) or not is_number(value):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not least <= (number := float(value)) < below:
+        raise ValueError(f"{name} must be at least {least:g} and less than {below:g}, got {number:g}")
+    return number
+
+
 def to_logit_scale(temperature: Scalar) -> Scalar:
     """``1 / temperature``, with the gradient of a tensor."""
     return 1.0 / check_positive("temperature", temperature)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pycl import functional as F
-from pycl.testing import formulas
+from pycl.testing import formulas, formulas_more
 from pycl.testing.formulas import unit
 
 Arguments: TypeAlias = tuple[tuple[Tensor, ...], dict[str, Any]]
@@ -44,8 +44,10 @@ class LossRow:
         invariants: what leaves the loss as it is: ``rotation`` of all embeddings, a permutation of the ``instances``,
             of the ``views``, or of the ``views_of_each`` instance on its own.
         reducible: takes ``reduction``.
-        cosine: normalises inside, so that the length of an embedding does not matter.
+        cosine: normalises inside, so that the length of an embedding does not matter, and stands every extreme.
         engine: runs on the engine, and takes ``backend``.
+        replicated: positions of inputs that every rank of a group has whole.
+        traced: ``torch.compile`` can look inside.
     """
 
     name: str
@@ -62,6 +64,8 @@ class LossRow:
     reducible: bool = True
     cosine: bool = True
     engine: bool = True
+    replicated: frozenset[int] = frozenset()
+    traced: bool = True
 
     def __call__(self, inputs: list[Tensor], scalars: Mapping[str, Any], **options: Any) -> Tensor:
         if not self.reducible:
@@ -156,6 +160,20 @@ def _several_texts(image: Tensor, text: Tensor, labels: Tensor) -> Arguments:
     return (image, text), {"ids": (labels, labels // 2)}
 
 
+def _one_labelled(views: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    return views[0], labels
+
+
+def _one_view(views: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    return (views[0],)
+
+
+def _with_bags(views: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    """Two texts for each video, one of them of nobody."""
+    texts = torch.stack([views[1], views[1].flip(-1)], 1)
+    return unit(views[0]), unit(texts.flatten(0, 1))
+
+
 SYMMETRIC = frozenset({"rotation", "instances", "views", "views_of_each"})
 SOME = SYMMETRIC - {"views_of_each"}
 PAIRED = frozenset({"rotation", "instances"})
@@ -175,6 +193,14 @@ OWN_NEGATIVES: dict[str, Any] = {
 }
 # a margin that drops some of random negatives, and that no pair of equal or of opposite embeddings is near
 FAR = -0.7
+
+
+FEATURES: dict[str, Any] = {  # without a temperature, and sensitive to the length of a feature or to equal points
+    "scalars": {},
+    "steepness": lambda scalars: 1.0,
+    "n_views": TWO,
+    "cosine": False,
+}
 _ROWS = (
     LossRow("nt_xent", F.nt_xent, formulas.nt_xent, _views, "NTXentLoss", invariants=SYMMETRIC),
     LossRow("pairwise_nt_xent", F.pairwise_nt_xent, formulas.pairwise_nt_xent, _views, invariants=SOME),
@@ -330,5 +356,92 @@ _ROWS = (
         reducible=False,
         cosine=False,
     ),
+    LossRow(
+        "hard_negative_nce",
+        F.hard_negative_nce,
+        formulas_more.hard_negative_nce,
+        _views,
+        steepness=lambda scalars: 3 / scalars["temperature"],
+        n_views=TWO,
+        invariants=SYMMETRIC,
+    ),
+    LossRow(
+        "hard_negative_nce_debiased",
+        F.hard_negative_nce,
+        formulas_more.hard_negative_nce,
+        _views,
+        options={"beta": 0.0, "tau_plus": 0.1},
+        n_views=TWO,
+        invariants=SYMMETRIC,
+    ),
+    LossRow(
+        "hard_negative_nce_both",
+        F.hard_negative_nce,
+        formulas_more.hard_negative_nce,
+        _views,
+        options={"beta": 0.5, "tau_plus": 0.02},
+        steepness=lambda scalars: 2 / scalars["temperature"],
+        n_views=TWO,
+        invariants=SYMMETRIC,
+    ),
+    LossRow(  # of the order exp(q / temperature): beyond float32 at a low temperature, so no extremes
+        "robust_info_nce",
+        F.robust_info_nce,
+        formulas_more.robust_info_nce,
+        _pair,
+        n_views=TWO,
+        invariants=PAIRED,
+        cosine=False,
+    ),
+    LossRow("mil_nce", F.mil_nce, formulas_more.mil_nce, _with_bags, options={"bag_size": 2}, **FEATURES),
+    LossRow(
+        "nearest_neighbour_nce",
+        F.nearest_neighbour_nce,
+        formulas_more.nearest_neighbour_nce,
+        _with_negatives,
+        n_views=TWO,
+        replicated=frozenset({2}),
+    ),
+    LossRow(
+        "multi_similarity",
+        F.multi_similarity,
+        formulas_more.multi_similarity,
+        _one_labelled,
+        scalars={"alpha": 2.0, "beta": 50.0, "base": 0.5},
+        steepness=lambda scalars: scalars["beta"],
+        n_views=TWO,
+        invariants=PAIRED,
+    ),
+    LossRow(
+        "circle",
+        F.circle,
+        formulas_more.circle,
+        _one_labelled,
+        scalars={},
+        steepness=lambda scalars: 160.0,
+        n_views=TWO,
+        invariants=PAIRED,
+        traced=False,
+    ),
+    LossRow("spectral", F.spectral, formulas_more.spectral, _pair, invariants=PAIRED, reducible=False, **FEATURES),
+    LossRow(
+        "vicreg",
+        F.vicreg,
+        formulas_more.vicreg,
+        _pair,
+        invariants=frozenset({"instances"}),
+        reducible=False,
+        **FEATURES,
+    ),
+    LossRow(
+        "barlow_twins",
+        F.barlow_twins,
+        formulas_more.barlow_twins,
+        _pair,
+        invariants=frozenset({"instances"}),
+        reducible=False,
+        **FEATURES,
+    ),
+    LossRow("koleo", F.koleo, formulas_more.koleo, _one_view, invariants=frozenset({"instances"}), **FEATURES),
 )
 LOSSES = {row.name: row for row in _ROWS}
