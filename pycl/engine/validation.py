@@ -185,6 +185,16 @@ def check_slopes(slopes: Sequence[float] | None, dtype: torch.dtype) -> tuple[fl
     return tuple(float(slope) for slope in slopes)
 
 
+def check_prefixes(prefixes: Sequence[int], d: int) -> tuple[int, ...]:
+    """Ascending lengths of prefixes of d features, one at least."""
+    if not isinstance(prefixes, Sequence) or isinstance(prefixes, (str, bytes)):
+        raise TypeError(f"prefixes must be a sequence of integers, got {type(prefixes).__name__}")
+    ends = tuple(check_count("prefixes", end) for end in prefixes)
+    if not ends or any(a >= b for a, b in zip(ends, ends[1:], strict=False)) or ends[-1] > d:
+        raise ValueError(f"prefixes must be ascending lengths, one at least, each at most {d}, got {list(ends)}")
+    return ends
+
+
 def check_k(k: int, n: int) -> int:
     """How many of n candidates are wanted: an integer between 1 and n."""
     k = check_integer("k", k)
