@@ -48,10 +48,25 @@ def check_positive(name: str, value: Scalar) -> Scalar:
     The value of a tensor is looked at where that costs nothing and disturbs nobody: on the CPU, in eager mode.
     """
     value = as_scalar(name, value)
-    readable = not isinstance(value, Tensor) or (value.device.type == "cpu" and not observed())
-    if readable and not 0.0 < (number := float(value.detach() if isinstance(value, Tensor) else value)) < math.inf:
+    number = _readable(value)
+    if number is not None and not 0.0 < number < math.inf:
         raise ValueError(f"{name} must be positive and finite, got {number}")
     return value
+
+
+def check_weight(name: str, value: Scalar) -> Scalar:
+    """``check_positive`` that allows zero."""
+    value = as_scalar(name, value)
+    number = _readable(value)
+    if number is not None and not 0.0 <= number < math.inf:
+        raise ValueError(f"{name} must be at least 0 and finite, got {number}")
+    return value
+
+
+def _readable(value: Scalar) -> float | None:
+    if not isinstance(value, Tensor):
+        return value
+    return float(value.detach()) if value.device.type == "cpu" and not observed() else None
 
 
 def to_logit_scale(temperature: Scalar) -> Scalar:

@@ -10,8 +10,28 @@ asks for one. Nothing holds a matrix of all pairs.
 
 from __future__ import annotations
 
+from pycl.objectives.amcl import PairTemperature, amcl
+from pycl.objectives.bacon import soft_sup_con
+from pycl.objectives.cacr import cacr, cacr_momentum
+from pycl.objectives.dbl import dbl, dbl_scores, hardest_triplet
+from pycl.objectives.image_text import image_text_sup_con
+from pycl.objectives.pcl_sr import dual_contrastive, paired_info_nce
 from pycl.objectives.pot import grace
+from pycl.objectives.sep_clr import joint_entropy, sep_clr
 
 __all__ = [
+    "PairTemperature",
+    "amcl",
+    "cacr",
+    "cacr_momentum",
+    "dbl",
+    "dbl_scores",
+    "dual_contrastive",
     "grace",
+    "hardest_triplet",
+    "image_text_sup_con",
+    "joint_entropy",
+    "paired_info_nce",
+    "sep_clr",
+    "soft_sup_con",
 ]

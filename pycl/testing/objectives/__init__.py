@@ -4,12 +4,28 @@
 from __future__ import annotations
 
 from pycl.testing.objectives import (
+    amcl,
+    bacon,
+    cacr,
+    dbl,
+    image_text,
+    pcl_sr,
     pot,
+    sep_clr,
 )
 from pycl.testing.objectives.outside import OUTSIDE
 from pycl.testing.objectives.row import Objective, Paper, values
 
-PARTS = (pot,)
+PARTS = (
+    amcl,
+    bacon,
+    cacr,
+    dbl,
+    image_text,
+    pcl_sr,
+    pot,
+    sep_clr,
+)
 OBJECTIVES = {row.name: row for part in PARTS for row in part.ROWS}
 
 __all__ = ["OBJECTIVES", "OUTSIDE", "Objective", "Paper", "values"]
