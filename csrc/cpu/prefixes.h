@@ -133,8 +133,8 @@ void prefix_stats(const Problem& problem, const ExecutionContext& host, const Pr
   }
 }
 
-// Adds the weights of a prefix to those of the longer ones, and their products with the other factor to the gradients of
-// the factors.
+// Adds the weights of a prefix to those of the longer ones, and their products with the other factor to the gradients
+// of the factors.
 template <class T>
 struct AddPrefix {
   T* total;

@@ -49,8 +49,7 @@ struct Bf16Product {
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 3
-      for (int v = 0; v < NV; ++v)
-        sum[i][v] = from ? _mm512_loadu_ps(from + i * c_row + v * 16) : _mm512_setzero_ps();
+      for (int v = 0; v < NV; ++v) sum[i][v] = from ? _mm512_loadu_ps(from + i * c_row + v * 16) : _mm512_setzero_ps();
     for (int k = 0; k < k_size; k += 2) {
       __m512bh bv[NV];
 #pragma GCC unroll 3

@@ -48,9 +48,7 @@ struct InPlace {
   const Tile<T>& tile;
 
   void start(int) {}
-  PYCL_INLINE void store(int i, int j, Vec<T>, Vec<T> w) {
-    ::store<T>(tile.products + int64_t(i) * tile.block + j, w);
-  }
+  PYCL_INLINE void store(int i, int j, Vec<T>, Vec<T> w) { ::store<T>(tile.products + int64_t(i) * tile.block + j, w); }
   void finish(int) {}
 };
 

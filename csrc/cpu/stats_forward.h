@@ -141,8 +141,8 @@ struct StatsForward {
     Vec<T> den_sum{}, pos_exp_sum{}, pos_sum{}, pos_count{};
     for (int j = 0; j < tile.block; j += kLanes<T>) {
       const Vec<T> product = load<T>(tile.products + int64_t(i) * tile.block + j);
-      const Vec<T> l = sweep.template scaled<kColFactor>(product, a, tile.j0 + j) +
-                       (b + load<T>(sweep.col_bias + tile.j0 + j));
+      const Vec<T> l =
+          sweep.template scaled<kColFactor>(product, a, tile.j0 + j) + (b + load<T>(sweep.col_bias + tile.j0 + j));
       const Vec<T> e = exp2<T>(l - shift);
       const IVec<T> cls = sweep.classes.of(row, tile.jb, j);
       const auto in_pos =

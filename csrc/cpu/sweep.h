@@ -62,7 +62,7 @@ struct Sweep {
   Classes<T> classes;
   T *row_factor, *row_bias, *col_bias;
   const T* col_factor = nullptr;  // where columns have factors, too (kColFactor)
-  TileModifiers<T> modifiers;  // where there are any, they make logits of the products, and factors are 1
+  TileModifiers<T> modifiers;     // where there are any, they make logits of the products, and factors are 1
   T* tiles;
   T* residuals = nullptr;  // products of all tiles,
   bool reuse = false;      // read, not written
@@ -174,9 +174,15 @@ struct Sweep {
       const TileKind kind = classes.kind(ib, jb);
       if (kind == TileKind::kSkip) return;
       const int64_t left = problem.rows.z.n - ib * block;
-      const Tile<T> tile{worker,     ib,         jb,
-                         ib * block, jb * block, left < block ? int(left) : block,
-                         block,      kind,       !problem.symmetric || ib != jb,
+      const Tile<T> tile{worker,
+                         ib,
+                         jb,
+                         ib * block,
+                         jb * block,
+                         left < block ? int(left) : block,
+                         block,
+                         kind,
+                         !problem.symmetric || ib != jb,
                          tiles + int64_t(worker) * block * block};
       P::begin_thread();
       visit(tile);

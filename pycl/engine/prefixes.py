@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
@@ -81,10 +81,10 @@ def prefix_stats(
         rows: the other arguments, and the errors from them, are those of ``pair_stats``.
 
     Returns:
-        ``PairStats`` of the rows, or with ``sides="both"`` those of the rows and of the columns; each field [K, m] for K
-        prefixes. Differentiable once with respect to both ``z`` and ``logit_scale``. A row whose prefix is shorter than
-        epsilon has its gradient divided by epsilon; in float16, where that leaves the range, such a gradient is 0 or
-        the largest number.
+        ``PairStats`` of the rows, or with ``sides="both"`` those of the rows and of the columns; fields are [K, m] for
+        K prefixes. Differentiable once with respect to both ``z`` and ``logit_scale``. A row whose prefix is shorter
+        than epsilon has its gradient divided by epsilon; in float16, where that leaves the range, such a gradient is 0
+        or the largest number.
 
     Raises:
         TypeError: prefixes that are no sequence of integers.
@@ -97,13 +97,14 @@ def prefix_stats(
     args = problem_of(rows, cols, logit_scale, sets, None, None, offset, False, group)
     ends = check_prefixes(prefixes, args.rows.shape[1])
     name = backend_of(args, backend)
-    together = _of_one_sweep(ends) if group is None and registry.has(name, "prefix_stats") else ()
+    together = of_one_sweep(ends) if group is None and registry.has(name, "prefix_stats") else ()
 
     def alone(end: int) -> Found:
-        points = (None if p is None else p._replace(z=p.z[:, :end]) for p in (rows, cols))
-        found = pair_stats(*points, logit_scale, denominator=denominator, positives=positives, offset=offset,
-                           sides=sides, normalize=True, group=group, backend=name)  # fmt: skip
-        return (found,) if isinstance(found, PairStats) else found
+        x, y = (None if p is None else p._replace(z=p.z[:, :end]) for p in (rows, cols))
+        more: dict[str, Any] = {**sets, "offset": offset, "normalize": True, "group": group, "backend": name}
+        if sides == "both":
+            return pair_stats(cast("Points", x), y, logit_scale, sides="both", **more)
+        return (pair_stats(cast("Points", x), y, logit_scale, sides="rows", **more),)
 
     of_ends = {end: alone(end) for end in ends if end not in together}
     swept = _swept(args, together, sides == "both", name) if together else ()
@@ -111,7 +112,7 @@ def prefix_stats(
     return found[0] if sides == "rows" else (found[0], found[-1])
 
 
-def _of_one_sweep(ends: Sequence[int]) -> tuple[int, ...]:
+def of_one_sweep(ends: Sequence[int]) -> tuple[int, ...]:
     """Those that one sweep serves, if there are several."""
     fitting = *(end for end in ends[:-1] if end % PREFIX_UNIT == 0), ends[-1]
     return fitting[-MAX_PREFIXES:] if len(fitting) > 1 else ()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -190,7 +191,7 @@ def check_prefixes(prefixes: Sequence[int], d: int) -> tuple[int, ...]:
     if not isinstance(prefixes, Sequence) or isinstance(prefixes, (str, bytes)):
         raise TypeError(f"prefixes must be a sequence of integers, got {type(prefixes).__name__}")
     ends = tuple(check_count("prefixes", end) for end in prefixes)
-    if not ends or any(a >= b for a, b in zip(ends, ends[1:], strict=False)) or ends[-1] > d:
+    if not ends or any(a >= b for a, b in pairwise(ends)) or ends[-1] > d:
         raise ValueError(f"prefixes must be ascending lengths, one at least, each at most {d}, got {list(ends)}")
     return ends
 

@@ -60,7 +60,7 @@ def clip(
     Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", arXiv 2103.00020, figure 3.
     """
     check_matched(image=image, text=text)
-    _look_once(image, text, logit_scale, options["normalize"])
+    look_once(image, text, logit_scale, options["normalize"])
     return pair_cross_entropy(
         Points(image),
         Points(text),
@@ -113,7 +113,7 @@ def siglip(
     Zhai et al., "Sigmoid Loss for Language Image Pre-Training", arXiv 2303.15343, section 3.2 and algorithm 1.
     """
     check_matched(image=image, text=text)
-    _look_once(image, text, logit_scale, options["normalize"])
+    look_once(image, text, logit_scale, options["normalize"])
     return pair_sum(
         Points(image),
         Points(text),
@@ -127,7 +127,7 @@ def siglip(
     )
 
 
-def _look_once(image: Tensor, text: Tensor, logit_scale: Scalar, normalize: bool) -> None:
+def look_once(image: Tensor, text: Tensor, logit_scale: Scalar, normalize: bool) -> None:
     """At the first call of a process: features that nobody normalised, a scale that is still a logarithm."""
     if observed() or not first_time("features of clip"):
         return
