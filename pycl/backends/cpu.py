@@ -191,7 +191,8 @@ def prefix_stats(
     problem: Problem, row_factor: Tensor, col_factor: Tensor, ends: Sequence[int], both_sides: bool
 ) -> tuple[Tensor, Tensor]:
     n = problem.n_cols() if both_sides and problem.cols is not None else 0
-    row_stats, col_stats = (row_factor.new_empty(N_STATS * len(ends), size) for size in (len(problem.rows), n))
+    height, dtype = N_STATS * len(ends), row_factor.dtype
+    row_stats, col_stats = (torch.empty(height, size, dtype=dtype) for size in (len(problem.rows), n))
     factors = row_factor.data_ptr(), col_factor.data_ptr()
     _C.prefix_stats(_compiled(problem), ends, *factors, row_stats.data_ptr(), _pointer(col_stats))
     return row_stats, col_stats

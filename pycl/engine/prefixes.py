@@ -136,7 +136,7 @@ def _points(z: Tensor, ends: Sequence[int]) -> tuple[Tensor, Tensor]:
     """
     is_float16, dtype = z.dtype == torch.float16, accumulation_dtype(z.dtype)
     z = (z.float() if is_float16 else z)[:, : ends[-1]]
-    peak = z.detach().abs().amax(1).to(dtype)
+    peak = z.detach().abs().amax(1).to(dtype).nan_to_num(nan=1.0, posinf=1.0)  # prefixes before such a feature are fine
     peak = peak.masked_fill(peak == 0, 1.0).clamp_min(torch.finfo(dtype).tiny)
     factor = torch.frexp(peak).mantissa / peak
     z = z * factor[:, None].to(z.dtype)
