@@ -141,8 +141,8 @@ def choose(
 
 
 # torch.compiler.assume_constant_result sets this too, after it has imported torch._dynamo, which takes a second
-for _function in (choose, has):
-    _function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # not every callable has one
+choose._dynamo_marked_constant = True  # type: ignore[attr-defined]  # not every callable has one
+has._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as above
 
 
 @functools.cache

@@ -307,3 +307,29 @@ def all_reduce_logsumexp_differentiable(lse: Tensor, group: dist.ProcessGroup) -
     """``all_reduce_logsumexp`` with a gradient: all ranks use the one result, and the gradients of all uses add up."""
     joined = all_reduce_logsumexp(lse.detach(), group)
     return joined + group.size() * (lse.detach() - joined).exp() * (lse - lse.detach())
+
+
+def all_reduce_sum_differentiable(value: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """``all_reduce_sum`` with a gradient: all ranks use the one result, and the gradients of all uses add up."""
+    return all_reduce_sum(value.detach(), group) + group.size() * (value - value.detach())
+
+
+def rows_of_all(x: Tensor, agreement: Agreement | None) -> Tensor:
+    """The rows of all ranks in their order, with a gradient: what every rank has for a row adds up at its owner."""
+    if agreement is None:
+        return x
+    return cast("Tensor", _RowsOfAll.apply(x, agreement))
+
+
+class _RowsOfAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, agreement: Agreement) -> Tensor:
+        ctx.agreement, start = agreement, agreement.starts[agreement.ranks.rank][0]
+        ctx.mine = slice(start, start + len(x))
+        rows = x.new_zeros(agreement.n, *x.shape[1:])
+        rows[ctx.mine] = x
+        return all_reduce_sum(rows, agreement.group)
+
+    @staticmethod
+    def backward(ctx: Any, d_rows: Tensor) -> tuple[Tensor, None]:
+        return all_reduce_sum(d_rows, ctx.agreement.group)[ctx.mine], None

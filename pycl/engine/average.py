@@ -77,9 +77,29 @@ def pair_average(
         group,
         "pair_average",
         args,
-        dv=str(values.shape[1]),
+        dv=values.shape[1],
         values=str(values.dtype),
         values_gradient=str(values.requires_grad),
         detach_weights=str(detach_weights),
     )
     return cast("Tensor", apply(AverageFunction, *args, values, name, shards)[0])
+
+
+def average_and_lse(
+    rows: Points,
+    cols: Points,
+    values: Tensor,
+    logit_scale: float | Tensor = 1.0,
+    *,
+    offset: int | None = 0,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``pair_average`` over all pairs, and the log-sum-exps [m] of its softmax, which have no gradient.
+
+    Where the columns are constant and the values are the columns, the mean times the scale is the gradient of the
+    log-sum-exp: one call then serves a softmax, its log-sum-exp and the backward.
+    """
+    args = problem_of(rows, cols, logit_scale, one_set(Pairs.ALL), None, None, offset, False).as_rectangular()
+    check_values(values, args)
+    means, shift = apply(AverageFunction, *args, values, backend_of(args, backend), None)
+    return means, -shift

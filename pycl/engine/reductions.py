@@ -155,7 +155,7 @@ def pair_stats(
     args = with_roles_apart(args) if sides == "both" or group is not None else args
     name = backend_of(args, backend)
     both = sides == "both" and args.cols is not None
-    facts = {"slopes": str(factors)} if factors else {}
+    facts = {"slopes": str(factors)} if factors and group is not None else {}  # what is traced has no str of a number
     args, shards = sharded(group, "pair_stats", args, both, **facts)
     stats = apply(StatsFunction, *args, factors, both, wants_gradient(args), name, shards)
     of_rows = PairStats(*stats[:N_RESULTS])

@@ -210,7 +210,7 @@ def check_values(values: Tensor, problem: Problem) -> None:
         given = getattr(values, "dtype", type(values).__name__)
         raise TypeError(f"values must be a floating-point tensor, got {given}")
     n = problem.n_cols()
-    if values.dim() != 2 or len(values) != n or values.shape[1] == 0:
+    if values.dim() != 2 or values.shape[0] != n or values.shape[1] == 0:
         raise ValueError(
             f"values must have shape [{n}, dv] with dv >= 1, one row per candidate, got {tuple(values.shape)}"
         )

@@ -69,6 +69,15 @@ def _readable(value: Scalar) -> float | None:
     return float(value.detach()) if value.device.type == "cpu" and not observed() else None
 
 
+def check_number(name: str, value: float, least: float, below: float) -> float:
+    """A python number of at least ``least`` and less than ``below``."""
+    if isinstance(value, (bool, np.bool_)) or not is_number(value):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not least <= (number := float(value)) < below:
+        raise ValueError(f"{name} must be at least {least:g} and less than {below:g}, got {number:g}")
+    return number
+
+
 def to_logit_scale(temperature: Scalar) -> Scalar:
     """``1 / temperature``, with the gradient of a tensor."""
     return 1.0 / check_positive("temperature", temperature)
@@ -108,6 +117,29 @@ def check_features(**tensors: Tensor) -> None:
             raise ValueError(f"{name} must have {x.shape[1]} features as {first} has, got shape {tuple(t.shape)}")
         if t.device != x.device:
             raise ValueError(f"{name} must be on {x.device} as {first} is, got {t.device}")
+
+
+def check_together(**tensors: Tensor) -> None:
+    """Two sets of embeddings of the same instances, of any widths: as many rows, one device."""
+    (a, x), (b, y) = tensors.items()
+    if x.shape[0] != y.shape[0]:
+        raise ValueError(f"{b} must have {x.shape[0]} rows as {a} has, got shape {tuple(y.shape)}")
+    if x.device != y.device:
+        raise ValueError(f"{b} must be on {x.device} as {a} is, got {y.device}")
+
+
+def check_negatives(**tensors: Tensor) -> bool:
+    """Queries, and negatives ``[M, d]`` of all or ``[N, M, d]`` of each query's own; whether they are its own."""
+    (a, query), (b, negatives) = tensors.items()
+    own = isinstance(negatives, Tensor) and negatives.dim() == 3
+    if own and (negatives.shape[0] != query.shape[0] or negatives.shape[1] == 0):
+        n, d = query.shape
+        raise ValueError(
+            f"{b} must have shape [M, {d}], shared by all queries, or [{n}, M, {d}], of each query's own, with M >= 1, "
+            f"got {tuple(negatives.shape)}"
+        )
+    check_features(**{a: query, b: negatives[0] if own else negatives})
+    return own
 
 
 def check_two_views(loss: str, n_views: int) -> None:

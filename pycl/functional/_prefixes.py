@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -98,12 +98,21 @@ def _reduced(terms: Tensor, weights: Sequence[float], reduction: str) -> Tensor:
     return share_of((terms * terms.new_tensor(weights)[:, None]).sum(0), reduction, None)
 
 
-# A loss, what computes its sum over prefixes, and the arguments that this takes.
-_FORMS: dict[Callable[..., Any], Callable[..., Tensor]] = {
-    clip: clip_over_prefixes,
-    info_nce: info_nce_over_prefixes,
-    nt_xent: nt_xent_over_prefixes,
-}
+class _Form(NamedTuple):
+    """What computes the sum of a loss over prefixes, and the arguments of the loss: all of them with their defaults."""
+
+    run: Callable[..., Tensor]
+    taken: frozenset[str]
+    arguments: dict[str, Any]
+
+
+def _form(loss: Callable[..., Tensor], run: Callable[..., Tensor]) -> _Form:
+    arguments = {name: x.default for name, x in inspect.signature(loss).parameters.items()}
+    return _Form(run, frozenset(inspect.signature(run).parameters), arguments)
+
+
+_LOSSES = (clip, clip_over_prefixes), (info_nce, info_nce_over_prefixes), (nt_xent, nt_xent_over_prefixes)
+_FORMS = {loss: _form(loss, run) for loss, run in _LOSSES}
 
 
 def over_prefixes(
@@ -111,19 +120,21 @@ def over_prefixes(
 ) -> Tensor | None:
     """``sum_k weights_k loss(unit prefixes of dims_k)`` from one sweep; None where that would not be the faster way.
 
-    That is where the loss is none of the three above or a ``functools.partial`` of one, in a group, with a queue or a
-    bias, and where the backend or the lengths do not allow one sweep.
+    That is where the loss is none of the three above or a ``functools.partial`` of one, where an argument says what
+    they do not take, such as a group or a queue, and where the backend or the lengths do not allow one sweep.
     """
     options: dict[str, Any] = {}
     while isinstance(loss, partial) and not loss.args:
         options = {**loss.keywords, **options}
         loss = loss.func
-    form = _FORMS.get(loss) if inspect.isroutine(loss) else None
+    form = _FORMS.get(loss) if inspect.isfunction(loss) else None
     if form is None:
         return None
-    given = inspect.signature(loss).bind(*views, **options).arguments
+    given = dict(zip(form.arguments, views, strict=False)) | options
     given.pop("normalize", None)  # unit prefixes are what they are
-    if any(given.pop(name, None) is not None for name in ("group", "negatives", "logit_bias")):
+    given = {name: value for name, value in given.items() if value is not form.arguments.get(name)}
+    needed = {name for name, default in form.arguments.items() if default is inspect.Parameter.empty}
+    if len(views) > len(form.arguments) or not needed <= given.keys() <= form.taken:
         return None
     of_length: dict[int, float] = {}
     for dim, weight in zip(dims, weights, strict=True):
@@ -133,7 +144,7 @@ def over_prefixes(
     backend = registry.choose(given.get("backend"), z.device.type, z.dtype)
     if not of_one_sweep(ends) or not registry.has(backend, "prefix_stats"):
         return None
-    return form(**given, dims=ends, weights=[of_length[end] for end in ends])
+    return form.run(**given, dims=ends, weights=[of_length[end] for end in ends])
 
 
 def _first(views: Any) -> Tensor:

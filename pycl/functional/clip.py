@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,9 +12,12 @@ from torch import Tensor, nn
 from pycl.core.notices import first_time, warn_once
 from pycl.core.pairs import Pairs, Points
 from pycl.core.tracing import observed
-from pycl.engine.reductions import pair_cross_entropy, pair_sum
-from pycl.functional._common import Scalar, as_scalar, check_matched, expand_scalar
+from pycl.engine.reduction import check_reduction, reduce
+from pycl.engine.reductions import pair_cross_entropy, pair_stats, pair_sum
+from pycl.engine.views import check_labels
+from pycl.functional._common import Scalar, as_scalar, check_matched, expand_scalar, unit
 from pycl.functional._options import Options, loss
+from pycl.functional._smoothing import check_smoothing, product_means
 
 UNIT = 0.05  # how far from 1 the norm of a normalised feature may be, in the worst of dtypes
 
@@ -29,6 +33,7 @@ def clip(
     logit_bias: Scalar | None = None,
     *,
     reduction: str = "mean",
+    label_smoothing: float = 0,  # torch.compile(dynamic=True) makes a symbol of 0.0, and compiles twice
     **options: Unpack[Options],
 ) -> Tensor:
     r"""Symmetric cross entropy over image-to-text and text-to-image (CLIP).
@@ -41,12 +46,16 @@ def clip(
     pass ``log_scale.exp()`` of the learnable log-scale. A constant bias does not change a softmax; it is accepted so
     that a model's parameter stays in the graph (its gradient is zero up to rounding).
 
+    ``label_smoothing`` e takes, as torch's cross entropy does, the targets (1 - e) on the own pair and e spread evenly
+    over all n candidates: ``term_i + e (l_ii - (mean_j l_ij + mean_j l_ji) / 2)``.
+
     Args:
         image: ``[N, d]``; float64, float32, bfloat16 or float16.
         text: ``[N, d]``; row i belongs to image i.
         logit_scale: number or 0-d tensor.
         logit_bias: number, 0-d tensor or None.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        label_smoothing: a number from 0 to 1.
         options: ``normalize``, ``group`` and ``backend``: :class:`pycl.functional.Options`.
 
     Returns:
@@ -54,17 +63,21 @@ def clip(
 
     Raises:
         TypeError: features that are not floating point, a logit_scale that is no number.
-        ValueError: differing shapes or devices, an empty batch, an unknown reduction or backend.
+        ValueError: differing shapes or devices, an empty batch, a label smoothing outside of 0 to 1, an unknown
+            reduction or backend.
         RuntimeError: the backend asked for is not built; another rank of the group failed.
 
     Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", arXiv 2103.00020, figure 3.
     """
+    check_reduction(reduction)
+    smoothing = check_smoothing(label_smoothing)
     check_matched(image=image, text=text)
     look_once(image, text, logit_scale, options["normalize"])
-    return pair_cross_entropy(
+    scale = as_scalar("logit_scale", logit_scale)
+    value = pair_cross_entropy(
         Points(image),
         Points(text),
-        as_scalar("logit_scale", logit_scale),
+        scale,
         denominator=Pairs.OTHERS,
         positives=Pairs.POSITIVE,
         col_bias=None if logit_bias is None else expand_scalar("logit_bias", logit_bias, text),
@@ -73,6 +86,12 @@ def clip(
         reduction=reduction,
         **options,
     )
+    if smoothing:  # a bias of all logits leaves their difference as it is
+        x, y = unit(image, options["normalize"]), unit(text, options["normalize"])
+        where = options["group"], options["backend"]
+        means = (product_means(x, y, *where) + product_means(y, x, *where)) / 2
+        value = value + smoothing * reduce(scale * ((x * y).sum(1) - means), reduction, options["group"])
+    return value
 
 
 @loss(normalize=False)
@@ -82,6 +101,8 @@ def siglip(
     logit_scale: Scalar,
     logit_bias: Scalar,
     *,
+    ids: tuple[Tensor, Tensor] | None = None,
+    per_anchor: bool = False,
     reduction: str = "mean",
     **options: Unpack[Options],
 ) -> Tensor:
@@ -94,11 +115,22 @@ def siglip(
     The mean divides the sum over all ``N^2`` pairs by N, not by ``N^2``, as the paper and open_clip do. Features
     are taken as they are given (``normalize=False``). Usual start: ``logit_scale = 10``, ``logit_bias = -10``.
 
+    With ``ids`` an image has several texts, or a text several images. The positives P(i) are then the texts whose id is
+    that of image i, and text i whatever its id; all others are negatives::
+
+        term_i = sum_{j in P(i)} softplus(-l_ij) + sum_{j not in P(i)} softplus(l_ij)
+
+    ``per_anchor=True`` takes the mean over P(i) in place of the first sum: an image counts once, however many texts it
+    has.
+
     Args:
         image: ``[N, d]``; float64, float32, bfloat16 or float16.
         text: ``[N, d]``; row i belongs to image i.
         logit_scale: number or 0-d tensor.
         logit_bias: number or 0-d tensor.
+        ids: integers ``[N]`` of the images and ``[N]`` of the texts, ``(image_ids, text_ids)``; None for pairs alone.
+            With a group they are compared across ranks as they are.
+        per_anchor: weigh the positives of an image by 1 / their number.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         options: ``normalize``, ``group`` and ``backend``: :class:`pycl.functional.Options`.
 
@@ -106,25 +138,50 @@ def siglip(
         A scalar, or ``[N]`` with ``"none"`` (the sum over image i's pairs); float32 (float64 for float64 input).
 
     Raises:
-        TypeError: features that are not floating point, a logit_scale or logit_bias that is no number.
-        ValueError: differing shapes or devices, an empty batch, an unknown reduction or backend.
+        TypeError: features that are not floating point, a logit_scale or logit_bias that is no number, ids that are no
+            pair of integer tensors.
+        ValueError: differing shapes or devices, an empty batch, ids of another length, an unknown reduction or backend.
         RuntimeError: the backend asked for is not built; another rank of the group failed.
 
     Zhai et al., "Sigmoid Loss for Language Image Pre-Training", arXiv 2303.15343, section 3.2 and algorithm 1.
     """
+    check_reduction(reduction)
     check_matched(image=image, text=text)
     look_once(image, text, logit_scale, options["normalize"])
-    return pair_sum(
-        Points(image),
-        Points(text),
+    rows, cols, offset, positives = Points(image), Points(text), None, Pairs.POSITIVE
+    if ids is not None:
+        rows, cols = _labelled(image, text, ids)
+        offset, positives = 0, Pairs.POSITIVE | Pairs.SELF
+    total = partial(
+        pair_sum,
+        rows,
+        cols,
         as_scalar("logit_scale", logit_scale),
-        negatives=Pairs.NEGATIVE,
-        positives=Pairs.POSITIVE,
         col_bias=expand_scalar("logit_bias", logit_bias, text),
-        offset=None,
-        reduction=reduction,
+        offset=offset,
         **options,
     )
+    if ids is None or not per_anchor:
+        return total(negatives=Pairs.NEGATIVE, positives=positives, reduction=reduction)
+    number = _number_of_pairs(rows, cols, positives, options)
+    terms = total(negatives=Pairs.NEGATIVE) + total(negatives=Pairs.NONE, positives=positives) / number
+    return reduce(terms, reduction, options["group"])
+
+
+def _labelled(image: Tensor, text: Tensor, ids: tuple[Tensor, Tensor]) -> tuple[Points, Points]:
+    """Both sides with their ids."""
+    if not isinstance(ids, (tuple, list)) or len(ids) != 2:
+        raise TypeError(f"ids must be a pair of integer tensors, (image_ids, text_ids), got {type(ids).__name__}")
+    of_images, of_texts = (check_labels(x, image.shape[0], image, f"ids[{side}]") for side, x in enumerate(ids))
+    return Points(image, of_images), Points(text, of_texts)
+
+
+def _number_of_pairs(rows: Points, cols: Points, pairs: Pairs, options: Options) -> Tensor:
+    """How many candidates of all ranks every anchor has, [m]: of points with one feature, so that it costs little."""
+    bare_rows, bare_cols = (points._replace(z=torch.zeros_like(points.z[:, :1])) for points in (rows, cols))
+    where: Options = {"group": options["group"], "backend": options["backend"]}
+    stats = pair_stats(bare_rows, bare_cols, denominator=Pairs.NONE, positives=pairs, offset=0, **where)
+    return stats.pos_count
 
 
 def look_once(image: Tensor, text: Tensor, logit_scale: Scalar, normalize: bool) -> None:

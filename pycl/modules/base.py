@@ -17,6 +17,7 @@ from pycl.distributed.ranks import check_group, named
 from pycl.engine.reduction import check_reduction
 from pycl.engine.validation import check_choice
 from pycl.functional._common import check_positive, widen
+from pycl.functional._smoothing import check_smoothing
 from pycl.functional.multi_view import DENOMINATORS, MEANS
 from pycl.functional.sup_con import FORMS
 
@@ -96,6 +97,8 @@ class Loss(nn.Module):
             check_group(value)
         elif name == "backend" and value is not None:
             registry.check_name(value)
+        elif name == "label_smoothing":
+            check_smoothing(value)
         elif name in CHOICES:
             check_choice(name, value, CHOICES[name])
         elif name in POSITIVE:

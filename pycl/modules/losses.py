@@ -59,7 +59,7 @@ class InfoNCELoss(Loss):
     function = staticmethod(functional.info_nce)
 
     def forward(self, query: Tensor, key: Tensor, negatives: Tensor | None = None) -> Tensor:
-        """Queries ``[N, d]``, their keys ``[N, d]``, shared negatives ``[M, d]`` or None for the batch's keys."""
+        """Queries and keys ``[N, d]``, negatives ``[M, d]`` or ``[N, M, d]``, or None for the batch's keys."""
         return self._call(query, key, negatives)
 
 
@@ -76,9 +76,21 @@ class CLIPLoss(Loss):
 
 
 class SigLIPLoss(CLIPLoss):
-    """Module of :func:`pycl.functional.siglip`; called as :class:`CLIPLoss` is, with the bias a must."""
+    """Module of :func:`pycl.functional.siglip`; called as :class:`CLIPLoss` is, with the bias a must, and with ids."""
 
     function = staticmethod(functional.siglip)
+    per_call = frozenset({"ids"})
+
+    def forward(
+        self,
+        image: Tensor,
+        text: Tensor,
+        logit_scale: float | Tensor,
+        logit_bias: float | Tensor | None = None,
+        ids: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """As :class:`CLIPLoss`; ``ids`` of the images and of the texts, ``[N]`` each."""
+        return self._call(image, text, logit_scale, logit_bias, ids=ids)
 
 
 class DCLLoss(ViewsLoss):

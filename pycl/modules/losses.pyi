@@ -46,7 +46,9 @@ class InfoNCELoss(Loss):
         temperature: Scalar = 0.1,
         *,
         symmetric: bool = False,
+        in_batch: bool = False,
         reduction: str = "mean",
+        label_smoothing: float = 0,
         normalize: bool = True,
         group: Group | None = None,
         backend: str | None = None,
@@ -64,6 +66,7 @@ class CLIPLoss(Loss):
         self,
         *,
         reduction: str = "mean",
+        label_smoothing: float = 0,
         normalize: bool = False,
         group: Group | None = None,
         backend: str | None = None,
@@ -80,11 +83,20 @@ class SigLIPLoss(CLIPLoss):
     def __init__(
         self,
         *,
+        per_anchor: bool = False,
         reduction: str = "mean",
         normalize: bool = False,
         group: Group | None = None,
         backend: str | None = None,
     ) -> None: ...
+    def forward(
+        self,
+        image: Tensor,
+        text: Tensor,
+        logit_scale: float | Tensor,
+        logit_bias: float | Tensor | None = None,
+        ids: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor: ...
 
 class DCLLoss(ViewsLoss):
     def __init__(

@@ -14,24 +14,48 @@ from pycl.objectives.amcl import PairTemperature, amcl
 from pycl.objectives.bacon import soft_sup_con
 from pycl.objectives.cacr import cacr, cacr_momentum
 from pycl.objectives.dbl import dbl, dbl_scores, hardest_triplet
+from pycl.objectives.fac import moco_cross_format, point_info_nce
+from pycl.objectives.feature_transformation import feature_transform, score_statistics
+from pycl.objectives.gcool import deca, gcool_community
+from pycl.objectives.hiclr import directional_consistency, hiclr
 from pycl.objectives.image_text import image_text_sup_con
+from pycl.objectives.mclrec import mclrec
+from pycl.objectives.meow import PairWeight, ada_meow, meow, proto_nce
+from pycl.objectives.mvcnet import mvcnet
 from pycl.objectives.pcl_sr import dual_contrastive, paired_info_nce
-from pycl.objectives.pot import grace
+from pycl.objectives.pot import grace, node_compactness
 from pycl.objectives.sep_clr import joint_entropy, sep_clr
+from pycl.objectives.simlap import simlap
 
 __all__ = [
     "PairTemperature",
+    "PairWeight",
+    "ada_meow",
     "amcl",
     "cacr",
     "cacr_momentum",
     "dbl",
     "dbl_scores",
+    "deca",
+    "directional_consistency",
     "dual_contrastive",
+    "feature_transform",
+    "gcool_community",
     "grace",
     "hardest_triplet",
+    "hiclr",
     "image_text_sup_con",
     "joint_entropy",
+    "mclrec",
+    "meow",
+    "moco_cross_format",
+    "mvcnet",
+    "node_compactness",
     "paired_info_nce",
+    "point_info_nce",
+    "proto_nce",
+    "score_statistics",
     "sep_clr",
+    "simlap",
     "soft_sup_con",
 ]

@@ -44,8 +44,17 @@ def apply(rule: type[torch.autograd.Function], *args: Any) -> Any:
     if forward_ad._current_level >= 0:
         _refuse_tangents(args)
     if observed():
-        return rule.apply(*args)
+        return rule.apply(*_apart(args))
     return super(torch.autograd.Function, rule).apply(*args)  # type: ignore[misc]  # what Function.apply ends in
+
+
+def _apart(args: Sequence[Any]) -> list[Any]:
+    """The arguments with views for tensors that were there before, which torch.compile takes once only (torch 2.13)."""
+    found: list[Any] = []
+    for x in args:
+        again = isinstance(x, Tensor) and any(x is y for y in found)
+        found.append(x.view_as(x) if again else x)
+    return found
 
 
 def _refuse_tangents(args: Sequence[Any]) -> None:

@@ -36,7 +36,7 @@ _WIDTH = len(Problem._fields)
 
 
 def sharded(
-    group: Group | None, operator: str, problem: Problem, both_sides: bool = False, **facts: str
+    group: Group | None, operator: str, problem: Problem, both_sides: bool = False, **facts: str | int
 ) -> tuple[Problem, Sharded | None]:
     """The operators for ranks that agree on the problem and on more facts, or None without a group.
 

@@ -65,7 +65,8 @@ def value_and_gradients(
     value = function(inputs, scalars)
     wanted = [x for x in (*inputs, *scalars.values()) if x.requires_grad]
     weighted = value.sum() if cotangent is None else (value.double() * cotangent).sum()
-    return value.detach(), list(torch.autograd.grad(weighted, wanted))
+    # an input that is a constant of the loss has a gradient of 0
+    return value.detach(), list(torch.autograd.grad(weighted, wanted, materialize_grads=True))
 
 
 def cast(inputs: list[Tensor], dtype: torch.dtype) -> list[Tensor]:

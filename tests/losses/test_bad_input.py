@@ -40,6 +40,7 @@ with_temperature = pytest.mark.parametrize(
 )
 
 A, B = torch.randn(2, 4, 3)
+IDS = torch.arange(4)
 
 
 def on_meta(n: int = 4, d: int = 3) -> torch.Tensor:
@@ -162,6 +163,10 @@ def test_group(loss: LossRow) -> None:
         loss(loss.make(2, 4, 3), loss.scalars, group=object())
 
 
+def guided(**options: Any) -> torch.Tensor:
+    return F.guided_info_nce(A, B, **{"guide_query": A, "guide_key": B, **options})
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -174,7 +179,13 @@ def test_group(loss: LossRow) -> None:
         (lambda: F.sup_con([A, B], torch.arange(4.0)), TypeError, "labels"),
         (lambda: F.sup_con([A, B], [0, 1, 2, 3]), TypeError, "labels"),  # type: ignore[arg-type]
         (lambda: F.sup_con([A, B], torch.empty(4, dtype=torch.long, device="meta")), ValueError, "labels.* on cpu"),
-        (lambda: F.info_nce(A, B, torch.randn(4, 2, 3)), ValueError, r"negatives must have shape \[M, d\], shared"),
+        (lambda: F.info_nce(A, B, torch.randn(5, 2, 3)), ValueError, r"negatives .* \[4, M, 3\], of each query's own"),
+        (lambda: F.info_nce(A, B, torch.randn(4, 0, 3)), ValueError, "negatives .* M >= 1"),
+        (lambda: F.info_nce(A, B, torch.randn(4, 2, 5)), ValueError, "negatives.* features"),
+        (lambda: F.info_nce(A, B, torch.ones(4, 2, 3).long()), TypeError, "negatives.* floating"),
+        (lambda: F.info_nce(A, B, label_smoothing=1.5), ValueError, "label_smoothing"),
+        (lambda: F.info_nce(A, B, label_smoothing=None), TypeError, "label_smoothing"),  # type: ignore[arg-type]
+        (lambda: F.info_nce(A, B, symmetric=True, in_batch=True), ValueError, "symmetric"),
         (lambda: F.info_nce(A, B, torch.randn(0, 3)), ValueError, "negatives"),
         (lambda: F.info_nce(A, B, torch.randn(5, 2)), ValueError, "negatives.* features"),
         (lambda: F.info_nce(A, B, on_meta()), ValueError, "negatives.* on cpu"),
@@ -182,7 +193,26 @@ def test_group(loss: LossRow) -> None:
         (lambda: F.clip(A, B, torch.ones(4)), ValueError, "logit_scale"),
         (lambda: F.clip(A, B, None), TypeError, "logit_scale"),  # type: ignore[arg-type]
         (lambda: F.clip(A, B, 10.0, torch.zeros(4)), ValueError, "logit_bias"),
+        (lambda: F.clip(A, B, 10.0, label_smoothing=-0.1), ValueError, "label_smoothing"),
+        (lambda: F.siglip(A, B, 10.0, 0.0, ids=IDS), TypeError, "ids must be a pair"),  # type: ignore[arg-type]
+        (lambda: F.siglip(A, B, 10.0, 0.0, ids=(IDS, IDS[:3])), ValueError, r"ids\[1\] must have shape \[4\]"),
+        (lambda: F.siglip(A, B, 10.0, 0.0, ids=(IDS, IDS / 2)), TypeError, r"ids\[1\] must be an integer tensor"),
         (lambda: F.siglip(A, B, 10.0, None), TypeError, "logit_bias"),  # type: ignore[arg-type]
+        (lambda: F.soft_info_nce(A, B[:3], A, B), ValueError, "student_query and student_key"),
+        (lambda: F.soft_info_nce(A, B, A, B[:, :2]), ValueError, "teacher_key .*features"),
+        (lambda: F.soft_info_nce(A, B, A[:3], B[:3]), ValueError, "teacher_query must have 4 rows as student_query"),
+        (lambda: F.soft_info_nce(A, B, A, B, teacher_temperature=0.0), ValueError, "teacher_temperature"),
+        (lambda: F.guided_info_nce(A, B, guide_query=A), ValueError, "got guide_query alone"),
+        (lambda: F.guided_info_nce(A, B, B, guide_negatives=B), ValueError, "got guide_negatives alone"),
+        (lambda: F.guided_info_nce(A, B, B, guide_query=A, guide_key=B), ValueError, "guide_negatives must be given"),
+        (lambda: guided(guide_negatives=B), ValueError, "negatives must be given where guide_negatives are"),
+        (lambda: guided(negatives=A, guide_negatives=B[:3]), ValueError, "guide_negatives must have a row for each"),
+        (lambda: guided(negatives=A, guide_negatives=B[:, :2]), ValueError, "guide_negatives.* features"),
+        (lambda: guided(guide_query=A[:3], guide_key=B[:3]), ValueError, "guide_query must have 4 rows as query has"),
+        (lambda: guided(guide_key=B[:, :2]), ValueError, "guide_key .*features"),
+        (lambda: guided(negatives=torch.randn(3, 2, 3), guide_negatives=B), ValueError, "negatives must have shape"),
+        (lambda: guided(margin=torch.nan), ValueError, "margin"),
+        (lambda: guided(margin="relative"), TypeError, "margin"),
         (lambda: F.dclw([A, B], sigma=0.0), ValueError, "sigma"),
         (lambda: F.uniformity(A, t=-1.0), ValueError, "t must be positive"),
         (lambda: F.uniformity(A[0]), ValueError, "x must have shape"),
@@ -221,5 +251,7 @@ def test_modules_check_their_own_arguments() -> None:
         pycl.SupConLoss(form="inside")
     with pytest.raises(ValueError, match="sigma"):
         pycl.DCLWLoss(sigma=-1.0)
+    with pytest.raises(ValueError, match="label_smoothing"):
+        pycl.CLIPLoss(label_smoothing=2.0)
     with pytest.raises(TypeError, match="labels"):
         pycl.SupConLoss()(torch.stack([A, B]))

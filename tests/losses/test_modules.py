@@ -43,7 +43,7 @@ def test_module_is_its_function(module: Any, function: Any, inputs: tuple[Any, .
 @rows
 def test_defaults_are_those_of_the_function(module: Any, function: Any, inputs: tuple[Any, ...]) -> None:
     given = inspect.signature(module).parameters
-    tensors = {"views", "query", "key", "negatives", "image", "text", "logit_scale", "logit_bias", "labels"}
+    tensors = {"views", "query", "key", "negatives", "image", "text", "logit_scale", "logit_bias", "labels", "ids"}
     for name, parameter in inspect.signature(function).parameters.items():
         if name not in tensors:
             assert given[name].default == parameter.default, name

@@ -112,7 +112,10 @@ def test_strides_do_not_matter(loss: LossRow, backend: str) -> None:
     def run(change: object) -> list[Tensor]:
         leaves = [x.clone().requires_grad_(x.is_floating_point()) for x in inputs]
         loss_value = value(loss, [change(x) for x in leaves], backend)  # type: ignore[operator]
-        return [loss_value, *torch.autograd.grad(loss_value, [x for x in leaves if x.requires_grad])]
+        return [
+            loss_value,
+            *torch.autograd.grad(loss_value, [x for x in leaves if x.requires_grad], materialize_grads=True),
+        ]
 
     def transposed(x: Tensor) -> Tensor:
         return x.mT.contiguous().mT if x.dim() > 1 else x

@@ -19,7 +19,16 @@ from pycl.testing.table import LOSSES
 Loss = Callable[..., Tensor]
 N = 12
 
-NAMES = ("nt_xent", "dcl", "sup_con", "mv_dhel", "poly_view", "info_nce", "clip", "siglip")
+NAMES = (
+    *("nt_xent", "dcl", "sup_con", "mv_dhel", "poly_view", "info_nce", "clip", "siglip"),
+    *(
+        "info_nce_own_smooth",
+        "guided_info_nce_margin",
+        "guided_info_nce_guide",
+        "soft_info_nce",
+        "siglip_ids_per_anchor",
+    ),
+)
 
 
 @pytest.fixture(params=NAMES)

@@ -126,7 +126,11 @@ class Largest(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = function(*args, **(kwargs or {}))
         for x in tree_leaves(found):
-            if isinstance(x, Tensor) and x.untyped_storage().nbytes():  # an expanded view stores little
+            if not isinstance(x, Tensor):
+                continue
+            if x.is_sparse:
+                self.elements = max(self.elements, x._nnz())
+            elif x.untyped_storage().nbytes():  # an expanded view stores little
                 self.elements = max(self.elements, min(x.numel(), x.untyped_storage().nbytes() // x.element_size()))
         return found
 

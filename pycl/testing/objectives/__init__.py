@@ -8,10 +8,18 @@ from pycl.testing.objectives import (
     bacon,
     cacr,
     dbl,
+    fac,
+    feature_transformation,
+    gcool,
+    hiclr,
     image_text,
+    mclrec,
+    meow,
+    mvcnet,
     pcl_sr,
     pot,
     sep_clr,
+    simlap,
 )
 from pycl.testing.objectives.outside import OUTSIDE
 from pycl.testing.objectives.row import Objective, Paper, values
@@ -21,10 +29,18 @@ PARTS = (
     bacon,
     cacr,
     dbl,
+    fac,
+    feature_transformation,
+    gcool,
+    hiclr,
     image_text,
+    mclrec,
+    meow,
+    mvcnet,
     pcl_sr,
     pot,
     sep_clr,
+    simlap,
 )
 OBJECTIVES = {row.name: row for part in PARTS for row in part.ROWS}
 

@@ -65,7 +65,7 @@ ROWS = (
             "AMCL",
             "https://arxiv.org/abs/2310.05615",
             "equation 2.1",
-            "`pair_top`",
+            "`pair_extremes`; `pair_top` for more than four negatives",
             differs="the released code does not run and has no negatives: the formula of the paper is followed",
         ),
     ),
