@@ -138,6 +138,31 @@ inline Slopes slopes_of(const std::vector<double>& values) {
   return slopes;
 }
 
+// The kernels multiply chunks of features between two ends, and read neither a scale nor modifiers.
+inline Prefixes prefixes_of(const Problem& problem, const std::vector<int64_t>& ends, Address row_factor,
+                            Address col_factor) {
+  demand(!ends.empty() && ends.size() <= size_t(Prefixes::kMost), "prefixes must be 1 to ", int64_t(Prefixes::kMost),
+         ", got ", int64_t(ends.size()));
+  demand(!problem.normalize && !problem.scale_per_row && !problem.modifiers.count && !problem.rows.bias &&
+             !problem.cols.bias,
+         "prefixes are of points as they are, without scale, biases and modifiers");
+  demand(ends.back() == problem.rows.z.d, "the last prefix must be all ", problem.rows.z.d, " features, got ",
+         ends.back());
+  Prefixes prefixes{int(ends.size()), {}, required("row_factor", row_factor), required("col_factor", col_factor)};
+  for (int k = 0; k < prefixes.n; ++k) {
+    demand(ends[k] > (k ? ends[k - 1] : 0), "prefixes must ascend from 1, not ", ends[k]);
+    demand(k + 1 == prefixes.n || ends[k] % Prefixes::kUnit == 0, "prefixes must be multiples of ", Prefixes::kUnit,
+           ", got ", ends[k]);
+    prefixes.ends[k] = ends[k];
+  }
+  return prefixes;
+}
+
+inline PrefixGradients prefix_gradients(const Problem& problem, const std::array<Address, 4>& out) {
+  demand(!problem.symmetric || !out[1], "a symmetric problem has no columns of its own with a gradient");
+  return {pointer(out[0]), pointer(out[1]), required("row_factor", out[2]), required("col_factor", out[3])};
+}
+
 inline SinkhornProblem sinkhorn_problem(const MatrixTuple& scores, double epsilon, Address sample_target) {
   const SinkhornProblem t{matrix("scores", scores), epsilon, pointer(sample_target)};
   demand(t.scores.col_stride == 1 || t.scores.d == 1, "scores must have a column stride of 1, got ",

@@ -184,6 +184,8 @@ bool is_wide(Address rows, int64_t m, Address cols, int64_t n) {
   return uint64_t(high) - uint64_t(low) > 0x7fffffffu;
 }
 
+StatsGradient stats_gradient(const Addresses& d) { return {pointer(d[0]), pointer(d[1]), pointer(d[2])}; }
+
 // An argument that is what it says: pybind11 would take numpy.float32(3.7) for the integer 3.
 py::arg exact(const char* name) { return py::arg(name).noconvert(); }
 
@@ -220,16 +222,39 @@ PYBIND11_MODULE(_C, m) {
       "pair_stats_backward",
       [](const PyProblem& p, Address rows, Address cols, const Addresses& d_rows, const Addresses& d_cols,
          const Outputs& out, const std::vector<double>& slopes) {
-        auto gradient = [](const Addresses& d) { return StatsGradient{pointer(d[0]), pointer(d[1]), pointer(d[2])}; };
         const Stats stats{required("rows", rows), pointer(cols)};
         const Slopes each = slopes_of(slopes);
         const Gradients wanted = gradients(p, out);
         run_kernel(p.threads, [&](const ExecutionContext& host) {
-          p.kernels().pair_stats_backward(p, host, each, stats, gradient(d_rows), gradient(d_cols), wanted);
+          p.kernels().pair_stats_backward(p, host, each, stats, stats_gradient(d_rows), stats_gradient(d_cols), wanted);
         });
       },
       unlocked, py::arg("problem"), exact("rows"), exact("cols"), exact("d_rows"), exact("d_cols"), exact("out"),
       exact("slopes"));
+  m.def(
+      "prefix_stats",
+      [](const PyProblem& p, const std::vector<int64_t>& ends, Address row_factor, Address col_factor, Address rows,
+         Address cols) {
+        const Stats out{required("rows", rows), pointer(cols)};
+        const Prefixes prefixes = prefixes_of(p, ends, row_factor, col_factor);
+        run_kernel(p.threads, [&](const ExecutionContext& host) { p.kernels().prefix_stats(p, host, prefixes, out); });
+      },
+      unlocked, py::arg("problem"), exact("ends"), exact("row_factor"), exact("col_factor"), exact("rows"),
+      exact("cols"));
+  m.def(
+      "prefix_stats_backward",
+      [](const PyProblem& p, const std::vector<int64_t>& ends, Address row_factor, Address col_factor, Address rows,
+         Address cols, const Addresses& d_rows, const Addresses& d_cols, const std::array<Address, 4>& out) {
+        const Stats stats{required("rows", rows), pointer(cols)};
+        const Prefixes prefixes = prefixes_of(p, ends, row_factor, col_factor);
+        const PrefixGradients wanted = prefix_gradients(p, out);
+        run_kernel(p.threads, [&](const ExecutionContext& host) {
+          p.kernels().prefix_stats_backward(p, host, prefixes, stats, stats_gradient(d_rows), stats_gradient(d_cols),
+                                            wanted);
+        });
+      },
+      unlocked, py::arg("problem"), exact("ends"), exact("row_factor"), exact("col_factor"), exact("rows"),
+      exact("cols"), exact("d_rows"), exact("d_cols"), exact("out"));
   m.def(
       "pair_cross_entropy_fused",
       [](const PyProblem& p, double lse, double pos_sum, bool both_sides, Address total, const Outputs& out) {

@@ -14,6 +14,7 @@ MODIFIER_CASES = (
     Case("pair_mlp", "PairMLP", 8192, 128),
     Case("col_scale", "col_scale", 8192, 128),
     Case("score_mod", "score_mod", 8192, 128),
+    Case("matryoshka", "matryoshka", 8192, 512),
     Case("ada_meow", "AdaMEOW", 4019, 64),  # the nodes and features of the graph ACM
     Case("average", "pair_average", 8192, 128),
     Case("squares", "pair_sum, square", 2048, 128),

@@ -66,6 +66,16 @@ def modified_clip(modify: Modify, x: Tensor, y: Tensor, *data: Tensor) -> Tensor
     return taped(of_rows, x) + taped(of_cols, x)
 
 
+def matryoshka(x: Tensor, y: Tensor) -> Tensor:
+    def as_they_are(logits: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return logits
+
+    def of_prefix(d: int) -> Tensor:
+        return modified_clip(as_they_are, *(z[:, :d] / z[:, :d].norm(dim=1, keepdim=True) for z in (x, y)))
+
+    return torch.stack([of_prefix(x.shape[1] // part) for part in (8, 4, 2, 1)]).sum()
+
+
 def symmetric_table(x: Tensor, y: Tensor, table: Tensor, a: Tensor) -> Tensor:
     z = torch.cat([x, y])
 
@@ -134,6 +144,7 @@ IN_BLOCKS: dict[str, Callable[..., Tensor]] = {
     "PairMLP": partial(modified_clip, of_pair_mlp),
     "col_scale": partial(modified_clip, of_col_scale),
     "score_mod": partial(modified_clip, of_score_mod),
+    "matryoshka": matryoshka,
     "AdaMEOW": ada_meow,
     "pair_average": average,
     "pair_sum, square": partial(mapped_sum, torch.square),

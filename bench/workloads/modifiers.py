@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 import pycl
+import pycl.functional
 from pycl import Pairs, Points
 from pycl.engine import Agreement, LabelTable, Limit, PairMLP, pair_extremes
 
@@ -136,6 +137,21 @@ def clip(x: Tensor, y: Tensor, backend: str | None = None, **changes: Any) -> Te
     )
 
 
+def prefixes_of(x: Tensor) -> list[int]:
+    return [x.shape[1] // part for part in (8, 4, 2, 1)]
+
+
+def matryoshka(x: Tensor, y: Tensor, backend: str | None = None) -> Tensor:
+    loss = partial(pycl.functional.clip, logit_scale=LOGIT_SCALE, backend=backend)
+    return pycl.functional.matryoshka(loss, x, y, dims=prefixes_of(x))
+
+
+def a_pass_each(x: Tensor, y: Tensor) -> Tensor:
+    """Ours without what the prefixes share."""
+    parts = [clip(x[:, :d], y[:, :d], normalize=True) for d in prefixes_of(x)]
+    return torch.stack(parts).sum()
+
+
 def label_table(x: Tensor, y: Tensor, table: Tensor, a: Tensor, b: Tensor, backend: str | None = None) -> Tensor:
     return clip(x, y, backend, modifiers=[LabelTable(table, a, b)])
 
@@ -247,6 +263,11 @@ def cross_entropy(logits: Tensor) -> Tensor:
 
 def product(x: Tensor, y: Tensor) -> Tensor:
     return LOGIT_SCALE * x @ y.T
+
+
+def dense_matryoshka(x: Tensor, y: Tensor) -> Tensor:
+    parts = [cross_entropy(product(F.normalize(x[:, :d]), F.normalize(y[:, :d]))) for d in prefixes_of(x)]
+    return torch.stack(parts).sum()
 
 
 def dense_label_table(x: Tensor, y: Tensor, table: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -379,6 +400,14 @@ class Modified(OnPairs):
         return step_of(clip, self.inputs(size, dim, dtype)[:2])
 
 
+class OfPrefixes(Modified):
+    what = (
+        "CLIP summed over four prefixes of the features, of an eighth of them to all, each normalised, forward and "
+        "backward; separate is our step for each prefix, one after the other"
+    )
+    bare = "our step of CLIP with all features"
+
+
 class OfViews(Modified):
     """Two views of each point, which all meet each other."""
 
@@ -420,6 +449,7 @@ MODIFIER_WORKLOADS: dict[str, Workload] = {
     "PairMLP": Wide(pair_mlp, dense_pair_mlp, draw=draw_pair_mlp),
     "col_scale": Modified(col_scale, dense_col_scale, draw=draw_col_scale),
     "score_mod": Modified(score_mod, dense_score_mod, draw=draw_slope, modifiers=("score_mod",)),
+    "matryoshka": OfPrefixes(matryoshka, dense_matryoshka, draw=draw_nothing, others={"separate": a_pass_each}),
     "AdaMEOW": AdaMeow(ada_meow, dense_ada_meow, draw=draw_network, others={"official": official_ada_meow}),
     "pair_average": OnPairs(average, dense_average, draw=draw_values, others={"sdpa": sdpa}),
     "pair_sum, square": OnPairs(partial(summed, map="square"), partial(dense_sum, map=torch.square), draw=draw_nothing),

@@ -25,8 +25,9 @@ inline void configure() {
 }
 inline void release() { _tile_release(); }
 
-inline void start(const float* c, int64_t c_row, bool accumulate) {
-  if (accumulate) {
+// The sums begin with those at c, or with 0 where it is null.
+inline void start(const float* c, int64_t c_row) {
+  if (c) {
     _tile_loadd(0, c, c_row * 4);
     _tile_loadd(1, c + 16, c_row * 4);
     _tile_loadd(2, c + 16 * c_row, c_row * 4);
@@ -62,9 +63,9 @@ static thread_local float sums[32][32];
 
 inline void configure() {}
 inline void release() {}
-inline void start(const float* c, int64_t c_row, bool accumulate) {
+inline void start(const float* c, int64_t c_row) {
   for (int i = 0; i < 32; ++i)
-    for (int j = 0; j < 32; ++j) sums[i][j] = accumulate ? c[i * c_row + j] : 0.f;
+    for (int j = 0; j < 32; ++j) sums[i][j] = c ? c[i * c_row + j] : 0.f;
 }
 inline void step(const uint16_t* a, int64_t a_row, const uint16_t* b, int64_t b_step) {
   for (int i = 0; i < 32; ++i)

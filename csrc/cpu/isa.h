@@ -4,15 +4,27 @@
 #pragma once
 #include "average.h"
 #include "extremes.h"
+#include "prefixes.h"
 #include "sinkhorn.h"
 #include "slopes.h"
 
 namespace {
 
 template <class P>
-constexpr pycl::Kernels kKernels = {
-    residual_bytes<P>,    pair_stats<P>,       pair_stats_backward<P>, pair_cross_entropy_fused<P>, pair_sum<P>,
-    pair_sum_backward<P>, pair_sum_fused<P>,   pair_weighted_sum<P>,   pair_average_backward<P>,    pair_extremes<P>,
-    sinkhorn_columns<P>,  sinkhorn_samples<P>, sinkhorn_codes<P>};
+constexpr pycl::Kernels kKernels = {residual_bytes<P>,
+                                    pair_stats<P>,
+                                    pair_stats_backward<P>,
+                                    prefix_stats<P>,
+                                    prefix_stats_backward<P>,
+                                    pair_cross_entropy_fused<P>,
+                                    pair_sum<P>,
+                                    pair_sum_backward<P>,
+                                    pair_sum_fused<P>,
+                                    pair_weighted_sum<P>,
+                                    pair_average_backward<P>,
+                                    pair_extremes<P>,
+                                    sinkhorn_columns<P>,
+                                    sinkhorn_samples<P>,
+                                    sinkhorn_codes<P>};
 
 }  // namespace

@@ -96,7 +96,8 @@ struct ExecutionContext {
 
 // Row-major [6, n] in the accumulation type: lse, pos_lse, pos_sum, pos_count, then lse and pos_lse in units of log 2.
 // The last two are for the backward and are what the tiles computed. Converted from nats they would be off by a
-// rounding, which a large logit turns into a visible error of its weight. With slopes a block [6, n] for each of them.
+// rounding, which a large logit turns into a visible error of its weight. With slopes or prefixes a block [6, n] for
+// each of them.
 struct Stats {
   void *rows, *cols;  // cols null: row statistics only
 };
@@ -108,8 +109,25 @@ struct Slopes {
   double values[kMost];
 };
 
+// The logits of prefix k are row_factor[k, i] col_factor[k, j] <x_i, y_j> over the first ends[k] features, of points as
+// they are: not normalised, without scale, biases and modifiers. In a symmetric problem the two factors of a pair may
+// change places. The factors are [n, points] in the accumulation type.
+struct Prefixes {
+  static constexpr int kMost = 16;      // pycl.core.problem.MAX_PREFIXES
+  static constexpr int64_t kUnit = 32;  // pycl.core.problem.PREFIX_UNIT: divides all ends but the last
+  int n;
+  int64_t ends[kMost];  // ascending, the last is the feature size
+  const void *row_factor, *col_factor;
+};
+
+// As Gradients; those of the factors, which are never null, are [n, points]. In a symmetric problem a pair is counted
+// in the roles in which its tile was visited.
+struct PrefixGradients {
+  void *rows, *cols, *row_factor, *col_factor;
+};
+
 // Gradients with respect to the statistics, [n] each; null for zero. With slopes those of lse and pos_lse are [slopes,
-// n].
+// n], with prefixes all are [prefixes, n].
 struct StatsGradient {
   const void *lse, *pos_lse, *pos_sum;
 };
@@ -148,6 +166,9 @@ struct Kernels {
   void (*pair_stats)(const Problem&, const ExecutionContext&, const Slopes&, const Stats& out);
   void (*pair_stats_backward)(const Problem&, const ExecutionContext&, const Slopes&, const Stats&,
                               const StatsGradient& rows, const StatsGradient& cols, const Gradients&);
+  void (*prefix_stats)(const Problem&, const ExecutionContext&, const Prefixes&, const Stats& out);
+  void (*prefix_stats_backward)(const Problem&, const ExecutionContext&, const Prefixes&, const Stats&,
+                                const StatsGradient& rows, const StatsGradient& cols, const PrefixGradients&);
   // the total and its gradients
   void (*pair_cross_entropy_fused)(const Problem&, const ExecutionContext&, const CrossEntropy&, void* total,
                                    const Gradients&);

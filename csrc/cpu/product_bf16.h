@@ -26,14 +26,14 @@ struct Bf16Product {
   static void begin_thread() { amx::configure(); }
   static void end_thread() { amx::release(); }
 
-  static void one(const E* a, int64_t a_row, const E* b, const BView<E>& view, int m, int n, int k, float* c,
-                  int64_t c_row, bool accumulate) {
+  static void one(const E* a, int64_t a_row, const E* b, const BView<E>& view, int m, int n, int k, const float* from,
+                  float* c, int64_t c_row) {
     for (int j = 0; j < n; j += kPanel)
       for (int i = 0; i < m; i += kRows) {
         const E* ai = a + i * a_row;
         const E* bj = b + (j / kPanel) * view.panel;
         float* cij = c + i * c_row + j;
-        amx::start(cij, c_row, accumulate);
+        amx::start(from ? from + i * c_row + j : nullptr, c_row);
         for (int kk = 0; kk < k; kk += 32) amx::step(ai + kk, a_row, bj + (kk / 2) * view.step, view.step);
         amx::finish(cij, c_row);
       }
@@ -43,14 +43,13 @@ struct Bf16Product {
   static void end_thread() {}
 
   template <int NV>
-  static PYCL_INLINE void micro(const E* a, int64_t a_row, const E* b, int64_t b_step, int k_size, float* c,
-                                int64_t c_row, bool accumulate) {
+  static PYCL_INLINE void micro(const E* a, int64_t a_row, const E* b, int64_t b_step, int k_size, const float* from,
+                                float* c, int64_t c_row) {
     __m512 sum[kRows][NV];
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 3
-      for (int v = 0; v < NV; ++v)
-        sum[i][v] = accumulate ? _mm512_loadu_ps(c + i * c_row + v * 16) : _mm512_setzero_ps();
+      for (int v = 0; v < NV; ++v) sum[i][v] = from ? _mm512_loadu_ps(from + i * c_row + v * 16) : _mm512_setzero_ps();
     for (int k = 0; k < k_size; k += 2) {
       __m512bh bv[NV];
 #pragma GCC unroll 3
@@ -72,19 +71,20 @@ struct Bf16Product {
       for (int v = 0; v < NV; ++v) _mm512_storeu_ps(c + i * c_row + v * 16, sum[i][v]);
   }
 
-  static void one(const E* a, int64_t a_row, const E* b, const BView<E>& view, int m, int n, int k, float* c,
-                  int64_t c_row, bool accumulate) {
+  static void one(const E* a, int64_t a_row, const E* b, const BView<E>& view, int m, int n, int k, const float* from,
+                  float* c, int64_t c_row) {
     for (int j = 0; j < n; j += kPanel) {
       const E* bj = b + (j / kPanel) * view.panel;
       const int vectors = (n - j) / 16;
       for (int i = 0; i < m; i += kRows) {
-        float* cij = c + i * c_row + j;
+        const int64_t at = i * c_row + j;
+        const float* start = from ? from + at : nullptr;
         if (vectors >= 3)
-          micro<3>(a + i * a_row, a_row, bj, view.step, k, cij, c_row, accumulate);
+          micro<3>(a + i * a_row, a_row, bj, view.step, k, start, c + at, c_row);
         else if (vectors == 2)
-          micro<2>(a + i * a_row, a_row, bj, view.step, k, cij, c_row, accumulate);
+          micro<2>(a + i * a_row, a_row, bj, view.step, k, start, c + at, c_row);
         else
-          micro<1>(a + i * a_row, a_row, bj, view.step, k, cij, c_row, accumulate);
+          micro<1>(a + i * a_row, a_row, bj, view.step, k, start, c + at, c_row);
       }
     }
   }
@@ -92,10 +92,16 @@ struct Bf16Product {
 
   static void multiply(const AView<E>& a, const BView<E>& b, int m, int n, int k, float* c, int64_t c_row,
                        bool accumulate) {
-    one(a.p, a.row, b.p, b, m, n, k, c, c_row, accumulate);
+    add_product(a, b, m, n, k, accumulate ? c : nullptr, c, c_row);
+  }
+
+  // C = from + A B, from laid out as C or null for 0.
+  static void add_product(const AView<E>& a, const BView<E>& b, int m, int n, int k, const float* from, float* c,
+                          int64_t c_row) {
+    one(a.p, a.row, b.p, b, m, n, k, from, c, c_row);
     if (kPlanes == 2) {
-      one(a.p, a.row, b.p + b.plane, b, m, n, k, c, c_row, true);
-      one(a.p + a.plane, a.row, b.p, b, m, n, k, c, c_row, true);
+      one(a.p, a.row, b.p + b.plane, b, m, n, k, c, c, c_row);
+      one(a.p + a.plane, a.row, b.p, b, m, n, k, c, c, c_row);
     }
   }
 

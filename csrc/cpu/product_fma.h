@@ -38,13 +38,13 @@ struct FmaProduct {
   static void end_thread() {}
 
   template <int NV>
-  static PYCL_INLINE void micro(const E* a, int64_t a_row, int64_t a_step, const E* b, int64_t b_step, int k_size, T* c,
-                                int64_t c_row, bool accumulate) {
+  static PYCL_INLINE void micro(const E* a, int64_t a_row, int64_t a_step, const E* b, int64_t b_step, int k_size,
+                                const T* from, T* c, int64_t c_row) {
     Vec<T> sum[kRows][NV];
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 3
-      for (int v = 0; v < NV; ++v) sum[i][v] = accumulate ? load<T>(c + i * c_row + v * kLanes<T>) : Vec<T>{};
+      for (int v = 0; v < NV; ++v) sum[i][v] = from ? load<T>(from + i * c_row + v * kLanes<T>) : Vec<T>{};
     for (int k = 0; k < k_size; ++k) {
       Vec<T> bv[NV];
 #pragma GCC unroll 3
@@ -64,21 +64,27 @@ struct FmaProduct {
       for (int v = 0; v < NV; ++v) store<T>(c + i * c_row + v * kLanes<T>, sum[i][v]);
   }
 
-  // m and k are multiples of kRows and 1, n of the vector length.
   static void multiply(const AView<E>& a, const BView<E>& b, int m, int n, int k, T* c, int64_t c_row,
                        bool accumulate) {
+    add_product(a, b, m, n, k, accumulate ? c : nullptr, c, c_row);
+  }
+
+  // C = from + A B, from laid out as C or null for 0. m and k are multiples of kRows and 1, n of the vector length.
+  static void add_product(const AView<E>& a, const BView<E>& b, int m, int n, int k, const T* from, T* c,
+                          int64_t c_row) {
     for (int j = 0; j < n; j += kPanel) {
       const E* bj = b.p + (j / kPanel) * b.panel;
       const int vectors = (n - j) / kLanes<T>;
       for (int i = 0; i < m; i += kRows) {
         const E* ai = a.p + i * a.row;
-        T* cij = c + i * c_row + j;
+        const int64_t at = i * c_row + j;
+        const T* start = from ? from + at : nullptr;
         if (vectors >= 3)
-          micro<3>(ai, a.row, a.step, bj, b.step, k, cij, c_row, accumulate);
+          micro<3>(ai, a.row, a.step, bj, b.step, k, start, c + at, c_row);
         else if (vectors == 2)
-          micro<2>(ai, a.row, a.step, bj, b.step, k, cij, c_row, accumulate);
+          micro<2>(ai, a.row, a.step, bj, b.step, k, start, c + at, c_row);
         else
-          micro<1>(ai, a.row, a.step, bj, b.step, k, cij, c_row, accumulate);
+          micro<1>(ai, a.row, a.step, bj, b.step, k, start, c + at, c_row);
       }
     }
   }

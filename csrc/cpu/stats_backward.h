@@ -42,7 +42,17 @@ struct SideWeights {
   }
 };
 
-template <class P>
+// Writes weights over the products that they are of.
+template <class T>
+struct InPlace {
+  const Tile<T>& tile;
+
+  void start(int) {}
+  PYCL_INLINE void store(int i, int j, Vec<T>, Vec<T> w) { ::store<T>(tile.products + int64_t(i) * tile.block + j, w); }
+  void finish(int) {}
+};
+
+template <class P, bool kColFactor = false>
 struct StatsWeights {
   using T = typename P::T;
   Sweep<P>& sweep;
@@ -51,8 +61,9 @@ struct StatsWeights {
 
   // The weight of a pair of the first set is 2^(l - lse_i) d_i + 2^(l - lse_j) d_j. If a shift is near all lse of the
   // tile, the weight is 2^(l - shift) (alpha_i + beta_j), with one exponential. Otherwise (kTwo) it takes two.
-  template <bool kPartial, bool kTwo, class Emit>
-  void fill(const Tile<T>& tile, T* buffer, T shift, bool by_col, Emit emit) {
+  // `out` gets products and their weights, row by row.
+  template <bool kPartial, bool kTwo, class Out, class Emit>
+  void fill(const Tile<T>& tile, T* buffer, T shift, bool by_col, Out out, Emit emit) {
     const int block = tile.block;
     T *alpha = buffer, *beta = buffer + block;
     for (int k = 0; k < block; k += kLanes<T>) {
@@ -70,11 +81,12 @@ struct StatsWeights {
       const Vec<T> a = splat<T>(sweep.row_factor[gi]), al = splat<T>(alpha[i]);
       const T row_shift = by_col && !kTwo ? shift : rows.lse[gi];
       const T bias = sweep.row_bias[gi];
+      out.start(i);
       for (int j = 0; j < block; j += kLanes<T>) {
-        T* at = tile.products + int64_t(i) * block + j;
+        const Vec<T> product = load<T>(tile.products + int64_t(i) * block + j);
         const int64_t gj = tile.j0 + j;
         // The logit is rounded as in the forward before lse is subtracted. So a pair that is the whole sum weighs 1.
-        const Vec<T> l = load<T>(at) * a + (bias + load<T>(sweep.col_bias + gj));
+        const Vec<T> l = sweep.template scaled<kColFactor>(product, a, gj) + (bias + load<T>(sweep.col_bias + gj));
         const Vec<T> e = exp2<T>(l - row_shift);
         Vec<T> w;
         if (kTwo)
@@ -92,14 +104,20 @@ struct StatsWeights {
           const IVec<T> in_pos = ((cls & Int<T>(sweep.classes.positives)) != 0) & (l != -kInf<T>);
           w += in_pos ? positive : Vec<T>{};
         }
-        store<T>(at, w);
+        out.store(i, j, product, w);
       }
+      out.finish(i);
       flush_rows(i, tile.rows, emit);
     }
   }
 
   template <class Emit>
   void operator()(const Tile<T>& tile, T* buffer, Emit emit) {
+    (*this)(tile, buffer, InPlace<T>{tile}, emit);
+  }
+
+  template <class Out, class Emit>
+  void operator()(const Tile<T>& tile, T* buffer, Out out, Emit emit) {
     const bool by_col = both_sides && tile.both_sides, mixed = tile.kind == TileKind::kPartial;
     const T high = ::fmax(rows.high[tile.ib], by_col ? cols.high[tile.jb] : -kInf<T>);
     const T low = ::fmin(rows.low[tile.ib], by_col ? cols.low[tile.jb] : kInf<T>);
@@ -108,10 +126,11 @@ struct StatsWeights {
     const bool two = by_col && (mixed || !(high - low <= T(kSharedShift)));
     const T shift = high >= low ? high : T(0);  // high < low: no pairs here, the weights are zero at any shift
     if (mixed)
-      two ? fill<true, true>(tile, buffer, shift, by_col, emit) : fill<true, false>(tile, buffer, shift, by_col, emit);
+      two ? fill<true, true>(tile, buffer, shift, by_col, out, emit)
+          : fill<true, false>(tile, buffer, shift, by_col, out, emit);
     else
-      two ? fill<false, true>(tile, buffer, shift, by_col, emit)
-          : fill<false, false>(tile, buffer, shift, by_col, emit);
+      two ? fill<false, true>(tile, buffer, shift, by_col, out, emit)
+          : fill<false, false>(tile, buffer, shift, by_col, out, emit);
   }
 };
 

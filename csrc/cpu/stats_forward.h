@@ -84,7 +84,8 @@ struct StatsScratch {
   static int64_t size(int block) { return int64_t(block) * (block + 8); }
 };
 
-template <class P>
+// kColFactor: columns have factors, too.
+template <class P, bool kColFactor = false>
 struct StatsForward {
   using T = typename P::T;
   Sweep<P>& sweep;
@@ -113,7 +114,8 @@ struct StatsForward {
         Vec<T> down{};
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) {
-          const Vec<T> e = exp2<T>(load<T>(tile.products + int64_t(i + r) * block + j) * a[r] + (b[r] + cb));
+          const Vec<T> product = load<T>(tile.products + int64_t(i + r) * block + j);
+          const Vec<T> e = exp2<T>(sweep.template scaled<kColFactor>(product, a[r], tile.j0 + j) + (b[r] + cb));
           sum[r] += e;
           if (kBothSides) down += e;
         }
@@ -138,8 +140,9 @@ struct StatsForward {
     const Vec<T> a = splat<T>(sweep.row_factor[tile.i0 + i]), b = splat<T>(sweep.row_bias[tile.i0 + i]);
     Vec<T> den_sum{}, pos_exp_sum{}, pos_sum{}, pos_count{};
     for (int j = 0; j < tile.block; j += kLanes<T>) {
+      const Vec<T> product = load<T>(tile.products + int64_t(i) * tile.block + j);
       const Vec<T> l =
-          load<T>(tile.products + int64_t(i) * tile.block + j) * a + (b + load<T>(sweep.col_bias + tile.j0 + j));
+          sweep.template scaled<kColFactor>(product, a, tile.j0 + j) + (b + load<T>(sweep.col_bias + tile.j0 + j));
       const Vec<T> e = exp2<T>(l - shift);
       const IVec<T> cls = sweep.classes.of(row, tile.jb, j);
       const auto in_pos =
@@ -177,7 +180,8 @@ struct StatsForward {
       Vec<T> top = none, pos_top = none, pos_sum{}, pos_count{};
       for (int j = 0; j < block; j += kLanes<T>) {
         T* at = tile.products + int64_t(i) * block + j;
-        Vec<T> l = load<T>(at) * a + (b + load<T>(sweep.col_bias + tile.j0 + j));
+        Vec<T> l = sweep.template scaled<kColFactor>(load<T>(at), a, tile.j0 + j) +
+                   (b + load<T>(sweep.col_bias + tile.j0 + j));
         if (kPartial) {
           const IVec<T> cls = sweep.classes.of(row, tile.jb, j);
           const auto in_pos = ((cls & Int<T>(sweep.classes.positives)) != 0) & (l != none);

@@ -61,7 +61,8 @@ struct Sweep {
   Packed<P> row_points, col_points;
   Classes<T> classes;
   T *row_factor, *row_bias, *col_bias;
-  TileModifiers<T> modifiers;  // where there are any, they make logits of the products, and factors are 1
+  const T* col_factor = nullptr;  // where columns have factors, too (kColFactor)
+  TileModifiers<T> modifiers;     // where there are any, they make logits of the products, and factors are 1
   T* tiles;
   T* residuals = nullptr;  // products of all tiles,
   bool reuse = false;      // read, not written
@@ -143,28 +144,47 @@ struct Sweep {
     for (int64_t j = 0; j < col_blocks * block; ++j) col_bias[j] = j < problem.cols.z.n ? T(0) : -kInf<T>;
   }
 
+  // A logit without its biases, of a row with the factor a and column j.
+  template <bool kColFactor>
+  PYCL_INLINE Vec<T> scaled(Vec<T> product, Vec<T> a, int64_t j) const {
+    return kColFactor ? product * a * load<T>(col_factor + j) : product * a;
+  }
+
   // Calls visit(tile) for every tile with a pair that counts, its products computed.
   template <class Visit>
   void run(Visit visit) {
+    const size_t size = size_t(block) * block;
+    run_tiles([&](const Tile<T>& tile) {
+      T* stored = residuals ? residuals + (tile.ib * col_blocks + tile.jb) * int64_t(size) : nullptr;
+      if (reuse)
+        std::memcpy(tile.products, stored, size * sizeof(T));
+      else
+        P::multiply(row_points.points_as_a(tile.ib), col_points.points_as_b(tile.jb), block, block,
+                    int(row_points.width), tile.products, block, false);
+      if (stored && !reuse) std::memcpy(stored, tile.products, size * sizeof(T));
+      if (modifiers.count) modifiers.change(tile, classes);
+      visit(tile);
+    });
+  }
+
+  // The same, its products not computed.
+  template <class Visit>
+  void run_tiles(Visit visit) {
     for_each_tile(host, problem.symmetric, row_blocks, col_blocks, workers, [&](int worker, int64_t ib, int64_t jb) {
       const TileKind kind = classes.kind(ib, jb);
       if (kind == TileKind::kSkip) return;
-      T* products = tiles + int64_t(worker) * block * block;
-      const size_t size = size_t(block) * block;
-      T* stored = residuals ? residuals + (ib * col_blocks + jb) * int64_t(size) : nullptr;
-      P::begin_thread();
-      if (reuse)
-        std::memcpy(products, stored, size * sizeof(T));
-      else
-        P::multiply(row_points.points_as_a(ib), col_points.points_as_b(jb), block, block, int(row_points.width),
-                    products, block, false);
-      if (stored && !reuse) std::memcpy(stored, products, size * sizeof(T));
       const int64_t left = problem.rows.z.n - ib * block;
-      const Tile<T> tile{worker,     ib,         jb,
-                         ib * block, jb * block, left < block ? int(left) : block,
-                         block,      kind,       !problem.symmetric || ib != jb,
-                         products};
-      if (modifiers.count) modifiers.change(tile, classes);
+      const Tile<T> tile{worker,
+                         ib,
+                         jb,
+                         ib * block,
+                         jb * block,
+                         left < block ? int(left) : block,
+                         block,
+                         kind,
+                         !problem.symmetric || ib != jb,
+                         tiles + int64_t(worker) * block * block};
+      P::begin_thread();
       visit(tile);
       P::end_thread();
     });
@@ -249,6 +269,36 @@ void add_products(Sweep<P>& sweep, const Products<P>& sums, MakeWeights make_wei
   if (sums.transposed) cols.clear_others(sums.transposed, block * sums.x->width);
 }
 
+// Gradients of the points from the sums over tiles that they are made of.
+template <class P>
+void store_gradients(Sweep<P>& sweep, const typename P::T* direct, const typename P::T* transposed,
+                     const Gradients& out) {
+  using T = typename P::T;
+  const Problem& p = sweep.problem;
+  const T* scale = static_cast<const T*>(p.logit_scale);
+  const T scale_after = P::kScalesOperand || p.scale_per_row ? T(1) : scale[0];
+  const T one = 1;
+  const TileSums<T> of_rows{direct,
+                            scale,
+                            p.scale_per_row,
+                            p.symmetric ? transposed : nullptr,
+                            scale_after,
+                            out.rows,
+                            static_cast<T*>(out.logit_scale)};
+  const TileSums<T> of_cols{nullptr, &one, false, transposed, scale_after, out.cols, nullptr};
+  const Packed<P>* const cols = out.cols ? &sweep.col_points : nullptr;
+  const int64_t width = sweep.row_points.width;
+  T* lines = allocate<T>(sweep.host, (sweep.row_blocks + sweep.col_blocks) * 2 * width);
+  auto unpack = [&](int side, int64_t b) {
+    T* line = lines + (side * sweep.row_blocks + b) * 2 * width;
+    side ? cols->unpack_block(b, of_cols, line) : sweep.row_points.unpack_block(b, of_rows, line);
+  };
+  if (out.rows)
+    for_each_block<P>(sweep.host, sweep.row_points, cols, unpack);
+  else if (cols)
+    for_each_block<P>(sweep.host, *cols, nullptr, [&](int, int64_t b) { unpack(1, b); });
+}
+
 // Gradients by recomputing tiles. make_weights, as in add_products(), overwrites products with dL/dl.
 template <class P, class MakeWeights>
 void apply_weights(Sweep<P>& sweep, const Gradients& out, MakeWeights make_weights) {
@@ -276,28 +326,7 @@ void apply_weights(Sweep<P>& sweep, const Gradients& out, MakeWeights make_weigh
                  if (out.modifiers) sweep.modifiers.add_gradients(tile);
                });
   if (out.modifiers) sweep.modifiers.store_gradients(p, out.modifiers);
-
-  const T* scale = static_cast<const T*>(p.logit_scale);
-  const T scale_after = P::kScalesOperand || p.scale_per_row ? T(1) : scale[0];
-  const T one = 1;
-  const TileSums<T> of_rows{direct,
-                            scale,
-                            p.scale_per_row,
-                            p.symmetric ? transposed : nullptr,
-                            scale_after,
-                            out.rows,
-                            static_cast<T*>(out.logit_scale)};
-  const TileSums<T> of_cols{nullptr, &one, false, transposed, scale_after, out.cols, nullptr};
-  const Packed<P>* const cols = out.cols ? &sweep.col_points : nullptr;
-  T* lines = allocate<T>(host, (sweep.row_blocks + sweep.col_blocks) * 2 * width);
-  auto unpack = [&](int side, int64_t b) {
-    T* line = lines + (side * sweep.row_blocks + b) * 2 * width;
-    side ? cols->unpack_block(b, of_cols, line) : sweep.row_points.unpack_block(b, of_rows, line);
-  };
-  if (out.rows)
-    for_each_block<P>(host, sweep.row_points, cols, unpack);
-  else if (cols)
-    for_each_block<P>(host, *cols, nullptr, [&](int, int64_t b) { unpack(1, b); });
+  store_gradients(sweep, direct, transposed, out);
   if (out.row_bias) std::memcpy(out.row_bias, d_row_bias, sizeof(T) * p.rows.z.n);
   if (out.col_bias) std::memcpy(out.col_bias, d_col_bias, sizeof(T) * p.cols.z.n);
 }

@@ -30,6 +30,7 @@ from pycl.core.problem import (
     Gradients,
     Labels,
     Needs,
+    PrefixGradients,
     Problem,
     SinkhornProblem,
     accumulation_dtype,
@@ -183,6 +184,36 @@ def pair_stats_backward(
     compiled = _compiled(problem)
     _read_residuals(compiled, residuals)
     _C.pair_stats_backward(compiled, *stats, *d_stats, list(map(_pointer, out)), slopes)
+    return out
+
+
+def prefix_stats(
+    problem: Problem, row_factor: Tensor, col_factor: Tensor, ends: Sequence[int], both_sides: bool
+) -> tuple[Tensor, Tensor]:
+    n = problem.n_cols() if both_sides and problem.cols is not None else 0
+    height, dtype = N_STATS * len(ends), row_factor.dtype
+    row_stats, col_stats = (torch.empty(height, size, dtype=dtype) for size in (len(problem.rows), n))
+    factors = row_factor.data_ptr(), col_factor.data_ptr()
+    _C.prefix_stats(_compiled(problem), ends, *factors, row_stats.data_ptr(), _pointer(col_stats))
+    return row_stats, col_stats
+
+
+def prefix_stats_backward(
+    problem: Problem,
+    row_factor: Tensor,
+    col_factor: Tensor,
+    ends: Sequence[int],
+    row_stats: Tensor,
+    col_stats: Tensor,
+    d_row_stats: list[Tensor | None],
+    d_col_stats: list[Tensor | None],
+    needs: Needs,
+) -> PrefixGradients:
+    of_points = empty_gradients(problem, needs)
+    out = PrefixGradients(of_points.rows, of_points.cols, torch.empty_like(row_factor), torch.empty_like(col_factor))
+    given = row_factor.data_ptr(), col_factor.data_ptr(), row_stats.data_ptr(), _pointer(col_stats)
+    d_stats = [[_pointer(d) for d in side] for side in (d_row_stats, d_col_stats)]
+    _C.prefix_stats_backward(_compiled(problem), ends, *given, *d_stats, list(map(_pointer, out)))
     return out
 
 

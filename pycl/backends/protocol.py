@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pycl.core.problem import Gradients, Needs, Problem, SinkhornProblem
+from pycl.core.problem import Gradients, Needs, PrefixGradients, Problem, SinkhornProblem
 
 
 class _Backend(Protocol):
@@ -131,6 +131,41 @@ class FusedPairBackend(PairBackend, Protocol):
 
     def pair_sum_fused(self, problem: Problem, map: str, weight: float, needs: Needs) -> tuple[Tensor, ...]:
         """The total of ``pair_sum`` times a weight; then ``Gradients``."""
+
+
+class PrefixBackend(PairBackend, Protocol):
+    """One for which statistics over several prefixes of the features cost what the longest does.
+
+    Of a backend without it :func:`pycl.engine.prefix_stats` makes one pass for each prefix.
+    """
+
+    def prefix_stats(
+        self, problem: Problem, row_factor: Tensor, col_factor: Tensor, ends: Sequence[int], both_sides: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The statistics as of ``pair_stats``, a block of six rows for each of the ascending ends of prefixes.
+
+        The logits of prefix k are ``row_factor[k, i] col_factor[k, j] <x_i, y_j>`` over the features before
+        ``ends[k]``. The last end is the number of features, the others are multiples of ``PREFIX_UNIT``, at most
+        ``MAX_PREFIXES``. The problem is not normalised, and has a scale of 1, neither biases nor modifiers. In a
+        symmetric one the two factors of a pair may change places.
+        """
+
+    def prefix_stats_backward(
+        self,
+        problem: Problem,
+        row_factor: Tensor,
+        col_factor: Tensor,
+        ends: Sequence[int],
+        row_stats: Tensor,
+        col_stats: Tensor,
+        d_row_stats: list[Tensor | None],
+        d_col_stats: list[Tensor | None],
+        needs: Needs,
+    ) -> PrefixGradients:
+        """Gradients from those of lse, pos_lse and pos_sum of each side, contiguous [ends, n], None for 0.
+
+        In a symmetric problem a pair's part of a factor's gradient is counted in either of the two.
+        """
 
 
 class SinkhornBackend(_Backend, Protocol):

@@ -142,6 +142,7 @@ def choose(
 
 # torch.compiler.assume_constant_result sets this too, after it has imported torch._dynamo, which takes a second
 choose._dynamo_marked_constant = True  # type: ignore[attr-defined]  # not every callable has one
+has._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as above
 
 
 @functools.cache

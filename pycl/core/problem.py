@@ -137,7 +137,8 @@ class StatsRow:
     at 0.
 
     With slopes there is such a block of rows for each of them, one after the other: the log-sum-exps are those of slope
-    times the logits, the sums and the counts those of the logits.
+    times the logits, the sums and the counts those of the logits. With prefixes of the features there is a block for
+    each prefix.
     """
 
     LSE = 0
@@ -152,6 +153,8 @@ N_STATS = 6  # rows of the statistics, of each slope
 N_RESULTS = 4  # the first ones, which the engine returns
 N_GRADED = 3  # the first ones, which have gradients
 MAX_SLOPES = 8  # of one sweep; csrc/cpu/problem.h has the same
+MAX_PREFIXES = 16  # of one sweep, and what all of them but the last are a multiple of; csrc/cpu/problem.h has both
+PREFIX_UNIT = 32
 
 
 def slopes_or_one(slopes: Sequence[float]) -> Sequence[float]:
@@ -202,6 +205,15 @@ class Gradients(NamedTuple):
         like = leaves[-N_MODIFIER_LEAVES:]
         parts = self.modifiers.split([0 if x is None else x.numel() for x in like])
         return [part if x is None else part.view(x.shape) for part, x in zip(parts, like, strict=True)]
+
+
+class PrefixGradients(NamedTuple):
+    """Of ``prefix_stats``: those of the points as in ``Gradients``, those of both factors, which are always there."""
+
+    rows: Tensor
+    cols: Tensor
+    row_factor: Tensor
+    col_factor: Tensor
 
 
 class SinkhornProblem(NamedTuple):

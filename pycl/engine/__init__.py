@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pycl.core.pairs import Pairs, Points
 from pycl.distributed.ranks import together
-from pycl.engine import average, extremes, reductions
+from pycl.engine import average, extremes, prefixes, reductions
 from pycl.engine.extremes import PairExtremes
 from pycl.engine.matrix import pair_logits, pair_top
 from pycl.engine.modifiers import Agreement, LabelTable, Limit, Modified, PairMLP
@@ -33,6 +33,7 @@ __all__ = [
     "pair_stats",
     "pair_sum",
     "pair_top",
+    "prefix_stats",
     "reduce",
     "stack_views",
 ]
@@ -43,3 +44,4 @@ pair_cross_entropy = together(reductions.pair_cross_entropy)
 pair_sum = together(reductions.pair_sum)
 pair_average = together(average.pair_average)
 pair_extremes = together(extremes.pair_extremes)
+prefix_stats = together(prefixes.prefix_stats)

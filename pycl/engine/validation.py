@@ -6,6 +6,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -183,6 +184,16 @@ def check_slopes(slopes: Sequence[float] | None, dtype: torch.dtype) -> tuple[fl
         if not range_of.tiny <= slope <= range_of.max:
             raise ValueError(f"slopes must be positive and finite in {dtype}, got {slope}")
     return tuple(float(slope) for slope in slopes)
+
+
+def check_prefixes(prefixes: Sequence[int], d: int) -> tuple[int, ...]:
+    """Ascending lengths of prefixes of d features, one at least."""
+    if not isinstance(prefixes, Sequence) or isinstance(prefixes, (str, bytes)):
+        raise TypeError(f"prefixes must be a sequence of integers, got {type(prefixes).__name__}")
+    ends = tuple(check_count("prefixes", end) for end in prefixes)
+    if not ends or any(a >= b for a, b in pairwise(ends)) or ends[-1] > d:
+        raise ValueError(f"prefixes must be ascending lengths, one at least, each at most {d}, got {list(ends)}")
+    return ends
 
 
 def check_k(k: int, n: int) -> int:

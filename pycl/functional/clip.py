@@ -72,7 +72,7 @@ def clip(
     check_reduction(reduction)
     smoothing = check_smoothing(label_smoothing)
     check_matched(image=image, text=text)
-    _look_once(image, text, logit_scale, options["normalize"])
+    look_once(image, text, logit_scale, options["normalize"])
     scale = as_scalar("logit_scale", logit_scale)
     value = pair_cross_entropy(
         Points(image),
@@ -147,7 +147,7 @@ def siglip(
     """
     check_reduction(reduction)
     check_matched(image=image, text=text)
-    _look_once(image, text, logit_scale, options["normalize"])
+    look_once(image, text, logit_scale, options["normalize"])
     rows, cols, offset, positives = Points(image), Points(text), None, Pairs.POSITIVE
     if ids is not None:
         rows, cols = _labelled(image, text, ids)
@@ -184,7 +184,7 @@ def _number_of_pairs(rows: Points, cols: Points, pairs: Pairs, options: Options)
     return stats.pos_count
 
 
-def _look_once(image: Tensor, text: Tensor, logit_scale: Scalar, normalize: bool) -> None:
+def look_once(image: Tensor, text: Tensor, logit_scale: Scalar, normalize: bool) -> None:
     """At the first call of a process: features that nobody normalised, a scale that is still a logarithm."""
     if observed() or not first_time("features of clip"):
         return

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pycl.engine.validation import check_count
 from pycl.functional._common import check_number, unit
+from pycl.functional._prefixes import over_prefixes
 
 
 def matryoshka(
@@ -26,6 +27,12 @@ def matryoshka(
 
         matryoshka(partial(pycl.functional.nt_xent, temperature=0.1, group="world"), (z1, z2), dims=(16, 64, 256))
         matryoshka(pycl.functional.info_nce, query, key, dims=(64, 128))
+
+    On a CPU the prefixes of ``clip``, ``info_nce`` and ``nt_xent`` cost little more than the longest one alone: they
+    come from one sweep (:func:`pycl.engine.prefix_stats`) where ``loss`` is that very function, or a
+    ``functools.partial`` of it with no more than its scale, ``symmetric``, ``reduction`` and ``backend``. All lengths
+    that are multiples of 32 share it, and the longest. The values are the same up to rounding. In bfloat16 the
+    prefixes are then multiplied as they are, with sums in float32.
 
     Args:
         loss: called as ``loss(*views)`` with the prefixes in at least float32; returns a tensor of one shape.
@@ -58,6 +65,9 @@ def matryoshka(
         raise ValueError("views must hold an embedding of floating point, [..., d] with two axes or more, got none")
     if max(lengths) > min(widths):
         raise ValueError(f"dims must be at most the number of features, {min(widths)}, got {max(lengths)}")
+    found = over_prefixes(loss, views, lengths, factors)
+    if found is not None:
+        return found
     values = [factor * loss(*_prefix(views, dim)) for dim, factor in zip(lengths, factors, strict=True)]
     return torch.stack(values).sum(0)
 

@@ -191,6 +191,46 @@ class StatsFunction(_Rule):
         return _gradients(ctx, problem.leaves(), found, 5, *d_sides)
 
 
+class PrefixFunction(_Rule):
+    """The statistics of the rows for every prefix, and with ``both_sides`` of the columns, [prefixes, n] each.
+
+    Two more outputs are for the backward: all statistics of the rows and of the columns.
+    """
+
+    @staticmethod
+    @_takes("row_factor", "col_factor", "ends", "both_sides", "backend")
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        row_stats, col_stats = torch.ops.pycl.prefix_stats(*args)
+        sides = (row_stats, col_stats) if args[-2] else (row_stats,)
+        results = (result for side in sides for result in stats_blocks(side).unbind(1)[:N_RESULTS])
+        return *results, row_stats, col_stats
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        row_factor, col_factor, ctx.ends, _, ctx.backend = inputs[_INPUTS:]
+        *stats, row_stats, col_stats = output
+        _save(ctx, inputs[:_INPUTS], row_factor, col_factor, row_stats, col_stats)
+        ctx.mark_non_differentiable(*stats[StatsRow.POS_COUNT :: N_RESULTS], row_stats, col_stats)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *d_stats: Tensor | None) -> tuple[Tensor | None, ...]:
+        problem, (*factors, row_stats, col_stats) = _restore(ctx)
+        d_sides = [None if d is None else d.contiguous() for d in d_stats[:-2]]
+        d_rows, d_cols = d_sides[:N_GRADED], d_sides[N_RESULTS:][:N_GRADED] or [None] * N_GRADED
+        needs = _needs(ctx.needs_input_grad)
+        *of_points, d_row_factor, d_col_factor = torch.ops.pycl.prefix_stats_backward(
+            *problem, *factors, ctx.ends, row_stats, col_stats, *d_rows, *d_cols, needs, ctx.backend
+        )
+        sources = *factors, *d_sides
+        gradients = list(_gradients(ctx, problem.leaves(), of_points, 5, *sources))
+        for k, gradient in enumerate((d_row_factor, d_col_factor), _INPUTS):
+            if ctx.needs_input_grad[k]:
+                once = torch.is_grad_enabled()  # create_graph=True
+                gradients[k] = apply(OnceDifferentiable, gradient, *problem.leaves(), *sources) if once else gradient
+        return tuple(gradients)
+
+
 def _results(stats: Tensor) -> Sequence[Tensor]:
     return stats.unbind()[:N_RESULTS]
 

@@ -19,6 +19,7 @@ from pycl.core.problem import (
     N_STATS,
     Gradients,
     Needs,
+    PrefixGradients,
     Problem,
     accumulation_dtype,
     empty_gradients,
@@ -36,6 +37,7 @@ _PROBLEM = (
 _NEEDS = "bool[4] needs"
 # the gradients of lse, pos_lse and pos_sum of each side; not as a list, into which vmap cannot look
 _D_STATS = ", ".join(f"Tensor? d_{side}_{name}" for side in ("row", "col") for name in ("lse", "pos_lse", "pos_sum"))
+_PREFIXES = "Tensor row_factor, Tensor col_factor, SymInt[] ends"
 _GRADIENTS = ", ".join("Tensor" for _ in Gradients._fields)
 _WIDTH = len(Problem._fields)
 
@@ -48,6 +50,19 @@ def _stats_shapes(
     height = N_STATS * len(slopes_or_one(slopes))
     stats = new(height, problem.rows.shape[0], dtype=dtype), new(height, n, dtype=dtype)
     return *stats, no_residuals(problem)
+
+
+def _prefix_shapes(
+    problem: Problem, row_factor: Tensor, col_factor: Tensor, ends: Sequence[int], both_sides: bool
+) -> tuple[Tensor, Tensor]:
+    n = problem.n_cols() if both_sides and problem.cols is not None else 0
+    height = N_STATS * len(ends)
+    return row_factor.new_empty(height, len(problem.rows)), row_factor.new_empty(height, n)
+
+
+def _prefix_backward_shapes(problem: Problem, *factors: Any) -> PrefixGradients:
+    found, like = empty_gradients(problem, factors[-1]), torch.empty_like
+    return PrefixGradients(found.rows, found.cols, *map(like, factors[:2]))
 
 
 def _sum_shapes(problem: Problem, map: str, counted: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,6 +126,15 @@ _OPERATORS = (
         _GRADIENTS,
         _backward_shapes,
     ),
+    # Of prefixes of the features, up to each of the ends; a backend may lack the two. The problem has neither a scale
+    # nor norms: factors [ends, m] and [ends, n] make logits of products.
+    _Operator("prefix_stats", f"{_PREFIXES}, bool both_sides", "Tensor, Tensor", _prefix_shapes),
+    _Operator(
+        "prefix_stats_backward",
+        f"{_PREFIXES}, Tensor row_stats, Tensor col_stats, {_D_STATS}, {_NEEDS}",
+        ", ".join("Tensor" for _ in PrefixGradients._fields),
+        _prefix_backward_shapes,
+    ),
     # of one of MAPS; the counts of the terms that are not 0 are empty unless asked for
     _Operator("pair_sum", "str map, bool counted, bool save", "Tensor, Tensor, Tensor", _sum_shapes),
     _Operator("pair_sum_backward", f"str map, Tensor residuals, Tensor d_sum, {_NEEDS}", _GRADIENTS, _backward_shapes),
@@ -148,14 +172,14 @@ _OPERATORS = (
 
 def _problem_first(name: str) -> Callable[..., list[Any]]:
     """From the arguments of an operator to those of the backend's function, which begin with the problem."""
-    has_needs, has_d_stats = name.endswith(("_backward", "_fused")), name == "pair_stats_backward"
+    has_needs, has_d_stats = name.endswith(("_backward", "_fused")), name.endswith("stats_backward")
 
     def arrange(*args: Any) -> list[Any]:
         arranged = [Problem._make(args[:_WIDTH]), *args[_WIDTH:-1]]
         if has_needs:
             arranged[-1] = Needs(*arranged[-1])
         if has_d_stats:
-            arranged[5:11] = arranged[5:8], arranged[8:11]
+            arranged[-7:-1] = arranged[-7:-4], arranged[-4:-1]
         return arranged
 
     return arrange

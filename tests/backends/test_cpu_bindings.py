@@ -14,7 +14,7 @@ from torch import Tensor
 import pycl.functional as F
 from pycl import Pairs, Points, pair_average, pair_stats
 from pycl.backends.registry import why_not
-from pycl.engine import PairExtremes, pair_extremes
+from pycl.engine import PairExtremes, pair_extremes, prefix_stats
 
 if reason := why_not("cpu", "cpu"):
     pytest.skip(reason, allow_module_level=True)
@@ -89,6 +89,13 @@ def statistics() -> Tensor:
     return stats.lse.sum() + stats.pos_sum.sum()
 
 
+def prefixes() -> Tensor:
+    x, y = leaves(d=40)
+    sets = {"denominator": Pairs.OTHERS, "positives": Pairs.POSITIVE}
+    stats = prefix_stats(Points(x), Points(y), prefixes=(32, 40), offset=None, **sets, backend="cpu")
+    return stats.lse.sum() + stats.pos_sum.sum()
+
+
 def average() -> Tensor:
     x, y = leaves()
     return pair_average(Points(x), Points(y), leaves()[0], backend="cpu").sum()
@@ -102,6 +109,7 @@ def extremes() -> PairExtremes:
 CALLS: dict[str, Callable[[], Tensor]] = {
     "cross_entropy": lambda: F.nt_xent(leaves(), backend="cpu"),
     "statistics": statistics,
+    "prefixes": prefixes,
     "sum": lambda: F.siglip(*leaves(), 2.0, -1.0, reduction="none", backend="cpu").sum(),
     "sum_total": lambda: F.siglip(*leaves(), 2.0, -1.0, backend="cpu"),
     "average": average,
@@ -209,6 +217,8 @@ def test_a_symmetric_problem_has_one_set_of_points(monkeypatch: pytest.MonkeyPat
 FUNCTIONS = {  # by the loss that calls them: addresses that are a must, and sequences by their position
     "pair_stats": ("statistics", (1,), ()),
     "pair_stats_backward": ("statistics", (1,), (3, 4, 5)),
+    "prefix_stats": ("prefixes", (2, 3, 4), (1,)),
+    "prefix_stats_backward": ("prefixes", (2, 3, 4), (6, 7, 8)),
     "pair_cross_entropy_fused": ("cross_entropy", (4,), (5,)),
     "pair_sum": ("sum", (2,), ()),
     "pair_sum_backward": ("sum", (2,), (3,)),
@@ -244,6 +254,35 @@ def test_the_gradient_of_a_scale_comes_with_the_rows(name: str, monkeypatch: pyt
     loss, _, (*_, out) = FUNCTIONS[name]
     arguments, _alive = arguments_of(name, loss, monkeypatch)
     assert "logit_scale" in refused(getattr(C, name), arguments, (out, 0), 0)
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        ((), "1 to 16"),
+        (range(40 - 17, 40 + 1), "1 to 16"),
+        ((32, 41), "all 40 features"),
+        ((32,), "all 40 features"),
+        ((16, 40), "multiples of 32"),
+        ((64, 40), "ascend"),
+        ((40, 40), "multiples of 32"),
+        ((0, 40), "ascend"),
+        ((-32, 40), "ascend"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["prefix_stats", "prefix_stats_backward"])
+def test_prefixes_that_cannot_be(name: str, ends: Any, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, _alive = arguments_of(name, "prefixes", monkeypatch)
+    assert said in refused(getattr(C, name), arguments, (1,), tuple(ends))
+
+
+def test_prefixes_are_of_points_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, _alive = arguments_of("Problem", "prefixes", monkeypatch)
+    arguments, _more = arguments_of("prefix_stats", "prefixes", monkeypatch)
+    for name, value in (("normalize", True), ("scale_per_row", True), ("row_bias", 64), ("col_bias", 64)):
+        other = apply(C.Problem, replaced(problem, (name,), value))
+        assert "as they are" in refused(C.prefix_stats, arguments, (0,), other)
 
 
 def test_values_have_a_row_for_each_column(monkeypatch: pytest.MonkeyPatch) -> None:

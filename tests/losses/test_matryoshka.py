@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+import pycl.engine.prefixes as prefixes_of_engine
 import pycl.functional as F
+from pycl.functional import _prefixes
 
 VIEWS = torch.randn(2, 7, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 LABELS = torch.arange(7) // 2
@@ -45,6 +47,88 @@ def test_prefixes_are_normalised_for_a_loss_that_takes_features_as_they_are() ->
 )
 def test_the_whole_is_the_loss_of_unit_vectors(loss: Callable[..., Tensor], views: tuple[Any, ...]) -> None:
     torch.testing.assert_close(F.matryoshka(loss, *views, dims=[12]), loss(*views))
+
+
+SCALE, TEMPERATURE = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (20.0, 0.05))
+X, Y = (
+    z.requires_grad_() for z in torch.randn(2, 50, 100, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+)
+OF_ONE_SWEEP: dict[str, tuple[Callable[..., Tensor], tuple[Any, ...]]] = {
+    "clip": (F.clip, (X, Y, SCALE)),
+    "clip_options": (partial(F.clip, logit_scale=SCALE, reduction="none", normalize=True), (X, Y)),
+    "info_nce": (partial(partial(F.info_nce, temperature=3.0, reduction="sum"), temperature=TEMPERATURE), (X, Y)),
+    "symmetric": (partial(F.info_nce, temperature=TEMPERATURE, symmetric=True, group=None), (X, Y)),
+    "nt_xent": (partial(F.nt_xent, temperature=TEMPERATURE), ((X, Y),)),
+    "nt_xent_options": (partial(F.nt_xent, temperature=TEMPERATURE, reduction="none"), ([X, Y, X],)),
+}
+
+
+def called(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[int]]:
+    """The lengths of each call of the engine's statistics over prefixes from now on."""
+    found: list[Sequence[int]] = []
+
+    def prefix_stats(*args: Any, prefixes: Sequence[int], **more: Any) -> Any:
+        found.append(prefixes)
+        return prefixes_of_engine.prefix_stats(*args, prefixes=prefixes, **more)
+
+    monkeypatch.setattr(_prefixes, "prefix_stats", prefix_stats)
+    return found
+
+
+@pytest.mark.float64
+@pytest.mark.parametrize("case", OF_ONE_SWEEP)
+def test_one_sweep_is_the_sum_over_prefixes(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, views = OF_ONE_SWEEP[case]
+    calls, dims, weights = called(monkeypatch), (96, 32, 64, 64, 7), (1.0, 2.0, 0.5, 0.25, 3.0)
+    found = F.matryoshka(loss, *views, dims=dims, weights=weights)
+    assert calls == [[7, 32, 64, 96]]
+    loop = F.matryoshka(lambda *prefixes: loss(*prefixes), *views, dims=dims, weights=weights)
+    assert len(calls) == 1
+    torch.testing.assert_close(found, loop)
+    weight = torch.rand_like(loop)
+    leaves = X, Y, SCALE, TEMPERATURE
+    both = (torch.autograd.grad((v * weight).sum(), leaves, materialize_grads=True) for v in (found, loop))
+    torch.testing.assert_close(*both)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        partial(F.clip, logit_scale=2.0, logit_bias=1.0),
+        partial(F.clip, logit_scale=2.0, label_smoothing=0.1),
+        partial(F.info_nce, negatives=torch.ones(3, 64)),
+        partial(F.info_nce, backend="reference"),
+        partial(F.siglip, logit_scale=2.0, logit_bias=1.0),
+    ],
+    ids=str,
+)
+def test_what_takes_a_pass_for_each(loss: partial[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = called(monkeypatch)
+    views = [x.detach().float()[:, :64] for x in (X, Y)]
+    if "negatives" in loss.keywords:
+        with pytest.raises(ValueError, match="negatives must have 32 features"):
+            F.matryoshka(loss, *views, dims=(32, 64))
+    else:
+        F.matryoshka(loss, *views, dims=(32, 64))
+    assert not calls
+
+
+def test_an_argument_that_lacks_is_missed_by_the_loss() -> None:
+    with pytest.raises(TypeError, match=r"^clip\(\) missing"):
+        F.matryoshka(F.clip, X, Y, dims=(32, 64))
+
+
+def test_one_sweep_compiles() -> None:
+    torch.compiler.reset()
+
+    def total(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+        value = F.matryoshka(partial(F.clip, logit_scale=scale), x, y, dims=(32, 64))
+        return value + F.matryoshka(F.nt_xent, (x, y), dims=(32, 96))
+
+    compiled = torch.compile(total, fullgraph=True, backend="aot_eager")
+    (found, wanted), leaves = (f(X, Y, SCALE) for f in (compiled, total)), (X, Y, SCALE)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(torch.autograd.grad(found, leaves), torch.autograd.grad(wanted, leaves))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

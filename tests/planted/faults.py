@@ -261,6 +261,27 @@ FAULTS = [
         "test_slopes",
     ),
     Fault(
+        "CPU: a prefix's logits overwrite the products that the next one is added to",
+        "csrc/cpu/prefixes.h",
+        "tile.products = other, other = products;",
+        "tile.products = other;",
+        "test_prefixes",
+    ),
+    Fault(
+        "CPU: a chunk of features gets the weights of its own prefix alone",
+        "csrc/cpu/prefixes.h",
+        "first ? v : load<T>(at) + v",
+        "v",
+        "test_prefixes",
+    ),
+    Fault(
+        "CPU: a chunk that begins within a panel is read from the panel's start",
+        "csrc/cpu/prefixes.h",
+        "b.p += from / P::kPanel * b.panel + within * P::kPair;",
+        "b.p += from / P::kPanel * b.panel;",
+        "test_prefixes",
+    ),
+    Fault(
         "ranks: log-sum-exps of the second slope are those of this rank's columns alone",
         "pycl/ops/sharded.py",
         "mine[:, rows] = join(mine[:, rows], part[:, rows])",
