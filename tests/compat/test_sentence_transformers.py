@@ -56,6 +56,14 @@ def test_live(case: str, ours: ModuleType, library: ModuleType) -> None:
     assert_same(measure(CASES[case], ours), measure(CASES[case], library), CASES[case].tolerance)
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if "gist" in case])
+def test_guided_in_several_tiles(case: str, ours: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = importlib.import_module(f"{ours.__name__}.guided")
+    monkeypatch.setattr(part, "_TILE", 1)
+    monkeypatch.setattr(part, "_FEWEST", 3)
+    assert_same(measure(CASES[case], ours), golden(PEER)[case], CASES[case].tolerance)
+
+
 def test_without_the_library() -> None:
     """An interpreter that does not find sentence-transformers, whatever is installed."""
     program = "import sys; sys.modules['sentence_transformers'] = None; import pycl.compat.sentence_transformers"

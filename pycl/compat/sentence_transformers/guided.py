@@ -24,7 +24,7 @@ from ._card import Carded
 from ._gather import gathered, replaced
 
 _TILE = 1 << 19  # scores computed at a time: 2 MiB of float32, and as much for the guide's
-_FEWEST = 32  # rows of a tile
+_FEWEST = 128  # rows of a tile; with 32, thin products took a quarter longer at 4096 anchors
 
 
 class GISTEmbedLoss(Carded, losses.GISTEmbedLoss):
@@ -164,7 +164,11 @@ def _weights(loss: Any, n: int, part: int, like: Tensor) -> Tensor:
 
 
 class _Guided(torch.autograd.Function):
-    """The loss of unit vectors, and its gradients in the same pass: no score is computed twice."""
+    """The loss of unit vectors, and its gradients in the same pass: no score is computed twice.
+
+    The engine's statistics with a ``Limit`` compute them, or the guide's, again in the backward: with one thread they
+    take 1.9 times as long at 32 anchors, 1.3 times at 512, 1.2 times at 2048, 1.1 times at 8192.
+    """
 
     @staticmethod
     def forward(
