@@ -47,9 +47,8 @@ def mvcnet(
         given = f"{tuple(cnn.shape)} and {tuple(transformer.shape)}"
         raise ValueError(f"cnn and transformer must have one and the same shape [1 + V, N, d], got {given}")
     scale = to_logit_scale(temperature)
-    c, t = (
-        unit(z).view_as(cnn) for z in flat
-    )  # once for all: a zero row's gradients, added in float16, leave its range
+    # normalised once for all calls: a zero row's gradients, added in float16, leave its range
+    c, t = (unit(z).view_as(cnn) for z in flat)
 
     def nt_xent(*halves: Tensor) -> Tensor:
         return pair_cross_entropy(

@@ -100,7 +100,7 @@ def test_one_sweep_is_the_sum_over_prefixes(case: str, monkeypatch: pytest.Monke
         partial(F.info_nce, backend="reference"),
         partial(F.siglip, logit_scale=2.0, logit_bias=1.0),
     ],
-    ids=str,
+    ids=["biased", "smooth", "queue", "backend", "siglip"],
 )
 def test_what_takes_a_pass_for_each(loss: partial[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     calls = called(monkeypatch)
