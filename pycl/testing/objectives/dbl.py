@@ -56,7 +56,7 @@ def dbl(
 
 def pairs(n: int, d: int) -> Arguments:
     image = torch.randn(n, d, dtype=torch.float64)
-    return {"image": image, "text": image + torch.randn_like(image)}
+    return {"image": image, "text": image + 3 * torch.randn_like(image)}  # hard enough for hinges in many dimensions
 
 
 def pairs_of_two_models(n: int, d: int) -> Arguments:
