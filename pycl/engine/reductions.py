@@ -113,8 +113,7 @@ def pair_stats(
               = \sum_s g_s \, \mathrm{slope}_s \, e^{\mathrm{slope}_s l_{ij} - \mathrm{lse}_{si}}
 
     Negatives weighted by :math:`e^{\beta l}` take the slopes (beta, 1 + beta): Robinson et al., "Contrastive Learning
-    with Hard Negative Samples", 2021. The multi-similarity loss takes (alpha, beta), one for each of the two sets: Wang
-    et al., "Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning", 2019.
+    with Hard Negative Samples", 2021.
 
     Args:
         rows: the anchors, ``z`` [m, d] in float32, float64, bfloat16 or float16.

@@ -87,8 +87,9 @@ def pairwise_nt_xent(
 
         term_ai = mean_{b != a} [ log( sum_{j != i} exp s(a i, a j) + sum_j exp s(a i, b j) ) - s(a i, b i) ]
 
-    With two views it is :func:`nt_xent`. Each pair of views costs ``N^2`` similarities and each view its own
-    ``N^2 / 2`` once, so the whole costs what one NT-Xent over ``V * N`` points does.
+    With two views it is :func:`nt_xent`. Each pair of views takes ``N^2`` similarities and each view its own
+    ``N^2 / 2`` once: as many as one NT-Xent over ``V * N`` points. They come from V / 2 sweeps, each of which reads
+    all points, so many views of few instances take longer than that.
 
     Args:
         views: ``[V, N, d]``, or V tensors ``[N, d]``, V >= 2; float64, float32, bfloat16 or float16.

@@ -38,7 +38,7 @@ def test_memory_in_words() -> None:
     paper = OBJECTIVES["grace"].paper
     assert paper is not None
     cells = objective_table.line(OBJECTIVES["grace"], paper, 37.4)
-    assert cells[4:6] == ("4 GiB", "37 MiB")
+    assert cells[4:6] == ("2 GiB", "37 MiB")
     assert objective_table.line(OBJECTIVES["grace"], paper, None)[5] == "not measured"
 
 

@@ -81,7 +81,7 @@ ROWS = (
             "https://arxiv.org/abs/2303.06388",
             "within and across two formats, after DepthContrast",
             "`info_nce` with a queue",
-            official=lambda n, d: 4 * 4 * n * n,
+            official=lambda n, d: 4 * n * n,
             differs="the code weights each of four terms by 0.5: twice the mean; gradients may reach its keys",
         ),
     ),

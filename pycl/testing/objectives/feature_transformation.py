@@ -62,7 +62,7 @@ ROWS = (
             LINK,
             "positives extrapolated, negatives interpolated, one factor for a batch",
             "`info_nce` with a queue",
-            official=lambda n, d: 2 * 4 * n * n,
+            official=lambda n, d: 4 * n * n,
             differs="the code draws a factor for each feature by default and stores mixed keys unless told otherwise",
         ),
     ),

@@ -71,7 +71,7 @@ ROWS = (
             LINK,
             "cross entropy of the strong with the weak augmentation's softmax",
             "`pair_average`",
-            official=lambda n, d: 4 * 4 * n * n,
+            official=lambda n, d: 4 * n * n,
             differs="the code takes the logarithm of a softmax, infinite in float16",
         ),
     ),
@@ -86,7 +86,7 @@ ROWS = (
             LINK,
             "contrast and two steps of directional consistency",
             "`pair_average`, `pair_extremes`",
-            official=lambda n, d: 4 * 6 * n * n,
+            official=lambda n, d: 3 * 4 * n * n,
         ),
     ),
     Objective(

@@ -46,7 +46,7 @@ ROWS = (
             "https://arxiv.org/abs/2304.07763",
             "the meta contrastive loss and its regularisation",
             "`pair_cross_entropy`, `pair_extremes`",
-            official=lambda n, d: 4 * 8 * n * n,
+            official=lambda n, d: 4 * (2 * n) ** 2,
             differs="where positive and hardest negative are equal, the code's minimum and maximum split gradients",
         ),
     ),

@@ -22,8 +22,8 @@ class Paper:
         link: the address of its abstract.
         equation: which of its equations, or what part of its loss.
         engine: the calls that the function is made of.
-        official: the bytes of the largest tensors that the authors' code holds at once, in float32, for n instances of
-            d features; None where no code was released, or where it stores nothing of note.
+        official: the bytes of tensors of all pairs that the authors' code at least holds at once, in float32, for n
+            instances of d features; None where no code was released, or where it stores nothing of note.
         differs: where paper and code disagree, and which we follow.
     """
 
