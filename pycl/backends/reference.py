@@ -19,6 +19,7 @@ from pycl.core.problem import (
     FLOATS,
     N_RESULTS,
     N_STATS,
+    NORM_EPS,
     Gradients,
     Needs,
     Problem,
@@ -35,7 +36,6 @@ DTYPES = FLOATS
 MODIFIERS = KINDS
 STRIP = 512  # rows of logits held at once
 TILE = 256, 4096  # rows and columns of logits searched at once: 4 MiB of float32
-NORM_EPS = 1e-12  # as torch.nn.functional.normalize
 
 
 class _Strip(NamedTuple):

@@ -153,6 +153,7 @@ N_STATS = 6  # rows of the statistics, of each slope
 N_RESULTS = 4  # the first ones, which the engine returns
 N_GRADED = 3  # the first ones, which have gradients
 MAX_SLOPES = 8  # of one sweep; csrc/cpu/problem.h has the same
+NORM_EPS = 1e-12  # as torch.nn.functional.normalize
 MAX_PREFIXES = 16  # of one sweep, and what all of them but the last are a multiple of; csrc/cpu/problem.h has both
 PREFIX_UNIT = 32
 

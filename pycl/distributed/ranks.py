@@ -314,22 +314,25 @@ def all_reduce_sum_differentiable(value: Tensor, group: dist.ProcessGroup) -> Te
     return all_reduce_sum(value.detach(), group) + group.size() * (value - value.detach())
 
 
-def rows_of_all(x: Tensor, agreement: Agreement | None) -> Tensor:
-    """The rows of all ranks in their order, with a gradient: what every rank has for a row adds up at its owner."""
+def rows_of_all(x: Tensor, agreement: Agreement | None, size: int = 0) -> Tensor:
+    """The rows of all ranks in their order, with a gradient: what every rank has for a row adds up at its owner.
+
+    The ranks have agreed on how many each brings: it is that of their ``sizes``.
+    """
     if agreement is None:
         return x
-    return cast("Tensor", _RowsOfAll.apply(x, agreement))
+    return cast("Tensor", _RowsOfAll.apply(x, agreement, size))
 
 
 class _RowsOfAll(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, agreement: Agreement) -> Tensor:
-        ctx.agreement, start = agreement, agreement.starts[agreement.ranks.rank][0]
+    def forward(ctx: Any, x: Tensor, agreement: Agreement, size: int) -> Tensor:
+        ctx.agreement, start = agreement, agreement.starts[agreement.ranks.rank][size]
         ctx.mine = slice(start, start + len(x))
-        rows = x.new_zeros(agreement.n, *x.shape[1:])
+        rows = x.new_zeros(sum(sizes[size] for sizes in agreement.sizes), *x.shape[1:])
         rows[ctx.mine] = x
         return all_reduce_sum(rows, agreement.group)
 
     @staticmethod
-    def backward(ctx: Any, d_rows: Tensor) -> tuple[Tensor, None]:
-        return all_reduce_sum(d_rows, ctx.agreement.group)[ctx.mine], None
+    def backward(ctx: Any, d_rows: Tensor) -> tuple[Tensor, None, None]:
+        return all_reduce_sum(d_rows.contiguous(), ctx.agreement.group)[ctx.mine], None, None

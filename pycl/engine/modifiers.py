@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pycl.core.modifiers import KINDS, Modifiers, ScoreMod, kinds
-from pycl.core.problem import Problem, accumulation_dtype, check_whole
+from pycl.core.problem import NORM_EPS, Problem, accumulation_dtype, check_whole
 from pycl.core.tracing import observed
 
 if sys.version_info >= (3, 11):
@@ -186,7 +186,7 @@ def normalized(x: Tensor) -> Tensor:
     """``x / max(norm, 1e-12)``; squares of huge and tiny entries leave the range, so the largest becomes 1 first."""
     peak = x.detach().abs().amax(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
     x = x / peak
-    return x / torch.maximum(x.norm(dim=1, keepdim=True), 1e-12 / peak)
+    return x / torch.maximum(x.norm(dim=1, keepdim=True), NORM_EPS / peak)
 
 
 def _joined(parts: Sequence[Tensor | None], dim: int) -> Tensor | None:
@@ -208,10 +208,8 @@ def _label_table(given: LabelTable, problem: Problem) -> _Data:
     table = _weights("LabelTable.table", given.table, problem, 2, "[A, B]")
     codes = []
     for name, n, size in (("row_labels", len(problem.rows), 0), ("col_labels", problem.n_cols(), 1)):
-        labels = _integers(f"LabelTable.{name}", getattr(given, name), problem, (n,), f"[{n}], one per point")
-        most = table.shape[size]
-        inside = ((labels >= 0) & (labels < most)).all()
-        _check(inside, f"LabelTable.{name} must be at least 0 and less than {most}, the table's size", labels)
+        labels = check_integers(f"LabelTable.{name}", getattr(given, name), problem.rows, (n,), f"[{n}], one per point")
+        check_below(f"LabelTable.{name}", labels, table.shape[size], "the table's size")
         codes.append(labels[:, None])
     known = table.device.type == "cpu" and not observed()
     symmetric = known and given.row_labels is given.col_labels and torch.equal(table, table.T)
@@ -225,7 +223,7 @@ def _agreement(given: Agreement, problem: Problem) -> _Data:
     codes = []
     for name, n in (("row_ids", len(problem.rows)), ("col_ids", problem.n_cols())):
         shape = f"[{t}, {n}], as many labels of each point as there are weights but one"
-        codes.append(_integers(f"Agreement.{name}", getattr(given, name), problem, (t, n), shape).T)
+        codes.append(check_integers(f"Agreement.{name}", getattr(given, name), problem.rows, (t, n), shape).T)
     symmetric = given.row_ids is given.col_ids
     return _Data("agreement", (t, 0), codes[0], codes[1], shared=_log(weights), symmetric=symmetric)
 
@@ -301,7 +299,7 @@ def _log(weights: Tensor) -> Tensor:
 def _weights(name: str, x: Tensor, problem: Problem, dim: int, shape: str) -> Tensor:
     like = x.shape if isinstance(x, Tensor) and x.dim() == dim and x.numel() else (1,) * dim
     x = _floats(name, x, problem.rows, like, f"{shape} and not be empty")
-    _check(((x >= 0) & (x < torch.inf)).all(), f"{name} must be finite and at least 0", x)
+    check_holds(((x >= 0) & (x < torch.inf)).all(), f"{name} must be finite and at least 0", x)
     return x
 
 
@@ -313,11 +311,18 @@ def _floats(name: str, x: object, like: Tensor, shape: Sequence[int], wanted: st
     return x.to(accumulation_dtype(like.dtype))
 
 
-def _integers(name: str, x: object, problem: Problem, shape: Sequence[int], wanted: str) -> Tensor:
+def check_integers(name: str, x: object, like: Tensor, shape: Sequence[int], wanted: str) -> Tensor:
+    """Integers as int64, of a shape and on the device of ``like``; raises where they do not fit."""
     if not isinstance(x, Tensor) or x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
         raise TypeError(f"{name} must be an integer tensor, got {getattr(x, 'dtype', type(x).__name__)}")
-    _check_place(name, x, problem.rows, shape, wanted)
+    _check_place(name, x, like, shape, wanted)
     return x.to(torch.int64)
+
+
+def check_below(name: str, x: Tensor, size: int, what: str) -> None:
+    """Raise unless all are at least 0 and less than ``size``."""
+    inside = ((x >= 0) & (x < size)).all()
+    check_holds(inside, f"{name} must be at least 0 and less than {size}, {what}", x)
 
 
 def _check_place(name: str, x: Tensor, like: Tensor, shape: Sequence[int], wanted: str) -> None:
@@ -328,7 +333,7 @@ def _check_place(name: str, x: Tensor, like: Tensor, shape: Sequence[int], wante
         raise ValueError(f"{name} must be on {like.device} as the points are, got {x.device}")
 
 
-def _check(holds: Tensor, message: str, given: Tensor) -> None:
+def check_holds(holds: Tensor, message: str, given: Tensor) -> None:
     """Raise unless a tensor of one bool holds. A device is not waited for: there the error comes with its next one."""
     if observed():
         return

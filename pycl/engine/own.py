@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from pycl.core.pairs import Points
-from pycl.core.problem import accumulation_dtype, check_whole
+from pycl.core.problem import NORM_EPS, accumulation_dtype, check_whole
 from pycl.engine.modifiers import normalized
 from pycl.engine.validation import embeddings_of, scale_of
 from pycl.ops.autograd import apply
-
-NORM_EPS = 1e-12  # as torch.nn.functional.normalize
 
 
 def own_logits(rows: Points, own: Tensor, logit_scale: float | Tensor = 1.0, *, normalize: bool = False) -> Tensor:

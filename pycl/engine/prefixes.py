@@ -12,13 +12,11 @@ from torch import Tensor
 
 from pycl.backends import registry
 from pycl.core.pairs import Pairs, Points
-from pycl.core.problem import MAX_PREFIXES, N_RESULTS, PREFIX_UNIT, Problem, accumulation_dtype
+from pycl.core.problem import MAX_PREFIXES, N_RESULTS, NORM_EPS, PREFIX_UNIT, Problem, accumulation_dtype
 from pycl.distributed.ranks import Group
 from pycl.engine.reductions import SIDES, PairStats, backend_of, pair_stats
 from pycl.engine.validation import check_choice, check_prefixes, problem_of
 from pycl.ops.autograd import PrefixFunction, apply
-
-NORM_EPS = 1e-12  # as torch.nn.functional.normalize
 
 # the statistics of the rows, and those of the columns where both are wanted
 Found = tuple[PairStats, ...]

@@ -12,13 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pycl.core.problem import accumulation_dtype, check_whole
+from pycl.core.problem import NORM_EPS, accumulation_dtype, check_whole
 from pycl.core.tracing import observed
 
 Views: TypeAlias = Tensor | Sequence[Tensor]
 Scalar: TypeAlias = float | Tensor
-
-NORM_EPS = 1e-12  # as torch.nn.functional.normalize
 
 
 def as_scalar(name: str, value: Scalar) -> Scalar:

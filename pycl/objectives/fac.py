@@ -10,6 +10,7 @@ from pycl.core.pairs import Pairs, Points
 from pycl.distributed.ranks import Group, of_the_batch
 from pycl.engine.reduction import share_of
 from pycl.engine.reductions import agreed_stats
+from pycl.engine.views import check_labels
 from pycl.functional import info_nce
 from pycl.functional._common import Scalar, check_features, check_matched, to_logit_scale, unit
 
@@ -52,7 +53,7 @@ def point_info_nce(
     check_matched(a=a, b=b)
     if segments is None:
         return info_nce(a, b, temperature=temperature, group=group, backend=backend)
-    _check_segments(segments, a)
+    segments = check_labels(segments, len(a), a, "segments")
     stats, everyone = agreed_stats(
         Points(a, segments),
         Points(b, segments.clone()),  # torch.compile takes no tensor twice
@@ -122,13 +123,3 @@ def moco_cross_format(
         for key, queue in ((k1, queue1), (k2, queue2))
     ]
     return (of_queues[0] + of_queues[1]) / 2
-
-
-def _check_segments(segments: Tensor, like: Tensor) -> None:
-    if not isinstance(segments, Tensor) or segments.is_floating_point() or segments.is_complex():
-        given = getattr(segments, "dtype", type(segments).__name__)
-        raise TypeError(f"segments must be an integer tensor, got {given}")
-    if segments.shape != like.shape[:1]:
-        raise ValueError(f"segments must have shape [{len(like)}], one per point, got {tuple(segments.shape)}")
-    if segments.device != like.device:
-        raise ValueError(f"segments must be on {like.device} as the points are, got {segments.device}")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pycl.backends import registry
 from pycl.core.pairs import Pairs, Points
-from pycl.core.tracing import observed
+from pycl.engine.modifiers import check_below, check_integers
 from pycl.engine.reductions import pair_stats
 from pycl.functional import info_nce
 from pycl.functional._common import Scalar, as_scalar, check_features, check_matched, no_autocast, to_logit_scale, unit
@@ -154,12 +154,6 @@ def _partners(given: Tensor | None, queue: Tensor, generator: torch.Generator | 
     if given is None:
         device = queue.device if generator is None else generator.device
         return torch.randperm(k, generator=generator, device=device).to(queue.device)
-    if not isinstance(given, Tensor) or given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
-        raise TypeError(f"permutation must be an integer tensor, got {getattr(given, 'dtype', type(given).__name__)}")
-    if given.shape != (k,):
-        raise ValueError(f"permutation must have shape [{k}], one per entry of queue, got {tuple(given.shape)}")
-    if given.device != queue.device:
-        raise ValueError(f"permutation must be on {queue.device} as queue is, got {given.device}")
-    if given.device.type == "cpu" and not observed() and not (given.min() >= 0 and given.max() < k):
-        raise ValueError(f"permutation must be from 0 to {k - 1}, got {given.min().item()} to {given.max().item()}")
-    return given.long()
+    partners = check_integers("permutation", given, queue, (k,), f"[{k}], one per entry of queue")
+    check_below("permutation", partners, k, "the length of queue")
+    return partners

@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from pycl.core.pairs import Pairs, Points
-from pycl.engine.modifiers import LabelTable
+from pycl.engine.modifiers import LabelTable, check_below, check_integers
 from pycl.engine.reductions import pair_cross_entropy
 from pycl.engine.validation import check_choice
 from pycl.functional._common import (
@@ -18,11 +16,11 @@ from pycl.functional._common import (
     check_features,
     check_matched,
     check_positive,
+    check_weight,
     no_autocast,
     unit,
     widen,
 )
-from pycl.objectives._integers import check_all, check_below, check_integers
 
 SIMILARITIES = ("cos", "rbf")
 ELEMENTS = 3 << 17  # of a strip of similarities
@@ -74,7 +72,7 @@ def gcool_community(
     Li et al., "Graph Communal Contrastive Learning", arXiv 2110.14863, the cross-view community loss; its code.
     """
     check_choice("similarity", similarity, SIMILARITIES)
-    temperature, gamma = check_positive("temperature", temperature), _not_negative("gamma", gamma)
+    temperature, gamma = check_positive("temperature", temperature), check_weight("gamma", gamma)
     check_matched(h1=h1, h2=h2)
     check_features(h1=h1, centers=centers)
     n, k = len(h1), len(centers)
@@ -133,7 +131,7 @@ def deca(assignment: Tensor, edge_index: Tensor, *, resolution: Scalar = 1.0) ->
     if not isinstance(edge_index, Tensor) or edge_index.dim() != 2 or len(edge_index) != 2:
         given = tuple(edge_index.shape) if isinstance(edge_index, Tensor) else type(edge_index).__name__
         raise ValueError(f"edge_index must have shape [2, E], got {given}")
-    edges = check_integers("edge_index", edge_index, edge_index.shape, "[2, E]", assignment)
+    edges = check_integers("edge_index", edge_index, assignment, edge_index.shape, "[2, E]")
     check_below("edge_index", edges, n, "the number of nodes")
     r = widen(assignment)
     spread = (r * r).sum() / (2 * n)
@@ -148,15 +146,6 @@ def deca(assignment: Tensor, edge_index: Tensor, *, resolution: Scalar = 1.0) ->
     inside = (r * y).sum()
     between = (y.sum(1) * r.sum(1)).sum() - inside
     value: Tensor = (resolution * between / (n - 1) - inside) / n + spread
-    return value
-
-
-def _not_negative(name: str, value: Scalar) -> Scalar:
-    value = as_scalar(name, value)
-    if isinstance(value, Tensor):
-        check_all((value >= 0) & (value < torch.inf), f"{name} must be finite and at least 0")
-    elif not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be finite and at least 0, got {value}")
     return value
 
 

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from pycl.core.pairs import Pairs, Points
 from pycl.distributed.ranks import Group, of_the_batch
-from pycl.engine.modifiers import Agreement, Modifier, PairMLP
+from pycl.engine.modifiers import Agreement, Modifier, PairMLP, check_below, check_holds, check_integers
 from pycl.engine.reduction import reduce
 from pycl.engine.reductions import pair_cross_entropy
 from pycl.engine.validation import check_count
 from pycl.functional._common import Scalar, check_features, check_matched, no_autocast, to_logit_scale, unit, widen
-from pycl.objectives._integers import check_all, check_below, check_integers
 
 
 @of_the_batch
@@ -63,7 +62,7 @@ def meow(
     if not isinstance(clusters, Tensor) or clusters.dim() != 2 or clusters.shape[0] == 0:
         given = tuple(clusters.shape) if isinstance(clusters, Tensor) else type(clusters).__name__
         raise ValueError(f"clusters must have shape [T, {len(anchor)}] with T >= 1, got {given}")
-    clusters = check_integers("clusters", clusters, (len(clusters), len(anchor)), "[T, N]", anchor)
+    clusters = check_integers("clusters", clusters, anchor, (len(clusters), len(anchor)), "[T, N]")
     weights = torch.arange(len(clusters), -1, -1, dtype=widen(anchor).dtype, device=anchor.device)
     modifier = Agreement(clusters, clusters, weights)
     return _weighted(anchor, key, unit(anchor), unit(key), scale, modifier, group, backend)
@@ -220,7 +219,7 @@ def proto_nce(
     for t, (rows, own, phi) in enumerate(zip(centroids, assignments, concentrations, strict=True)):
         check_features(**{"anchor": anchor, f"centroids[{t}]": rows})
         k = len(rows)
-        own = check_integers(f"assignments[{t}]", own, (n,), f"[{n}], one per anchor", anchor)
+        own = check_integers(f"assignments[{t}]", own, anchor, (n,), f"[{n}], one per anchor")
         check_below(f"assignments[{t}]", own, k, "the number of centroids")
         _check_concentrations(f"concentrations[{t}]", phi, rows)
         cross_entropy = pair_cross_entropy(
@@ -244,4 +243,4 @@ def _check_concentrations(name: str, phi: Tensor, centroids: Tensor) -> None:
         raise ValueError(f"{name} must have shape [{len(centroids)}], one per centroid, got {tuple(phi.shape)}")
     if phi.device != centroids.device:
         raise ValueError(f"{name} must be on {centroids.device} as the centroids are, got {phi.device}")
-    check_all(((phi > 0) & (phi < torch.inf)).all(), f"{name} must be positive and finite")
+    check_holds(((phi > 0) & (phi < torch.inf)).all(), f"{name} must be positive and finite", phi)

@@ -13,12 +13,13 @@ from torch.nn.functional import logsigmoid
 
 from pycl.backends import registry
 from pycl.core.pairs import Pairs, Points
-from pycl.distributed.ranks import Agreement, Group, agree, all_reduce_sum, of_the_batch
+from pycl.core.problem import NORM_EPS
+from pycl.distributed.ranks import Group, agree, all_reduce_sum, of_the_batch, rows_of_all
+from pycl.engine.modifiers import check_integers
 from pycl.engine.reduction import share_of
 from pycl.engine.reductions import pair_stats, pair_sum
 from pycl.engine.validation import check_choice
 from pycl.functional._common import (
-    NORM_EPS,
     Scalar,
     check_features,
     check_matched,
@@ -27,7 +28,6 @@ from pycl.functional._common import (
     unit,
     widen,
 )
-from pycl.objectives._integers import check_integers
 
 FORMS = ("query", "cosine")
 PER = ("pair", "anchor")
@@ -96,10 +96,10 @@ def simlap(
     check_matched(query=query, gate=gate)
     check_features(query=query, key=key)
     n, m = len(query), len(key)
-    labels = check_integers("labels", labels, (m,), f"[{m}], one per key", key)
+    labels = check_integers("labels", labels, key, (m,), f"[{m}], one per key")
     if not isinstance(partners, (tuple, list)) or len(partners) != 2:
         raise TypeError("partners must be a pair of tensors, the own and the partner labels of the queries")
-    own, partner = (check_integers("partners", x, (n,), f"[{n}] each, one per query", query) for x in partners)
+    own, partner = (check_integers("partners", x, query, (n,), f"[{n}] each, one per query") for x in partners)
     everyone = agree(group, query.device, [n, m], operator="simlap", form=form, per=per)
     reduction = "none" if per == "anchor" else "sum"
     g, u, k = widen(gate), unit(query), unit(key)
@@ -108,8 +108,7 @@ def simlap(
         terms, counts = _of_products(*points, scale, reduction, group, backend)
     else:
         registry.choose(backend, query.device.type, query.dtype)  # refuses what is not there
-        if everyone is not None:
-            k, labels = (_Gathered.apply(x, everyone) for x in (k, labels))
+        k, labels = (rows_of_all(x, everyone, 1) for x in (k, labels))
         terms, counts = _of_cosines(g, u, k, labels, own, partner, scale)
         terms = share_of(terms, reduction, everyone)
     if per == "anchor":
@@ -215,19 +214,3 @@ def _strip(
     neg = logits.masked_fill(~negative & ~alone, -torch.inf).logsumexp(1, keepdim=True)
     margins = -logsigmoid(logits - neg)
     return margins.masked_fill(~positive | alone, 0).sum(1), positive.sum(1)
-
-
-class _Gathered(torch.autograd.Function):
-    """What all ranks have for their keys, in their order; the gradients of all ranks' uses add up at the owner."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, everyone: Agreement) -> Tensor:
-        start = everyone.starts[everyone.ranks.rank][1]
-        ctx.group, ctx.mine = everyone.group, slice(start, start + len(x))
-        whole = x.new_zeros(sum(n_keys for _, n_keys in everyone.sizes), *x.shape[1:])
-        whole[ctx.mine] = x
-        return all_reduce_sum(whole, everyone.group)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return all_reduce_sum(gradient.contiguous(), ctx.group)[ctx.mine], None

@@ -32,7 +32,11 @@ def test_one_segment_leaves_the_distance_to_a_uniform_softmax() -> None:
 @pytest.mark.parametrize(
     ("segments", "error", "message"),
     [
-        (torch.zeros(6, dtype=torch.int64), ValueError, r"segments must have shape \[7\], one per point, got \(6,\)"),
+        (
+            torch.zeros(6, dtype=torch.int64),
+            ValueError,
+            r"segments must have shape \[7\], .* got \(6,\)",
+        ),
         (torch.zeros(7), TypeError, "segments must be an integer tensor, got torch.float32"),
         ([0] * 7, TypeError, "segments must be an integer tensor, got list"),
     ],

@@ -78,8 +78,8 @@ def test_communities_are_found_in_strips(views: list[Tensor], similarity: str, m
     ("options", "message"),
     [
         ({"similarity": "dot"}, "similarity must be one of 'cos', 'rbf', got 'dot'"),
-        ({"gamma": -0.1}, "gamma must be finite and at least 0"),
-        ({"gamma": torch.tensor(float("inf"))}, "gamma must be finite and at least 0"),
+        ({"gamma": -0.1}, "gamma must be at least 0 and finite"),
+        ({"gamma": torch.tensor(float("inf"))}, "gamma must be at least 0 and finite"),
         ({"centers": torch.randn(3, D + 1)}, "centers must have 5 features"),
         ({"h2": torch.randn(N + 1, D)}, "h1 and h2 must have one and the same shape"),
     ],
