@@ -46,7 +46,7 @@ inline DType dtype_of(const char* name, int code) {
 }
 
 inline PairMap pair_map(int code) {
-  demand(0 <= code && code <= int(PairMap::kExp), "map must be one of 0 to 3, got ", code);
+  demand(0 <= code && code <= int(PairMap::kLogitExp), "map must be one of 0 to 4, got ", code);
   return PairMap(code);
 }
 

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <exception>
 #include <memory>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -296,14 +297,16 @@ PYBIND11_MODULE(_C, m) {
       },
       unlocked, py::arg("problem"), exact("map"), exact("d_sum"), exact("out"));
   m.def(
-      "pair_weighted_sum",
-      [](const PyProblem& p, const MatrixTuple& values, Address out) {
-        const Matrix v = matrix("values", values);
-        demand(v.n == p.cols.z.n, "values must have a row for each column, got ", v.n);
-        void* const sums = required("out", out);
-        run_kernel(p.threads, [&](const ExecutionContext& host) { p.kernels().pair_weighted_sum(p, host, v, sums); });
+      "pair_average",
+      [](const PyProblem& p, const std::optional<MatrixTuple>& values, Address means, Address lse) {
+        const Matrix v = values ? matrix("values", *values) : Matrix{};
+        demand(!values || v.n == p.cols.z.n, "values must have a row for each column, got ", v.n);
+        const Average out{required("means", means), required("lse", lse)};
+        run_kernel(p.threads, [&](const ExecutionContext& host) {
+          p.kernels().pair_average(p, host, values ? &v : nullptr, out);
+        });
       },
-      unlocked, py::arg("problem"), exact("values"), exact("out"));
+      unlocked, py::arg("problem"), exact("values"), exact("means"), exact("lse"));
   m.def(
       "pair_average_backward",
       [](const PyProblem& p, const MatrixTuple& values, const MatrixTuple& d_out, Address along, Address d_values,

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Values weighted by e^l, summed over the pairs of a row, and the gradients of their softmax means.
+// Means of values, or of the logits, under the softmax of every row, and the gradients of those of values.
 #pragma once
+#include "stats_forward.h"
 #include "sum.h"
 
 namespace {
 
-// Replaces the products of a tile by e^l, 0 for a pair that does not count. The caller's biases keep it in range.
+// Replaces the products of a tile by e^l, 0 for a pair that does not count. Biases of the rows keep it in range.
 template <class P, class RowDone>
 void exponentiate(Sweep<P>& sweep, const Tile<typename P::T>& tile, RowDone row_done) {
   using T = typename P::T;
@@ -13,22 +14,86 @@ void exponentiate(Sweep<P>& sweep, const Tile<typename P::T>& tile, RowDone row_
   map_tile(sweep, tile, value, row_done);
 }
 
-// sum_j e^l_ij v_j.
+// Biases of the rows from which no e^l leaves the range and some e^l of each row is large: one shift for all where that
+// is provable, and otherwise their log-sum-exps, which take a sweep of their own.
 template <class P>
-void pair_weighted_sum(const Problem& problem, const ExecutionContext& host, const pycl::Matrix& values, void* out) {
+const typename P::T* shift_rows(Sweep<P>& sweep) {
   using T = typename P::T;
-  Sweep<P> sweep(problem, host, true, nullptr);
+  const int64_t m = sweep.problem.rows.z.n;
+  T* shifts = allocate<T>(sweep.host, m);
+  const bool proven = sweep.bound <= kProvenBound;
+  const T* stats = nullptr;
+  if (!proven) {
+    T* out = allocate<T>(sweep.host, kStats * m);
+    find_stats(sweep, {out, nullptr});
+    stats = out + 4 * m;  // log-sum-exps in units of log 2
+  }
+  for (int64_t i = 0; i < m; ++i) {
+    shifts[i] = proven ? T(sweep.bound) : stats[i] == -kInf<T> ? T(0) : stats[i];
+    sweep.row_bias[i] -= shifts[i];
+  }
+  return shifts;
+}
+
+// The log-sum-exp of a row from its shift and the sum of e^l.
+template <class T>
+T shifted_lse(T shift, T total) {
+  return total == 0 ? -kInf<T> : T((double(shift) + ::log2(double(total))) * kLn2);
+}
+
+template <class P>
+void average_values(Sweep<P>& sweep, const pycl::Matrix& values, const pycl::Average& out) {
+  using T = typename P::T;
+  const ExecutionContext& host = sweep.host;
+  const T* shifts = shift_rows(sweep);
   Packed<P> packed;
   packed.lay_out(host, values, false, sweep.block, {false, false, true, false}, nullptr, false);
   pack<P>(host, packed, nullptr);
   const int64_t width = packed.width;
-  T* sums = allocate<T>(host, sweep.row_blocks * sweep.block * width);
-  add_products(sweep, {nullptr, &packed, sums, nullptr, nullptr, nullptr}, [&](const Tile<T>& tile, auto emit) {
+  const int64_t padded = sweep.row_blocks * sweep.block;
+  T *sums = allocate<T>(host, padded * width), *totals = zeros<T>(host, true, padded);
+  add_products(sweep, {nullptr, &packed, sums, nullptr, totals, nullptr}, [&](const Tile<T>& tile, auto emit) {
     exponentiate(sweep, tile, [&](int i) { flush_rows(i, tile.rows, emit); });
   });
-  parallel(host, problem.rows.z.n, width, [&](int64_t i) {
-    std::memcpy(static_cast<T*>(out) + i * values.d, sums + i * width, sizeof(T) * values.d);
+  parallel(host, sweep.problem.rows.z.n, width, [&](int64_t i) {
+    const T total = totals[i], inverse = total == 0 ? T(0) : 1 / total;
+    T* mean = static_cast<T*>(out.means) + i * values.d;
+    for (int64_t k = 0; k < values.d; ++k) mean[k] = sums[i * width + k] * inverse;
+    static_cast<T*>(out.lse)[i] = shifted_lse(shifts[i], total);
   });
+}
+
+template <class P>
+void average_logits(Sweep<P>& sweep, const pycl::Average& out) {
+  using T = typename P::T;
+  const T* shifts = shift_rows(sweep);
+  const int64_t padded = sweep.row_blocks * sweep.block;
+  T *sums = zeros<T>(sweep.host, true, padded), *totals = zeros<T>(sweep.host, true, padded);
+  sweep.run([&](const Tile<T>& tile) {
+    Vec<T> sum{};
+    auto value = [&](int, Vec<T> l, bool, IVec<T> counted) PYCL_LAMBDA_INLINE {
+      const Vec<T> e = exp2<T>(l);
+      sum += counted & (e != T(0)) ? e * l : Vec<T>{};
+      return e;
+    };
+    map_tile(sweep, tile, value, [&](int i) {
+      sums[tile.i0 + i] += reduce_add<T>(sum);
+      totals[tile.i0 + i] += sum_of_row(tile, i);
+      sum = Vec<T>{};
+    });
+  });
+  for (int64_t i = 0; i < sweep.problem.rows.z.n; ++i) {
+    const T total = totals[i];
+    static_cast<T*>(out.means)[i] = total == 0 ? T(0) : (sums[i] / total + shifts[i]) * T(kLn2);
+    static_cast<T*>(out.lse)[i] = shifted_lse(shifts[i], total);
+  }
+}
+
+template <class P>
+void pair_average(const Problem& problem, const ExecutionContext& host, const pycl::Matrix* values,
+                  const pycl::Average& out) {
+  Sweep<P> sweep(problem, host, true, nullptr, false);
+  values ? average_values(sweep, *values, out) : average_logits(sweep, out);
 }
 
 // What the means' gradient g makes of a tile: sum_i e^l_ij g_i for the values, and the logits' slopes
@@ -110,7 +175,7 @@ template <class P>
 void pair_average_backward(const Problem& problem, const ExecutionContext& host, const pycl::Matrix& values,
                            const pycl::Matrix& d_out, const void* along, void* d_values, const Gradients& out) {
   const bool of_logits = out.rows || out.cols || out.row_bias || out.col_bias || out.modifiers;
-  Sweep<P> sweep(problem, host, false, &out);
+  Sweep<P> sweep(problem, host, false, &out, d_values != nullptr);
   AverageSlopes<P> slopes(sweep, values, d_out, along, d_values != nullptr, of_logits);
   apply_weights(sweep, out, [&](const auto& tile, auto emit) { slopes(tile, emit); });
   if (d_values) slopes.store_values(static_cast<typename P::T*>(d_values));

@@ -67,7 +67,7 @@ Isa with_inherited(size_t index) {
 auto all(const Matrix& z) { return std::tie(z.data, z.n, z.d, z.row_stride, z.col_stride, z.dtype); }
 
 auto all(const Side& side) {
-  return std::tuple_cat(all(side.z), std::tie(side.ids, side.views, side.instances, side.bias));
+  return std::tuple_cat(all(side.z), std::tie(side.ids, side.views, side.instances));
 }
 
 auto all(const Problem& p) {
@@ -82,7 +82,7 @@ auto all(const ResidualHeader& header) {
 
 }  // namespace
 
-// Products do not depend on modifiers.
+// Products depend on neither biases nor modifiers.
 bool ResidualHeader::operator==(const ResidualHeader& other) const { return all(*this) == all(other); }
 
 std::vector<std::string> supported_isas() {

@@ -72,7 +72,7 @@ template <class P>
 void pair_extremes(const Problem& problem, const ExecutionContext& host, const pycl::Extremes& out) {
   using T = typename P::T;
   // in nats, not in units of log 2: logits that are equal there stay equal
-  Sweep<P> sweep(problem, host, true, nullptr, 1);
+  Sweep<P> sweep(problem, host, true, nullptr, false, 1);
   const int64_t m = problem.rows.z.n, n = problem.cols.z.n;
   RowBest<T> negatives, positives;
   negatives.start(host, m);

@@ -78,6 +78,20 @@ struct Exponential {
   }
 };
 
+// l e^l, which is 0 at -inf: of log-probabilities, minus an entropy.
+struct LogitExponential {
+  template <class T>
+  static PYCL_INLINE Vec<T> value(Vec<T> x) {
+    const Vec<T> e = overflowing_exp2<T>(x);
+    return e == T(0) ? e : e * x * T(kLn2);
+  }
+  template <class T>
+  static PYCL_INLINE Vec<T> slope(Vec<T> x) {
+    const Vec<T> e = overflowing_exp2<T>(x);
+    return e == T(0) ? e : e * (x * T(kLn2) + T(1));
+  }
+};
+
 template <class Body>
 void with_map(pycl::PairMap map, Body body) {
   switch (map) {
@@ -89,6 +103,8 @@ void with_map(pycl::PairMap map, Body body) {
       return body(Relu{});
     case pycl::PairMap::kExp:
       return body(Exponential{});
+    case pycl::PairMap::kLogitExp:
+      return body(LogitExponential{});
   }
 }
 

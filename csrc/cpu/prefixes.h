@@ -93,7 +93,7 @@ struct PrefixStats {
 template <class P>
 void prefix_stats(const Problem& problem, const ExecutionContext& host, const Prefixes& prefixes, const Stats& out) {
   using T = typename P::T;
-  Sweep<P> sweep(problem, host, true, nullptr);
+  Sweep<P> sweep(problem, host, true, nullptr, out.cols != nullptr);
   const int n_prefixes = prefixes.n;
   const double* of_rows = largest_norms(sweep, prefixes, sweep.row_points, prefixes.row_factor);
   const double* of_cols = largest_norms(sweep, prefixes, sweep.col_points, prefixes.col_factor);
@@ -279,7 +279,7 @@ void prefix_stats_backward(const Problem& problem, const ExecutionContext& host,
                            const Stats& stats, const StatsGradient& d_rows, const StatsGradient& d_cols,
                            const PrefixGradients& out) {
   const Gradients of_points{out.rows, out.cols, nullptr, nullptr, nullptr, nullptr};
-  Sweep<P> sweep(problem, host, false, &of_points);
+  Sweep<P> sweep(problem, host, false, &of_points, true);
   PrefixBackward<P> backward(sweep, prefixes, stats, d_rows, d_cols, out);
   backward.run();
   store_gradients(sweep, backward.direct, backward.transposed, of_points);

@@ -68,7 +68,8 @@ struct Problem {
 struct alignas(64) ResidualHeader {
   Problem problem;
   const void* product;
-  int64_t block, workers;
+  int64_t block;
+  int64_t workers;  // of a symmetric problem: they decide which of two mirrored tiles is visited
 
   // Not inline: the linker could take the copy compiled for AVX-512 for everybody.
   bool operator==(const ResidualHeader& other) const;
@@ -133,7 +134,7 @@ struct StatsGradient {
 };
 
 // The function of a logit that is summed; values are positions in pycl.core.problem.MAPS.
-enum class PairMap : int { kSoftplus = 0, kSquare = 1, kRelu = 2, kExp = 3 };
+enum class PairMap : int { kSoftplus = 0, kSquare = 1, kRelu = 2, kExp = 3, kLogitExp = 4 };
 
 // Sums of a map, and how many of its terms are not 0, [m] each in the accumulation type; counts may be null.
 struct Sums {
@@ -151,6 +152,11 @@ struct SinkhornProblem {
   Matrix scores;
   double epsilon;
   const void* sample_target;
+};
+
+// Softmax means [m, width of the values, or 1] and log-sum-exps [m] in the accumulation type; 0 and -inf without pairs.
+struct Average {
+  void *means, *lse;
 };
 
 // The largest logit of the first set and the smallest positive of each row [m] in the accumulation type, and their
@@ -177,9 +183,9 @@ struct Kernels {
   // weight times the total of the sums, and its gradients
   void (*pair_sum_fused)(const Problem&, const ExecutionContext&, PairMap, double weight, void* total,
                          const Gradients&);
-  // contiguous [m, values.d] in the accumulation type
-  void (*pair_weighted_sum)(const Problem&, const ExecutionContext&, const Matrix& values, void* out);
-  // of softmax means: contiguous [n, values.d] in the accumulation type, or null, and what the logits depend on
+  // the values of a pair are those of its column, or its logit where there are none
+  void (*pair_average)(const Problem&, const ExecutionContext&, const Matrix* values, const Average& out);
+  // contiguous [n, values.d] in the accumulation type, or null, and what the logits depend on
   void (*pair_average_backward)(const Problem&, const ExecutionContext&, const Matrix& values, const Matrix& d_out,
                                 const void* along, void* d_values, const Gradients&);
   void (*pair_extremes)(const Problem&, const ExecutionContext&, const Extremes& out);

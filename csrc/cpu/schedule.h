@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which worker visits which tile when. Blocks are dealt out to groups round-robin. The sweep is a sequence of rounds.
 // In one round every group of rows and every group of columns has one worker. So each output has one writer, no worker
-// needs a private copy of an output, and the order of additions depends on the number of threads alone.
+// needs a private copy of an output, and the order of additions depends on the number of threads alone. Where nothing
+// is written by column there is one round: each worker has rows of its own and all columns.
 #pragma once
 #include "problem.h"
 
@@ -11,21 +12,23 @@ namespace {
 template <class Visit>
 struct Schedule {
   const pycl::ExecutionContext& host;
-  bool symmetric;
+  bool symmetric, by_col;  // by_col: something is written by column
   int64_t row_blocks, col_blocks;
   int workers;
   Visit& visit;
   int round = 0;
 
   void run() {
-    const int rounds = symmetric ? 2 * workers : workers;
+    const int rounds = !by_col ? 1 : symmetric ? 2 * workers : workers;
     for (round = 0; round < rounds; ++round)
       host.run(host, workers, [](void* self, int worker) { static_cast<Schedule*>(self)->work(worker); }, this);
   }
 
   void work(int w) {
-    if (!symmetric) {
-      match(w, w, (w + round) % workers);  // a Latin square
+    if (!by_col) {
+      match(w, w, 0, 1);
+    } else if (!symmetric) {
+      match(w, w, (w + round) % workers, workers);  // a Latin square
     } else if (round == 0) {
       within(w, 2 * w);
       within(w, 2 * w + 1);
@@ -33,14 +36,13 @@ struct Schedule {
       const int others = 2 * workers - 1, turn = round - 1;
       const int a = w == 0 ? others : (turn + w) % others;
       const int b = w == 0 ? turn : (turn - w + others) % others;
-      match(w, a, b);
+      match(w, a, b, 2 * workers);
     }
   }
 
-  void match(int w, int rows, int cols) {
-    const int groups = symmetric ? 2 * workers : workers;
-    for (int64_t i = rows; i < row_blocks; i += groups)
-      for (int64_t j = cols; j < col_blocks; j += groups) visit_unless_cancelled(w, i, j);
+  void match(int w, int rows, int cols, int col_groups) {
+    for (int64_t i = rows; i < row_blocks; i += symmetric ? 2 * workers : workers)
+      for (int64_t j = cols; j < col_blocks; j += col_groups) visit_unless_cancelled(w, i, j);
   }
 
   void within(int w, int group) {
@@ -54,9 +56,9 @@ struct Schedule {
 };
 
 template <class Visit>
-void for_each_tile(const pycl::ExecutionContext& host, bool symmetric, int64_t row_blocks, int64_t col_blocks,
-                   int workers, Visit visit) {
-  Schedule<Visit>{host, symmetric, row_blocks, col_blocks, workers, visit}.run();
+void for_each_tile(const pycl::ExecutionContext& host, bool symmetric, bool by_col, int64_t row_blocks,
+                   int64_t col_blocks, int workers, Visit visit) {
+  Schedule<Visit>{host, symmetric, by_col, row_blocks, col_blocks, workers, visit}.run();
 }
 
 // A worker is not worth waking for fewer elements: a parallel region costs as much as copying this many.

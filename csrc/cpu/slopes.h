@@ -180,14 +180,14 @@ void find_sloped_gradients(Sweep<P>& sweep, const Slopes& slopes, const Stats& s
 
 template <class P>
 void pair_stats(const Problem& problem, const ExecutionContext& host, const Slopes& slopes, const Stats& out) {
-  Sweep<P> sweep(problem, host, true, nullptr);
+  Sweep<P> sweep(problem, host, true, nullptr, out.cols != nullptr);
   slopes.n ? find_sloped_stats(sweep, slopes, out) : find_stats(sweep, out);
 }
 
 template <class P>
 void pair_stats_backward(const Problem& problem, const ExecutionContext& host, const Slopes& slopes, const Stats& stats,
                          const StatsGradient& d_rows, const StatsGradient& d_cols, const Gradients& out) {
-  Sweep<P> sweep(problem, host, false, &out);
+  Sweep<P> sweep(problem, host, false, &out, false);
   if (slopes.n)
     find_sloped_gradients(sweep, slopes, stats, d_rows, d_cols, out);
   else

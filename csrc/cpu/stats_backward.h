@@ -159,7 +159,7 @@ void pair_cross_entropy_fused(const Problem& given, const ExecutionContext& host
   using T = typename P::T;
   Problem problem = given;
   problem.residuals = host.allocate(host, residual_bytes<P>(problem, host.threads));
-  Sweep<P> sweep(problem, host, true, &out);
+  Sweep<P> sweep(problem, host, true, &out, weights.both_sides);
   const int64_t m = problem.rows.z.n, n = weights.both_sides ? problem.cols.z.n : 0;
   const Stats stats{allocate<T>(host, kStats * m), n ? allocate<T>(host, kStats * n) : nullptr};
   find_stats(sweep, stats);

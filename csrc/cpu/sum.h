@@ -87,7 +87,7 @@ void add_and_count_terms(Sweep<P>& sweep, typename P::T* sums, typename P::T* co
 template <class P>
 void pair_sum(const Problem& problem, const ExecutionContext& host, pycl::PairMap map, const pycl::Sums& out) {
   using T = typename P::T;
-  Sweep<P> sweep(problem, host, true, nullptr);
+  Sweep<P> sweep(problem, host, true, nullptr, false);
   const int64_t padded = sweep.row_blocks * sweep.block;
   T *sums = zeros<T>(host, true, padded), *counts = zeros<T>(host, out.counts, padded);
   with_map(map, [&](auto chosen) {
@@ -102,7 +102,7 @@ template <class P>
 void pair_sum_backward(const Problem& problem, const ExecutionContext& host, pycl::PairMap map, const void* d_sum,
                        const Gradients& out) {
   using T = typename P::T;
-  Sweep<P> sweep(problem, host, false, &out);
+  Sweep<P> sweep(problem, host, false, &out, false);
   const T* d = static_cast<const T*>(d_sum);
   with_map(map, [&](auto chosen) {
     using Map = decltype(chosen);
@@ -118,7 +118,7 @@ template <class P>
 void pair_sum_fused(const Problem& problem, const ExecutionContext& host, pycl::PairMap map, double weight, void* total,
                     const Gradients& gradients) {
   using T = typename P::T;
-  Sweep<P> sweep(problem, host, true, &gradients);
+  Sweep<P> sweep(problem, host, true, &gradients, false);
   auto* totals = zeros<double>(host, true, sweep.workers);
   with_map(map, [&](auto chosen) {
     using Map = decltype(chosen);

@@ -26,7 +26,7 @@ int64_t aligned_to_views(const Problem& problem, int64_t size) {
 }
 
 // The size that makes as many blocks as the schedule has groups, or a multiple: every worker then has its share, and
-// little is padding.
+// little is padding. A side that is shorter than the smallest of them is one block.
 template <class P>
 int block_size(const Problem& problem, int threads) {
   const int64_t m = problem.rows.z.n, n = problem.cols.z.n;
@@ -34,7 +34,9 @@ int block_size(const Problem& problem, int threads) {
   const int64_t groups = problem.symmetric ? 2 * shares : shares;
   const int64_t each = round_up(smaller, groups * P::kMaxBlock) / (groups * P::kMaxBlock);
   const int64_t size = round_up((smaller + each * groups - 1) / (each * groups), P::kBlockUnit);
-  return int(size < P::kMinBlock ? P::kMinBlock : aligned_to_views<P>(problem, size));
+  if (size >= P::kMinBlock) return int(aligned_to_views<P>(problem, size));
+  const int64_t whole = round_up(smaller, P::kBlockUnit);
+  return int(whole < P::kMinBlock ? whole : P::kMinBlock);
 }
 
 // Its address names a type of product of an instruction set.
@@ -57,6 +59,7 @@ struct Sweep {
   const Problem& problem;
   const ExecutionContext& host;
   int block, workers;
+  bool by_col;  // something is written by column
   int64_t row_blocks, col_blocks;
   Packed<P> row_points, col_points;
   Classes<T> classes;
@@ -69,23 +72,26 @@ struct Sweep {
   double bound;            // no logit, in units of log 2, is larger or smaller than -bound
 
   // No gradients are laid out for where `wanted` is null. With `forward` false the residuals may hold the products.
-  // Logits are in nats times `unit`.
-  Sweep(const Problem& p, const ExecutionContext& h, bool forward, const Gradients* wanted, double unit = kLog2E)
-      : problem(p), host(h) {
+  // `others_by_col`: the caller writes more by column than these gradients. Logits are in nats times `unit`.
+  Sweep(const Problem& p, const ExecutionContext& h, bool forward, const Gradients* wanted, bool others_by_col,
+        double unit = kLog2E)
+      : problem(p),
+        host(h),
+        by_col(others_by_col || p.symmetric || (wanted && (wanted->cols || wanted->col_bias || wanted->modifiers))) {
     const int64_t m = p.rows.z.n, n = p.cols.z.n;
     block = block_size<P>(p, h.threads);
     row_blocks = (m + block - 1) / block;
     col_blocks = (n + block - 1) / block;
-    const int64_t most = p.symmetric ? row_blocks / 2 : row_blocks < col_blocks ? row_blocks : col_blocks;
+    const int64_t most = p.symmetric ? row_blocks / 2 : by_col && col_blocks < row_blocks ? col_blocks : row_blocks;
     workers = most < 1 ? 1 : most < h.threads ? int(most) : h.threads;
     find_residuals(forward);
     const bool d_rows = wanted && (wanted->rows != nullptr || p.symmetric);
     const bool d_cols = wanted && (wanted->cols != nullptr || p.symmetric);
     const T* scale = static_cast<const T*>(p.logit_scale);
     const T* packed_scale = P::kScalesOperand || p.scale_per_row ? scale : nullptr;
-    const bool by_col = d_cols && !P::kScalesOperand;
+    const bool scaled_by_col = d_cols && !P::kScalesOperand;
     const bool as_a = !reuse || P::kScalesOperand, as_b = !reuse;
-    const Layouts of_rows = p.symmetric ? Layouts{as_a, as_b, d_rows, by_col} : Layouts{as_a, false, false, by_col};
+    const Layouts of_rows{as_a, p.symmetric && as_b, p.symmetric && d_rows, scaled_by_col};
     row_points.lay_out(h, p.rows.z, p.normalize, block, of_rows, packed_scale, p.scale_per_row);
     if (!p.symmetric) col_points.lay_out(h, p.cols.z, p.normalize, block, {false, as_b, d_rows, false}, nullptr, false);
     pack<P>(h, row_points, p.symmetric ? nullptr : &col_points);
@@ -99,7 +105,7 @@ struct Sweep {
   void find_residuals(bool forward) {
     if (!problem.residuals) return;
     auto* header = static_cast<pycl::ResidualHeader*>(problem.residuals);
-    const pycl::ResidualHeader mine{problem, &kProduct<P>, block, workers};
+    const pycl::ResidualHeader mine{problem, &kProduct<P>, block, problem.symmetric ? workers : 0};
     if (forward) *header = mine;
     reuse = !forward && *header == mine;
     if (reuse || forward) residuals = reinterpret_cast<T*>(header + 1);
@@ -170,7 +176,7 @@ struct Sweep {
   // The same, its products not computed.
   template <class Visit>
   void run_tiles(Visit visit) {
-    for_each_tile(host, problem.symmetric, row_blocks, col_blocks, workers, [&](int worker, int64_t ib, int64_t jb) {
+    auto visit_tile = [&](int worker, int64_t ib, int64_t jb) {
       const TileKind kind = classes.kind(ib, jb);
       if (kind == TileKind::kSkip) return;
       const int64_t left = problem.rows.z.n - ib * block;
@@ -187,7 +193,8 @@ struct Sweep {
       P::begin_thread();
       visit(tile);
       P::end_thread();
-    });
+    };
+    for_each_tile(host, problem.symmetric, by_col, row_blocks, col_blocks, workers, visit_tile);
   }
 };
 

@@ -34,6 +34,7 @@ from pycl.core.problem import (
     Problem,
     SinkhornProblem,
     accumulation_dtype,
+    empty_average,
     empty_gradients,
     empty_values_gradient,
     no_residuals,
@@ -252,10 +253,11 @@ def pair_sum_backward(problem: Problem, map: str, residuals: Tensor, d_sum: Tens
     return out
 
 
-def pair_weighted_sum(problem: Problem, values: Tensor) -> Tensor:
-    out = torch.empty(len(problem.rows), values.shape[1], dtype=accumulation_dtype(problem.rows.dtype))
-    _C.pair_weighted_sum(_compiled(problem), _matrix(values), out.data_ptr())
-    return out
+def pair_average(problem: Problem, values: Tensor | None) -> tuple[Tensor, Tensor]:
+    means, lse = empty_average(problem, values)
+    given = None if values is None else _matrix(values)
+    _C.pair_average(_compiled(problem), given, means.data_ptr(), lse.data_ptr())
+    return means, lse
 
 
 def pair_average_backward(

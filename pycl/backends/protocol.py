@@ -103,8 +103,11 @@ class PairBackend(_Backend, Protocol):
     ) -> Gradients:
         """Gradients from those of the logits [m] of the chosen columns; those where there is none are ignored."""
 
-    def pair_weighted_sum(self, problem: Problem, values: Tensor) -> Tensor:
-        """``sum over pairs exp(l) values`` [m, dv], in the accumulation dtype."""
+    def pair_average(self, problem: Problem, values: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Means [m, dv] of the values under every row's softmax, and its log-sum-exps [m]; 0 and -inf without pairs.
+
+        Without values the logits are averaged, [m, 1]. Both have the accumulation dtype.
+        """
 
     def pair_average_backward(
         self, problem: Problem, values: Tensor, d_out: Tensor, along: Tensor, of_values: bool, needs: Needs

@@ -24,6 +24,7 @@ from pycl.core.problem import (
     Needs,
     Problem,
     accumulation_dtype,
+    empty_average,
     empty_gradients,
     empty_values_gradient,
     no_residuals,
@@ -51,12 +52,18 @@ class _Map(NamedTuple):
     slope: Callable[[Tensor], Tensor]
 
 
+def _times_exp(l: Tensor, factor: Tensor) -> Tensor:
+    e = l.exp()
+    return torch.where(e == 0, e, e * factor)
+
+
 MAPS = {
     # softplus(l) = -logsigmoid(-l); torch's softplus turns linear above 20, short of float64
     "softplus": _Map(lambda l: -logsigmoid(-l), torch.sigmoid),
     "square": _Map(torch.square, lambda l: 2 * l),
     "relu": _Map(torch.relu, lambda l: torch.where(l.isnan(), l, (l > 0).to(l.dtype))),
     "exp": _Map(torch.exp, torch.exp),
+    "logit_exp": _Map(lambda l: _times_exp(l, l), lambda l: _times_exp(l, 1 + l)),
 }
 
 
@@ -235,12 +242,18 @@ def pair_sum_backward(problem: Problem, map: str, residuals: Tensor, d_sum: Tens
     return _strips_backward(problem, weights, needs)
 
 
-def pair_weighted_sum(problem: Problem, values: Tensor) -> Tensor:
+def pair_average(problem: Problem, values: Tensor | None) -> tuple[Tensor, Tensor]:
     rows, cols = _sides(problem)
-    out, values = rows.x.new_empty(len(rows.x), values.shape[1]), values.to(rows.x.dtype)
+    means, lse = empty_average(problem, values)
     for strip in _strips(problem, rows, cols):
-        out[strip.i] = _product(torch.where(strip.in_pairs, strip.logits.exp(), 0), values)
-    return out
+        logits = torch.where(strip.in_pairs, strip.logits, -torch.inf)
+        lse[strip.i] = found = logits.logsumexp(1)
+        p = (logits - found.masked_fill(found == -torch.inf, 0)[:, None]).exp()
+        if values is None:
+            means[strip.i, 0] = torch.where(p == 0, 0, p * logits).sum(1)
+        else:
+            means[strip.i] = _product(p, values.to(p.dtype))
+    return means, lse
 
 
 def pair_average_backward(

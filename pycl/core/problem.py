@@ -169,7 +169,7 @@ def stats_blocks(stats: Tensor) -> Tensor:
 
 
 # The functions of a logit that ``pair_sum`` adds up; csrc/cpu/problem.h has them in this order.
-MAPS = ("softplus", "square", "relu", "exp")
+MAPS = ("softplus", "square", "relu", "exp", "logit_exp")
 
 
 # The fields of a problem that have gradients: those of Gradients, then the parts of its last one.
@@ -276,6 +276,13 @@ def _modifier_size(problem: Problem) -> int:
 def empty_values_gradient(problem: Problem, values: Tensor, wanted: bool) -> Tensor:
     """The same for the values that are averaged, in the accumulation dtype."""
     return values.new_empty(values.shape if wanted else (0,), dtype=accumulation_dtype(problem.rows.dtype))
+
+
+def empty_average(problem: Problem, values: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Uninitialised means of the values, or of the logits, and log-sum-exps."""
+    m, dtype = len(problem.rows), accumulation_dtype(problem.rows.dtype)
+    means = problem.rows.new_empty(m, 1 if values is None else values.shape[1], dtype=dtype)
+    return means, means.new_empty(m)
 
 
 def no_residuals(problem: Problem) -> Tensor:

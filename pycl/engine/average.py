@@ -14,7 +14,7 @@ from pycl.distributed.ranks import Group
 from pycl.engine.modifiers import Modified
 from pycl.engine.reductions import backend_of
 from pycl.engine.validation import check_values, one_set, problem_of
-from pycl.ops.autograd import AverageFunction, apply
+from pycl.ops.autograd import AverageFunction, MeanLogitFunction, apply
 from pycl.ops.sharded import sharded
 
 if sys.version_info >= (3, 11):
@@ -83,6 +83,31 @@ def pair_average(
         detach_weights=str(detach_weights),
     )
     return cast("Tensor", apply(AverageFunction, *args, values, name, shards)[0])
+
+
+def mean_logit(
+    rows: Points,
+    cols: Points,
+    logit_scale: float | Tensor = 1.0,
+    *,
+    pairs: Pairs = Pairs.ALL,
+    col_bias: Tensor | None = None,
+    offset: int | None = 0,
+    group: Group | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    r"""The mean of every anchor's logits under its own softmax, [m]: its log-sum-exp minus the softmax's entropy.
+
+    .. math:: \bar l_i = \sum_j p_{ij} l_{ij}, \qquad
+              \frac{\partial \bar l_i}{\partial l_{ij}} = p_{ij} (1 + l_{ij} - \bar l_i)
+
+    Four matrix products with the backward, where ``pair_average`` of the candidates takes seven. Arguments, dtypes and
+    errors are those of ``pair_average``. An anchor without pairs has 0 and no gradient.
+    """
+    args = problem_of(rows, cols, logit_scale, one_set(pairs), None, col_bias, offset, False, group).as_rectangular()
+    name = backend_of(args, backend)
+    args, shards = sharded(group, "mean_logit", args)
+    return cast("Tensor", apply(MeanLogitFunction, *args, name, shards)[0])
 
 
 def average_and_lse(

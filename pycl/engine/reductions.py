@@ -275,7 +275,7 @@ def pair_sum(
     row_bias: Tensor | None = None,
     col_bias: Tensor | None = None,
     offset: int | None = 0,
-    map: Literal["softplus", "square", "relu", "exp"] = "softplus",
+    map: Literal["softplus", "square", "relu", "exp", "logit_exp"] = "softplus",
     normalize: bool = False,
     reduction: str = "none",
     return_counts: Literal[False] = False,
@@ -294,7 +294,7 @@ def pair_sum(
     row_bias: Tensor | None = None,
     col_bias: Tensor | None = None,
     offset: int | None = 0,
-    map: Literal["softplus", "square", "relu", "exp"] = "softplus",
+    map: Literal["softplus", "square", "relu", "exp", "logit_exp"] = "softplus",
     normalize: bool = False,
     reduction: str = "none",
     return_counts: Literal[True],
@@ -312,7 +312,7 @@ def pair_sum(
     row_bias: Tensor | None = None,
     col_bias: Tensor | None = None,
     offset: int | None = 0,
-    map: Literal["softplus", "square", "relu", "exp"] = "softplus",
+    map: Literal["softplus", "square", "relu", "exp", "logit_exp"] = "softplus",
     normalize: bool = False,
     reduction: str = "none",
     return_counts: bool = False,
@@ -330,7 +330,8 @@ def pair_sum(
 
     Args:
         map: ``"softplus"``, ``log(1 + exp l)`` (SigLIP); ``"square"``, ``l^2`` (spectral losses); ``"relu"``,
-            ``max(0, l)`` (hinges), whose slope at 0 is 0; ``"exp"``, infinity where that is beyond the range.
+            ``max(0, l)`` (hinges), whose slope at 0 is 0; ``"exp"``, infinity where that is beyond the range;
+            ``"logit_exp"``, ``l exp l``: of log-probabilities, minus an entropy.
         reduction: ``"none"``, or ``"mean"`` or ``"sum"`` over the anchors. On a CPU, in float32 and float64, the
             gradients then come with the value: three matrix products instead of four.
         return_counts: also return how many terms of every anchor are not 0, as triplet losses divide by.

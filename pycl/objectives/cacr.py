@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pycl.core.pairs import Pairs, Points
 from pycl.distributed.ranks import Group, agree, of_the_batch
-from pycl.engine.average import pair_average
+from pycl.engine.average import mean_logit, pair_average
 from pycl.engine.reduction import share_of
 from pycl.engine.reductions import agreed_stats
 from pycl.engine.views import stack_views
@@ -22,6 +23,8 @@ from pycl.functional._common import (
     check_weight,
     unit,
 )
+
+LEAST_TAU = 1e-6  # of what is divided by: logits of smaller ones may leave float32's range
 
 
 @of_the_batch
@@ -48,8 +51,9 @@ def cacr(
     tau_pos does not matter. Negatives of view x come from the later views alone, as in the authors' code. With one
     instance there are none, and the repulsion is 0.
 
-    Distances of positives are taken from differences; the expectation of those of negatives comes from the mean of the
-    candidates under every anchor's softmax. The authors' code stores all differences, ``[N, N, d]`` for each pair of
+    Distances of positives are taken from differences. The expectation of those of negatives is the mean of a softmax's
+    own logits, divided by -tau_neg. Where that is learned, close to 0, or the weights are constants, it comes from the
+    mean of the candidates under the softmax. The authors' code stores all differences, ``[N, N, d]`` for each pair of
     views. As there, the gradient flows through the weights; ``detach_weights`` makes them constants.
 
     Args:
@@ -108,16 +112,19 @@ def _expected_distance(
     backend: str | None,
 ) -> Tensor:
     """``sum_j w_j |x_i - y_j|^2`` of every row of x, [N], from squared lengths [N, 1]: those of zero rows are not 1."""
+    bias = -tau * yy.squeeze(1)
+    sharing: dict[str, Any] = {"pairs": Pairs.OTHERS, "group": group, "backend": backend}
+    if not isinstance(tau, Tensor) and tau >= LEAST_TAU and not detach_weights:
+        mean_logits = mean_logit(Points(x), Points(y), 2.0 * tau, col_bias=bias, **sharing)
+        return xx.squeeze(1) - mean_logits / tau
     mean = pair_average(
         Points(x),
         Points(y),
         torch.cat([y, yy], 1),
         2.0 * tau,
-        pairs=Pairs.OTHERS,
-        col_bias=-tau * yy.squeeze(1),
+        col_bias=bias,
         detach_weights=detach_weights,
-        group=group,
-        backend=backend,
+        **sharing,
     )
     return xx.squeeze(1) + mean[:, -1] - 2.0 * (x * mean[:, :-1]).sum(1)
 

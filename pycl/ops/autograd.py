@@ -25,6 +25,7 @@ from pycl.core.problem import (
     Needs,
     Problem,
     StatsRow,
+    no_residuals,
     stats_blocks,
 )
 from pycl.core.tracing import observed
@@ -337,6 +338,36 @@ class ExtremesFunction(_Rule):
         return _gradients(ctx, problem.leaves(), found, 2, *d_values)
 
 
+class MeanLogitFunction(_Rule):
+    """The mean of the logits under the rows' softmax, and its log-sum-exp, which has no gradient.
+
+    A logit's gradient is that of the mean times ``p (1 + l - mean)``. This is a multiple of the slope of x e^x at
+    ``l - mean``, and so the backward that of a sum.
+    """
+
+    @staticmethod
+    @_takes("backend", "sharded")
+    def forward(*args: Any) -> tuple[Tensor, Tensor]:
+        *fields, backend, sharded = args
+        means, lse = (sharded or torch.ops.pycl).pair_average(*fields, None, backend)
+        return means.squeeze(1), lse
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        *_, ctx.backend, sharded = inputs
+        ctx.operators = sharded or torch.ops.pycl
+        _save(ctx, inputs[:_INPUTS], *output)
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, d_mean: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        problem, (mean, lse) = _restore(ctx)
+        slope = d_mean * (mean - lse).exp().masked_fill(lse == -torch.inf, 0)  # at most d_mean: the mean is below lse
+        shifted, needs = problem.shifted(-mean), _needs(ctx.needs_input_grad)
+        more = "logit_exp", no_residuals(problem), slope, needs, ctx.backend
+        return _gradients(ctx, shifted.leaves(), ctx.operators.pair_sum_backward(*shifted, *more), 2, d_mean)
+
+
 class AverageFunction(_Rule):
     """The means of values under the rows' softmax, and for the backward the shift that makes exp(l) its weights."""
 
@@ -344,10 +375,9 @@ class AverageFunction(_Rule):
     @_takes("values", "backend", "sharded")
     def forward(*args: Any) -> tuple[Tensor, Tensor]:
         *fields, values, backend, sharded = args
-        problem, operators = Problem(*fields), sharded or torch.ops.pycl
-        lse = operators.pair_stats(*problem, (), False, False, backend)[0][StatsRow.LSE]
-        shift = -lse.masked_fill(lse == -torch.inf, 0)
-        return operators.pair_weighted_sum(*problem.shifted(shift), values, backend), shift
+        operators = sharded or torch.ops.pycl
+        means, lse = operators.pair_average(*fields, values, backend)
+        return means, -lse.masked_fill(lse == -torch.inf, 0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

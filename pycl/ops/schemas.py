@@ -22,6 +22,7 @@ from pycl.core.problem import (
     PrefixGradients,
     Problem,
     accumulation_dtype,
+    empty_average,
     empty_gradients,
     empty_values_gradient,
     no_residuals,
@@ -88,12 +89,7 @@ def _extremes_shapes(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return negative, positive, new(m, dtype=torch.int64), new(m, dtype=torch.int64)
 
 
-def _weighted_sum_shape(problem: Problem, values: Tensor) -> Tensor:
-    rows = problem.rows
-    return rows.new_empty(rows.shape[0], values.shape[1], dtype=accumulation_dtype(rows.dtype))
-
-
-def _average_shapes(problem: Problem, values: Tensor, *more: Any) -> tuple[Tensor, ...]:
+def _average_backward_shapes(problem: Problem, values: Tensor, *more: Any) -> tuple[Tensor, ...]:
     *_, of_values, needs = more
     return empty_values_gradient(problem, values, of_values), *empty_gradients(problem, needs)
 
@@ -158,14 +154,14 @@ _OPERATORS = (
         _GRADIENTS,
         _backward_shapes,
     ),
-    # sum_j exp(l_ij) v_j over the pairs [m, dv], in the accumulation dtype; the caller's biases keep it in range.
-    _Operator("pair_weighted_sum", "Tensor values", "Tensor", _weighted_sum_shape),
-    # Of softmax means: their log-sum-exps are subtracted from the logits, along_i is <d_out_i, mean_i>.
+    # Softmax means, of the logits where there are no values, and log-sum-exps. For the gradients of the former the
+    # latter are subtracted from the logits, and along_i is <d_out_i, mean_i>.
+    _Operator("pair_average", "Tensor? values", "Tensor, Tensor", empty_average),
     _Operator(
         "pair_average_backward",
         f"Tensor values, Tensor d_out, Tensor along, bool of_values, {_NEEDS}",
         f"Tensor, {_GRADIENTS}",
-        _average_shapes,
+        _average_backward_shapes,
     ),
 )
 

@@ -173,13 +173,16 @@ class Sharded:
         return _add_gradients(problem, Needs(*needs), own, exchange, remote_blocks, backward)
 
     @eager
-    def pair_weighted_sum(self, *args: Any) -> Tensor:
+    def pair_average(self, *args: Any) -> tuple[Tensor, Tensor]:
         problem, (values, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
         remote_blocks = self._exchange(symmetric=False).fetch([*_columns(problem), values])
-        found = torch.ops.pycl.pair_weighted_sum(*args)
+        means, lse = torch.ops.pycl.pair_average(*args)
         for remote in remote_blocks:
-            found += torch.ops.pycl.pair_weighted_sum(*_part(problem, remote), remote.columns[-1], backend)
-        return cast("Tensor", found)
+            part = torch.ops.pycl.pair_average(*_part(problem, remote), remote.columns[-1], backend)
+            share = torch.sigmoid(part[1] - lse).masked_fill(part[1] == -torch.inf, 0)
+            means += share[:, None] * (part[0] - means)
+            lse = torch.logaddexp(lse, part[1])
+        return means, lse
 
     @eager
     def pair_average_backward(self, *args: Any) -> tuple[Tensor, ...]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pycl.backends.triton import backend as backend
+from pycl.backends.triton import gradients
 from pycl.backends.triton.launch import Launch, recording
 from pycl.core.modifiers import KINDS
 from pycl.core.pairs import Pairs, Points
@@ -137,7 +138,7 @@ def _top(call: Call) -> None:
 
 def _average(call: Call) -> None:
     problem = _problem(call, True, Pairs.NONE, row_bias=_empty(N))
-    backend.pair_weighted_sum(problem, _empty(N, call.d, dtype=call.dtype))
+    gradients.weighted_sum(problem, _empty(N, call.d, dtype=call.dtype))
 
 
 def _sinkhorn(call: Call) -> None:

@@ -54,6 +54,8 @@ CASES = {
     "steep": lambda: make(70, 130, 50, scale=90.0, normalize=True),
     "scale_of_rows": lambda: make(70, 99, 64, scale="rows", sides="rows", positives=SELF),
     "wide": lambda: make(20, 33, 300),
+    "few_columns": lambda: make(170, 6, 40, sides="rows", scale="rows", denominator=ALL),
+    "few_rows": lambda: make(5, 170, 24, sides="rows", offset=None),
     "large_tiles": lambda: make(400, 390, 9, offset=None, scale=20.0),
     "blocks_without_a_pair": lambda: replace(
         make(256, 256, 9, denominator=NEG_SAME, positives=POS_SAME, offset=None),

@@ -223,7 +223,7 @@ FUNCTIONS = {  # by the loss that calls them: addresses that are a must, and seq
     "pair_sum": ("sum", (2,), ()),
     "pair_sum_backward": ("sum", (2,), (3,)),
     "pair_sum_fused": ("sum_total", (3,), (4,)),
-    "pair_weighted_sum": ("average", (2,), (1,)),
+    "pair_average": ("average", (2, 3), (1,)),
     "pair_average_backward": ("average", (3,), (1, 2, 5)),
     "pair_extremes": ("extremes", (1, 2, 3, 4), ()),
     "sinkhorn_columns": ("sinkhorn", (4,), (0,)),
@@ -286,9 +286,9 @@ def test_prefixes_are_of_points_as_they_are(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_values_have_a_row_for_each_column(monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments, _alive = arguments_of("pair_weighted_sum", "average", monkeypatch)
+    arguments, _alive = arguments_of("pair_average", "average", monkeypatch)
     for n in (8, 10):
-        assert "a row for each column" in refused(C.pair_weighted_sum, arguments, (1, 1), n)
+        assert "a row for each column" in refused(C.pair_average, arguments, (1, 1), n)
 
 
 def test_a_gradient_of_means_has_their_shape(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def test_opcheck(kind: str, dtype: torch.dtype, both: bool, backend: str) -> Non
 def test_opcheck_of_means(kind: str, backend: str) -> None:
     p, ops = problem(kind).as_rectangular(), torch.ops.pycl
     values, d_out, along = torch.randn(p.n_cols(), 3), torch.randn(7, 3), torch.randn(7)
-    torch.library.opcheck(ops.pair_weighted_sum.default, (*p, values, backend))
+    torch.library.opcheck(ops.pair_average.default, (*p, values, backend))
     needs = Needs(rows=kind != "columns", cols=True, bias=kind == "everything")
     for of_values, wanted in ((True, needs), (False, needs), (True, Needs(False, False, False))):
         args = (*p, values, d_out, along, of_values, wanted, backend)

@@ -103,7 +103,13 @@ def outputs(case: Case, logits: Tensor) -> list[Tensor]:
     return [*found, sum(terms).sum(1)]
 
 
-MAPS = {"softplus": lambda l: -logsigmoid(-l), "square": torch.square, "relu": torch.relu, "exp": torch.exp}
+MAPS = {
+    "softplus": lambda l: -logsigmoid(-l),
+    "square": torch.square,
+    "relu": torch.relu,
+    "exp": torch.exp,
+    "logit_exp": lambda l: l * l.exp(),
+}
 
 
 def arguments(case: Case, leaves: dict[str, Tensor]) -> tuple[tuple[Points, Points | None, Tensor], dict[str, Any]]:

@@ -19,7 +19,7 @@ from pycl.backends import reference
 from pycl.backends.reference import pair_extremes_backward, pair_logits_backward
 from pycl.backends.registry import BackendUnavailable
 from pycl.backends.triton.support import why_not
-from pycl.core.problem import N_STATS, Gradients, Needs, Problem, no_residuals
+from pycl.core.problem import N_STATS, Gradients, Needs, Problem, StatsRow, no_residuals
 from pycl.core.sinkhorn import solve
 
 if reason := why_not():
@@ -27,7 +27,7 @@ if reason := why_not():
 
 from pycl.backends.triton import cache_keys, gradients, modifiers
 from pycl.backends.triton.device import device_of
-from pycl.backends.triton.gradients import pair_average_backward, pair_weighted_sum
+from pycl.backends.triton.gradients import pair_average_backward
 from pycl.backends.triton.launch import cdiv, launch
 from pycl.backends.triton.modifiers import NONE as NO_MODIFIERS
 from pycl.backends.triton.operands import NO_GRAD, Operands, operands_of, tile_for
@@ -47,6 +47,7 @@ __all__ = [
     "DEVICES",
     "DTYPES",
     "MODIFIERS",
+    "pair_average",
     "pair_average_backward",
     "pair_extremes",
     "pair_extremes_backward",
@@ -57,7 +58,6 @@ __all__ = [
     "pair_sum",
     "pair_sum_backward",
     "pair_top",
-    "pair_weighted_sum",
     "sinkhorn",
     "sinkhorn_codes",
     "sinkhorn_columns",
@@ -144,7 +144,7 @@ def pair_stats_backward(
 
 
 def pair_sum(problem: Problem, map: str, counted: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-    if counted:  # no kernel counts
+    if counted or map not in MAPS:  # no kernel counts
         return reference.pair_sum(problem, map, counted, save)
     operands = operands_of(problem)
     tile = tile_for("forward", operands)
@@ -156,9 +156,17 @@ def pair_sum(problem: Problem, map: str, counted: bool, save: bool) -> tuple[Ten
 
 
 def pair_sum_backward(problem: Problem, map: str, residuals: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
-    if map in UNBOUNDED_SLOPES:
+    if map in UNBOUNDED_SLOPES or map not in MAPS:
         return reference.pair_sum_backward(problem, map, residuals, d_sum, needs)
     return gradients.gradients(problem, GradStats(None, d_sum, None, None), NO_GRAD, MAPS[map], needs)
+
+
+def pair_average(problem: Problem, values: Tensor | None) -> tuple[Tensor, Tensor]:
+    if values is None or problem.logit_scale.dim():
+        return reference.pair_average(problem, values)
+    lse = pair_stats(problem, (), False, False)[0][StatsRow.LSE]
+    shift = -lse.masked_fill(lse == -torch.inf, 0)
+    return gradients.weighted_sum(problem.shifted(shift), values), lse
 
 
 def pair_logits(problem: Problem) -> Tensor:

@@ -219,14 +219,12 @@ def _by_strips(problem: Problem, sweep: _Sweep, needs: Needs, out: Gradients) ->
         _finish(of_cols, y, logit_scale, None, sweep, out.cols, 0)
 
 
-def pair_weighted_sum(problem: Problem, values: Tensor) -> Tensor:
+def weighted_sum(problem: Problem, values: Tensor) -> Tensor:
     """``sum_j exp(l_ij) v_j`` [m, dv] over the first pair set, of logits <= 0 up to rounding.
 
-    Weights are the derivatives of sums of exponentials, rounded as a gradient's are; values keep their digits. Those of
-    rows with scales of their own are made in plain torch: in the strips such a scale is a factor of its weights.
+    Weights are the derivatives of sums of exponentials, rounded as a gradient's are; values keep their digits. All rows
+    have one scale: in the strips a row's own would be a factor of its weights.
     """
-    if problem.logit_scale.dim():
-        return reference.pair_weighted_sum(problem, values)
     sweep = _exponentials(problem)
     x = sweep.operands.x
     out = x.new(x.n, values.shape[1])
