@@ -303,6 +303,20 @@ FAULTS = [
         "test_average",
     ),
     Fault(
+        "CPU: the mean of the logits is relative to the shift of its weights",
+        "csrc/cpu/average.h",
+        "(sums[i] / total + shifts[i])",
+        "(sums[i] / total)",
+        "test_mean_logit",
+    ),
+    Fault(
+        "ranks: a mean over several ranks weighs each of them alike",
+        "pycl/ops/sharded.py",
+        "means += share[:, None] * (part[0] - means)",
+        "means += 0.5 * (part[0] - means)",
+        "test_group_modifiers",
+    ),
+    Fault(
         "CPU: the values get a gradient from the last block of rows alone",
         "csrc/cpu/average.h",
         "written.start(tile.jb)",
