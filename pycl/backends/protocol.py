@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a backend is: a module with the functions of ``PairBackend``, of ``SinkhornBackend``, or of both.
+"""What a backend is: a module with the functions of ``PairBackend``, of ``SinkhornBackend``, or of both, or of more.
 
 Functions get tensors on one device, checked, in the form that :mod:`pycl.core.problem` describes, and return new
 tensors there. They know neither autograd nor process groups. :mod:`pycl.backends.reference` is the specification: a
