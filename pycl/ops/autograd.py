@@ -378,7 +378,7 @@ class AverageFunction(_Rule):
 
 
 class UnitFunction(torch.autograd.Function):
-    """Rows at unit length. Only for eager execution, as who calls it chooses; a second derivative is the formula's."""
+    """Rows at unit length. Only for eager execution, as who calls it chooses; second derivatives are the formula's."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, backend: str) -> Tensor:
@@ -390,7 +390,7 @@ class UnitFunction(torch.autograd.Function):
     def backward(ctx: Any, d_unit: Tensor) -> tuple[Tensor, None]:
         (z,) = ctx.saved_tensors
         create_graph = torch.is_grad_enabled()
-        if not (create_graph or observed() or is_legacy_batchedtensor(d_unit)):
+        if not create_graph and forward_ad._current_level < 0:
             return torch.ops.pycl.unit_backward(z, d_unit, ctx.backend), None
         with torch.enable_grad():
             view = z.view_as(z)  # hooks on z are not for this gradient

@@ -151,13 +151,30 @@ def test_a_hook_sees_one_gradient() -> None:
 
 
 def test_many_gradients_at_once() -> None:
-    """vmap over the backward of an eager forward, the present one and the one of is_grads_batched."""
+    """Over the backward of an eager forward, the legacy vmap of is_grads_batched and the present one."""
     z, d_units = torch.randn(4, 3, requires_grad=True), torch.randn(5, 4, 3)
     wanted = torch.stack([value_and_gradient(formula, z, d)[1] for d in d_units])
     value = unit(z)
     (found,) = torch.autograd.grad(value, z, d_units, is_grads_batched=True, retain_graph=True)
     assert_close(found, wanted)
     assert_close(vmap(lambda d: torch.autograd.grad(value, z, d, retain_graph=True)[0])(d_units), wanted)
+
+
+def test_a_tangent_of_the_gradient() -> None:
+    z, d_unit, tangent = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3), torch.randn(4, 3)
+    value = unit(z)
+    with forward_ad.dual_level():
+        (found,) = torch.autograd.grad(value, z, forward_ad.make_dual(d_unit, tangent))
+        assert_close(forward_ad.unpack_dual(found).tangent, value_and_gradient(formula, z, tangent)[1])
+
+
+def test_compiled_autograd() -> None:
+    torch.compiler.reset()
+    z, d_unit = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3)
+    value = unit(z)
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager", fullgraph=True)):
+        (found,) = torch.autograd.grad(value, z, d_unit)
+    assert_close(found, value_and_gradient(formula, z, d_unit)[1])
 
 
 def dual(function: Callable[[Tensor], Tensor], z: Tensor, tangent: Tensor) -> Tensor:
