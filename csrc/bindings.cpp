@@ -369,4 +369,24 @@ PYBIND11_MODULE(_C, m) {
       },
       unlocked, exact("scores"), py::arg("epsilon"), exact("sample_target"), exact("potential"), exact("dtype"),
       exact("codes"), exact("u"), exact("threads"));
+  m.def(
+      "unit",
+      [](const MatrixTuple& z, Address out, int threads) {
+        const Matrix rows = matrix("z", z);
+        void* const to = required("out", out);
+        run_kernel(thread_count(threads),
+                   [&](const ExecutionContext& host) { kernels_for(rows.dtype, false).unit(rows, host, to); });
+      },
+      unlocked, exact("z"), exact("out"), exact("threads"));
+  m.def(
+      "unit_backward",
+      [](const MatrixTuple& z, const MatrixTuple& d_unit, Address out, int threads) {
+        const Matrix rows = matrix("z", z), g = matrix("d_unit", d_unit);
+        demand(g.n == rows.n && g.d == rows.d, "d_unit must have the shape of z, got ", g.n, " and ", g.d);
+        void* const to = required("out", out);
+        run_kernel(thread_count(threads), [&](const ExecutionContext& host) {
+          kernels_for(rows.dtype, false).unit_backward(rows, host, g, to);
+        });
+      },
+      unlocked, exact("z"), exact("d_unit"), exact("out"), exact("threads"));
 }

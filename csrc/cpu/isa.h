@@ -7,6 +7,7 @@
 #include "prefixes.h"
 #include "sinkhorn.h"
 #include "slopes.h"
+#include "unit.h"
 
 namespace {
 
@@ -25,6 +26,8 @@ constexpr pycl::Kernels kKernels = {residual_bytes<P>,
                                     pair_extremes<P>,
                                     sinkhorn_columns<P>,
                                     sinkhorn_samples<P>,
-                                    sinkhorn_codes<P>};
+                                    sinkhorn_codes<P>,
+                                    unit<P>,
+                                    unit_backward<P>};
 
 }  // namespace

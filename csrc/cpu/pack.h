@@ -87,6 +87,29 @@ double norm_of(const T* line, int64_t d) {
   return peak * __builtin_sqrt(sum);
 }
 
+inline double inverse_norm(double norm) { return 1 / (norm < kNormEps ? kNormEps : norm); }
+
+// In the precision of the factor.
+template <class T, class F>
+void scale_row(T* line, int64_t d, F factor) {
+  for (int64_t k = 0; k < d; ++k) line[k] = T(F(line[k]) * factor);
+}
+
+// From the gradient of the unit row x to that of the row, which has this norm and will be stored as `dtype`; both sides
+// of the subtraction in F.
+template <class F, class T>
+void normalized_gradient(const T* x, int64_t d, double norm, DType dtype, T* g) {
+  const double inverse = inverse_norm(norm);
+  if (norm < kNormEps) {  // the norm was clamped, so it is a constant
+    scale_row(g, d, inverse);
+    if (dtype == DType::kFloat16)  // 1 / kNormEps is beyond float16
+      for (int64_t k = 0; k < d; ++k) g[k] = g[k] > T(65504) ? T(65504) : g[k] < T(-65504) ? T(-65504) : g[k];
+    return;
+  }
+  const F along = F(dot(x, g, d)), factor = F(inverse);
+  for (int64_t k = 0; k < d; ++k) g[k] = T((F(g[k]) - F(x[k]) * along) * factor);
+}
+
 // The sums over tiles that gradients of points are made of: direct [points, width] from the points as rows, transposed
 // [blocks][width][block] from the points as columns. Either may be null. d_scale, if wanted, is <x_i, direct_i>.
 template <class T>
@@ -170,14 +193,10 @@ struct Packed {
     return {by_col + b * block * width, block, 1, by_col_plane()};
   }
 
-  double inverse_norm(int64_t i) const { return 1 / (norm[i] < kNormEps ? kNormEps : norm[i]); }
-
   // The point as the logits see it.
   void load_point(int64_t i, T* line) const {
     load_row(z, i, line);
-    if (!normalize) return;
-    const double inverse = inverse_norm(i);
-    for (int64_t k = 0; k < z.d; ++k) line[k] = T(double(line[k]) * inverse);
+    if (normalize) scale_row(line, z.d, inverse_norm(norm[i]));
   }
 
   void pack_block(int64_t b) {
@@ -237,24 +256,9 @@ struct Packed {
         const T* ti = sums.transposed + b * block * width + i % block;
         for (int64_t k = 0; k < z.d; ++k) g[k] += ti[k * block] * sums.transposed_scale;
       }
-      if (normalize) normalized_gradient(i, x, g);
+      if (normalize) normalized_gradient<double>(x, z.d, norm[i], z.dtype, g);
       store_row(sums.out, z.dtype, i, z.d, g);
     }
-  }
-
-  void normalized_gradient(int64_t i, const T* x, T* g) const {
-    const double inverse = inverse_norm(i);
-    if (norm[i] < kNormEps) {  // the norm was clamped, so it is a constant
-      for (int64_t k = 0; k < z.d; ++k) {
-        double value = double(g[k]) * inverse;
-        if (z.dtype == DType::kFloat16)  // 1 / kNormEps is beyond float16
-          value = value > 65504. ? 65504. : value < -65504. ? -65504. : value;
-        g[k] = T(value);
-      }
-      return;
-    }
-    const double along = dot(x, g, z.d);
-    for (int64_t k = 0; k < z.d; ++k) g[k] = T((double(g[k]) - double(x[k]) * along) * inverse);
   }
 };
 

@@ -196,6 +196,9 @@ struct Kernels {
   // contiguous codes [B, K] of a dtype, and the samples' potential [B]
   void (*sinkhorn_codes)(const SinkhornProblem&, const ExecutionContext&, const void* potential, DType, void* codes,
                          void* u);
+  // contiguous rows of length 1 in the accumulation type, and from their gradient to that of z in its dtype
+  void (*unit)(const Matrix& z, const ExecutionContext&, void* out);
+  void (*unit_backward)(const Matrix& z, const ExecutionContext&, const Matrix& d_unit, void* out);
 };
 
 // What an instruction set offers; null where it has nothing better than the set below it.

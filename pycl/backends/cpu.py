@@ -313,3 +313,19 @@ def sinkhorn_codes(t: SinkhornProblem, potential: Tensor) -> tuple[Tensor, Tenso
 
 
 sinkhorn = partial(solve, sinkhorn_columns, sinkhorn_codes)
+
+
+def unit(z: Tensor) -> Tensor:
+    rows, out = _rows(z), buffers.empty(z.shape, accumulation_dtype(z.dtype))
+    _C.unit(_matrix(rows), out.data_ptr(), torch.get_num_threads())
+    return out
+
+
+def unit_backward(z: Tensor, d_unit: Tensor) -> Tensor:
+    rows, gradient, out = _rows(z), _rows(d_unit), buffers.empty(z.shape, z.dtype)
+    _C.unit_backward(_matrix(rows), _matrix(gradient), out.data_ptr(), torch.get_num_threads())
+    return out
+
+
+def _rows(z: Tensor) -> Tensor:
+    return z if z.dim() == 2 else z.reshape(-1, z.shape[-1])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a backend is: a module with the functions of ``PairBackend``, of ``SinkhornBackend``, or of both.
+"""What a backend is: a module with the functions of ``PairBackend``, of ``SinkhornBackend``, or of both, or of more.
 
 Functions get tensors on one device, checked, in the form that :mod:`pycl.core.problem` describes, and return new
 tensors there. They know neither autograd nor process groups. :mod:`pycl.backends.reference` is the specification: a
@@ -199,3 +199,13 @@ class SinkhornFeatureBackend(SinkhornStepBackend, Protocol):
 
     def sinkhorn_samples(self, t: SinkhornProblem, potential: Tensor) -> Tensor:
         """``log sum_k exp(L_bk + v_k)`` [B]."""
+
+
+class UnitBackend(_Backend, Protocol):
+    """One for which rows at unit length are one pass; elsewhere they are :func:`pycl.core.unit.unit`."""
+
+    def unit(self, z: Tensor) -> Tensor:
+        """``z`` [..., d], d >= 1, of any strides, L2-normalised along d, contiguous in the accumulation dtype."""
+
+    def unit_backward(self, z: Tensor, d_unit: Tensor) -> Tensor:
+        """From the gradient of that to the one of ``z``, in its dtype."""

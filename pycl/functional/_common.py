@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pycl.core.problem import NORM_EPS, accumulation_dtype, check_whole
+from pycl.core.problem import accumulation_dtype, check_whole
 from pycl.core.tracing import observed
+from pycl.core.unit import widen as widen
+from pycl.ops import unit as operators
 
 Views: TypeAlias = Tensor | Sequence[Tensor]
 Scalar: TypeAlias = float | Tensor
@@ -146,28 +148,9 @@ def check_two_views(loss: str, n_views: int) -> None:
         raise ValueError(f"views: {loss} is defined for exactly two views, got {n_views}")
 
 
-def widen(z: Tensor) -> Tensor:
-    """At least float32: half types become float32, the others stay."""
-    return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
-
-
 def unit(z: Tensor, normalize: bool = True) -> Tensor:
-    """Embeddings in at least float32, L2-normalised (eps 1e-12) unless told otherwise.
-
-    Rows are divided by their largest entry first, or squares of huge and tiny entries would leave the range. The
-    gradient of a zero row is that of x / eps; in float16, where 1 / eps overflows, it is 0.
-    """
-    half = z.dtype == torch.float16
-    z = widen(z)
-    if not normalize:
-        return z
-    peak = z.detach().abs().amax(-1, keepdim=True)
-    peak = peak.masked_fill(zero := peak == 0, 1.0).clamp_min(torch.finfo(z.dtype).tiny)  # or eps / peak overflows
-    z = z / peak
-    if half:
-        z = z.masked_fill(zero, 0.0)
-    norm: Tensor = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
-    return z / norm.clamp_min(NORM_EPS / peak)
+    """Embeddings in at least float32, L2-normalised as :func:`pycl.core.unit.unit` unless told otherwise."""
+    return operators.unit(z) if normalize else widen(z)
 
 
 def no_autocast(z: Tensor) -> torch.autocast:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 
+from pycl.core import unit as formula
 from pycl.core.problem import (
     LEAVES,
     N_GRADED,
@@ -404,3 +405,24 @@ class AverageFunction(_Rule):
                 d_values = apply(OnceDifferentiable, d_values, *problem.leaves(), values, d_out)
             gradients[_INPUTS] = d_values
         return tuple(gradients)
+
+
+class UnitFunction(torch.autograd.Function):
+    """Rows at unit length. Only for eager execution, as who calls it chooses; second derivatives are the formula's."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, backend: str) -> Tensor:
+        ctx.backend = backend
+        ctx.save_for_backward(z)
+        return cast("Tensor", torch.ops.pycl.unit(z, backend))
+
+    @staticmethod
+    def backward(ctx: Any, d_unit: Tensor) -> tuple[Tensor, None]:
+        (z,) = ctx.saved_tensors
+        create_graph = torch.is_grad_enabled()
+        if not create_graph and forward_ad._current_level < 0:
+            return torch.ops.pycl.unit_backward(z, d_unit, ctx.backend), None
+        with torch.enable_grad():
+            view = z.view_as(z)  # hooks on z are not for this gradient
+            (d_z,) = torch.autograd.grad(formula.unit(view), view, d_unit, create_graph=create_graph)
+        return d_z, None

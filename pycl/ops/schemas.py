@@ -3,7 +3,7 @@
 
 Operators are opaque to ``torch.compile`` and carry no autograd: gradients live in ``autograd.py`` alone. All of them
 on pairs share one argument list, the ``Problem``; a backend is a module with one function for each operator. Those of
-Sinkhorn are in ``sinkhorn.py``.
+Sinkhorn are in ``sinkhorn.py``, those of rows at unit length in ``unit.py``.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import pycl.functional as F
 from pycl import Pairs, Points, pair_average, pair_stats
 from pycl.backends.registry import why_not
 from pycl.engine import PairExtremes, pair_extremes, prefix_stats
+from pycl.ops.unit import unit
 
 if reason := why_not("cpu", "cpu"):
     pytest.skip(reason, allow_module_level=True)
@@ -115,6 +116,7 @@ CALLS: dict[str, Callable[[], Tensor]] = {
     "average": average,
     "extremes": lambda: extremes().negative.sum(),
     "sinkhorn": lambda: F.sinkhorn(leaves()[0], backend="cpu").sum(),
+    "unit": lambda: unit(leaves()[0]).sum(),
 }
 
 
@@ -228,6 +230,8 @@ FUNCTIONS = {  # by the loss that calls them: addresses that are a must, and seq
     "pair_extremes": ("extremes", (1, 2, 3, 4), ()),
     "sinkhorn_columns": ("sinkhorn", (4,), (0,)),
     "sinkhorn_codes": ("sinkhorn", (3, 5, 6), (0,)),
+    "unit": ("unit", (1,), (0,)),
+    "unit_backward": ("unit", (2,), (0, 1)),
 }
 
 
@@ -300,14 +304,25 @@ def test_a_gradient_of_means_has_their_shape(monkeypatch: pytest.MonkeyPatch) ->
         assert "the width of the values" in refused(C.pair_average_backward, arguments, (2, 2), dv)
 
 
-@pytest.mark.parametrize("name", ["sinkhorn_columns", "sinkhorn_codes"])
-def test_scores_that_cannot_be(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments, _alive = arguments_of(name, "sinkhorn", monkeypatch)
+@pytest.mark.parametrize("name", ["sinkhorn_columns", "sinkhorn_codes", "unit", "unit_backward"])
+def test_matrices_and_threads_that_cannot_be(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, _alive = arguments_of(name, FUNCTIONS[name][0], monkeypatch)
     for at, values in MATRIX.values():
         for value in values:
             refused(getattr(C, name), arguments, (0, at), value)
-    assert "column stride" in refused(getattr(C, name), arguments, (0, 4), 2)
     refused(getattr(C, name), arguments, (max(arguments),), 0)  # threads
+
+
+@pytest.mark.parametrize("name", ["sinkhorn_columns", "sinkhorn_codes"])
+def test_scores_have_no_stride_of_columns(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, _alive = arguments_of(name, "sinkhorn", monkeypatch)
+    assert "column stride" in refused(getattr(C, name), arguments, (0, 4), 2)
+
+
+def test_a_gradient_of_unit_rows_has_their_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, _alive = arguments_of("unit_backward", "unit", monkeypatch)
+    for at, other in ((1, 8), (1, 10), (2, 4), (2, 6)):
+        assert "the shape of z" in refused(C.unit_backward, arguments, (1, at), other)
 
 
 def test_codes_have_the_dtype_of_the_scores_or_float32(monkeypatch: pytest.MonkeyPatch) -> None:

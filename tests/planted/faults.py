@@ -324,6 +324,27 @@ FAULTS = [
         "test_average",
     ),
     Fault(
+        "CPU: the gradient of a row that was shrunk is that of the shorter one",
+        "csrc/cpu/unit.h",
+        "if (row.shrunk) scale_row(g, d, kShrink);",
+        "",
+        "test_cpu_unit",
+    ),
+    Fault(
+        "CPU: a row with an infinite entry is 0 elsewhere",
+        "csrc/cpu/unit.h",
+        'row.norm = __builtin_nan("");',
+        "row.norm = kLongest;",
+        "test_cpu_unit",
+    ),
+    Fault(
+        "CPU: every norm counts as one whose inverse float holds",
+        "csrc/cpu/unit.h",
+        "norm > kNormEps && norm < kCommon",
+        "norm > kNormEps",
+        "test_cpu_unit",
+    ),
+    Fault(
         "CPU module: nothing ends a kernel before its last tile",
         "csrc/cpu/schedule.h",
         "if (!host.cancelled(host)) visit(w, i, j);",

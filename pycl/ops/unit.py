@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators that bring rows to unit length in one pass, and which tensors they are for."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from pycl.backends import registry
+from pycl.core import unit as formula
+from pycl.core.problem import accumulation_dtype
+from pycl.core.tracing import observed
+from pycl.ops import schemas
+from pycl.ops.autograd import UnitFunction, apply
+
+BACKEND = "cpu"  # the one that has them
+
+
+def unit(z: Tensor) -> Tensor:
+    """:func:`pycl.core.unit.unit` of embeddings [..., d]: one operator on a CPU, where its one pass is eager."""
+    if not _has_operator(z):
+        return formula.unit(z)
+    if z.requires_grad and torch.is_grad_enabled():
+        return cast("Tensor", apply(UnitFunction, z, BACKEND))
+    return cast("Tensor", torch.ops.pycl.unit(z, BACKEND))
+
+
+def _has_operator(z: Tensor) -> bool:
+    """A transform, a tangent and a tensor of another class have rules for the operators of the formula alone."""
+    return (
+        not observed()
+        and forward_ad._current_level < 0
+        and type(z) in (Tensor, Parameter)
+        and z.device.type == BACKEND
+        and z.dim() > 0
+        and z.numel() > 0
+        and registry.why_not(BACKEND, BACKEND, z.dtype, "unit") is None
+    )
+
+
+schemas.register(
+    "unit",
+    "Tensor z",
+    "Tensor",
+    lambda z, _: [z],
+    lambda z: z.new_empty(z.shape, dtype=accumulation_dtype(z.dtype)),
+)
+schemas.register(
+    "unit_backward",
+    "Tensor z, Tensor d_unit",
+    "Tensor",
+    lambda z, d_unit, _: [z, d_unit],
+    lambda z, d_unit: z.new_empty(z.shape),
+)
