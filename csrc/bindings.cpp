@@ -184,6 +184,12 @@ bool is_wide(Address rows, int64_t m, Address cols, int64_t n) {
   return uint64_t(high) - uint64_t(low) > 0x7fffffffu;
 }
 
+Extremes extremes(const std::array<Address, 4>& out) {
+  return {required("negative", out[0]), required("positive", out[1]),
+          static_cast<int64_t*>(required("negative_index", out[2])),
+          static_cast<int64_t*>(required("positive_index", out[3]))};
+}
+
 StatsGradient stats_gradient(const Addresses& d) { return {pointer(d[0]), pointer(d[1]), pointer(d[2])}; }
 
 // An argument that is what it says: pybind11 would take numpy.float32(3.7) for the integer 3.
@@ -321,14 +327,13 @@ PYBIND11_MODULE(_C, m) {
       unlocked, py::arg("problem"), exact("values"), exact("d_out"), exact("along"), exact("d_values"), exact("out"));
   m.def(
       "pair_extremes",
-      [](const PyProblem& p, Address negative, Address positive, Address negative_index, Address positive_index) {
-        const Extremes out{required("negative", negative), required("positive", positive),
-                           static_cast<int64_t*>(required("negative_index", negative_index)),
-                           static_cast<int64_t*>(required("positive_index", positive_index))};
-        run_kernel(p.threads, [&](const ExecutionContext& host) { p.kernels().pair_extremes(p, host, out); });
+      [](const PyProblem& p, const std::array<Address, 4>& rows, const std::array<Address, 4>& cols) {
+        const bool both = cols != std::array<Address, 4>{};
+        const Extremes of_rows = extremes(rows), of_cols = both ? extremes(cols) : Extremes{};
+        run_kernel(p.threads,
+                   [&](const ExecutionContext& host) { p.kernels().pair_extremes(p, host, of_rows, of_cols); });
       },
-      unlocked, py::arg("problem"), exact("negative"), exact("positive"), exact("negative_index"),
-      exact("positive_index"));
+      unlocked, py::arg("problem"), exact("rows"), exact("cols"));
   m.def(
       "sinkhorn_columns",
       [](const MatrixTuple& scores, double epsilon, Address sample_target, Address potential, Address out,

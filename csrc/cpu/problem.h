@@ -153,8 +153,8 @@ struct SinkhornProblem {
   const void* sample_target;
 };
 
-// The largest logit of the first set and the smallest positive of each row [m] in the accumulation type, and their
-// columns; -inf, inf and -1 without one.
+// The largest logit of the first set and the smallest positive of each point of one side in the accumulation type, and
+// the positions of their partners; -inf, inf and -1 without one.
 struct Extremes {
   void *negative, *positive;
   int64_t *negative_index, *positive_index;
@@ -182,7 +182,7 @@ struct Kernels {
   // of softmax means: contiguous [n, values.d] in the accumulation type, or null, and what the logits depend on
   void (*pair_average_backward)(const Problem&, const ExecutionContext&, const Matrix& values, const Matrix& d_out,
                                 const void* along, void* d_values, const Gradients&);
-  void (*pair_extremes)(const Problem&, const ExecutionContext&, const Extremes& out);
+  void (*pair_extremes)(const Problem&, const ExecutionContext&, const Extremes& rows, const Extremes& cols);
   // log sum_b exp(L_bk + u_b) [K], u from the sample step with the prototypes' potential, 0 where that is null
   void (*sinkhorn_columns)(const SinkhornProblem&, const ExecutionContext&, const void* potential, void* out);
   // log sum_k exp(L_bk + v_k) [B], with the prototypes' potential

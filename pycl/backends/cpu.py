@@ -267,13 +267,13 @@ def pair_average_backward(
     return d_values, *out
 
 
-def pair_extremes(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    m, dtype = len(problem.rows), accumulation_dtype(problem.rows.dtype)
-    negative, positive = torch.empty(m, dtype=dtype), torch.empty(m, dtype=dtype)
-    negative_index, positive_index = torch.empty(m, dtype=torch.int64), torch.empty(m, dtype=torch.int64)
-    out = negative, positive, negative_index, positive_index
-    _C.pair_extremes(_compiled(problem), *map(Tensor.data_ptr, out))
-    return out
+def pair_extremes(problem: Problem, both_sides: bool) -> tuple[Tensor, ...]:
+    dtype = accumulation_dtype(problem.rows.dtype)
+    dtypes = dtype, dtype, torch.int64, torch.int64
+    rows = [torch.empty(len(problem.rows), dtype=t) for t in dtypes]
+    cols = [torch.empty(problem.n_cols() if both_sides else 0, dtype=t) for t in dtypes]
+    _C.pair_extremes(_compiled(problem), list(map(_pointer, rows)), list(map(_pointer, cols)))
+    return *rows, *cols
 
 
 def _scores(t: SinkhornProblem) -> tuple[Any, ...]:

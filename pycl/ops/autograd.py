@@ -314,27 +314,35 @@ class LogitsFunction(_Rule):
 
 
 class ExtremesFunction(_Rule):
-    """The largest negative and the smallest positive of every row, and their columns."""
+    """The largest negative and the smallest positive of every row, and their columns.
+
+    With ``both_sides`` the same four of every column after them.
+    """
 
     @staticmethod
-    @_takes("backend", "sharded")
+    @_takes("both_sides", "backend", "sharded")
     def forward(*args: Any) -> tuple[Tensor, ...]:
         *arguments, sharded = args
-        return cast("tuple[Tensor, ...]", (sharded or torch.ops.pycl).pair_extremes(*arguments))
+        found = (sharded or torch.ops.pycl).pair_extremes(*arguments)
+        return cast("tuple[Tensor, ...]", found if args[_INPUTS] else found[:4])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *_, ctx.backend, sharded = inputs
         ctx.operators = sharded or torch.ops.pycl
-        _save(ctx, inputs[:_INPUTS], *output[2:])
-        ctx.mark_non_differentiable(*output[2:])
+        index = *output[2:4], *output[6:]
+        _save(ctx, inputs[:_INPUTS], *index)
+        ctx.mark_non_differentiable(*index)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, d_negative: Tensor, d_positive: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *d_found: Tensor | None) -> tuple[Tensor | None, ...]:
         problem, index = _restore(ctx)
-        d_values, needs = (d_negative.contiguous(), d_positive.contiguous()), _needs(ctx.needs_input_grad)
-        found = ctx.operators.pair_extremes_backward(*problem, *index, *d_values, needs, ctx.backend)
-        return _gradients(ctx, problem.leaves(), found, 2, *d_values)
+        d_rows, d_cols = ([None if d is None else d.contiguous() for d in d_found[k : k + 2]] for k in (0, 4))
+        of_cols = (*index[2:], *d_cols) if len(index) > 2 else (None,) * 4
+        needs = _needs(ctx.needs_input_grad)
+        found = ctx.operators.pair_extremes_backward(*problem, *index[:2], *d_rows, *of_cols, needs, ctx.backend)
+        return _gradients(ctx, problem.leaves(), found, 3, *d_rows, *d_cols)
 
 
 class AverageFunction(_Rule):

@@ -37,6 +37,12 @@ _PROBLEM = (
 _NEEDS = "bool[4] needs"
 # the gradients of lse, pos_lse and pos_sum of each side; not as a list, into which vmap cannot look
 _D_STATS = ", ".join(f"Tensor? d_{side}_{name}" for side in ("row", "col") for name in ("lse", "pos_lse", "pos_sum"))
+# what each side chose, and the gradients of these logits
+_CHOSEN = ", ".join(
+    f"Tensor? {side}_{name}"
+    for side in ("row", "col")
+    for name in ("negative_index", "positive_index", "d_negative", "d_positive")
+)
 _PREFIXES = "Tensor row_factor, Tensor col_factor, SymInt[] ends"
 _GRADIENTS = ", ".join("Tensor" for _ in Gradients._fields)
 _WIDTH = len(Problem._fields)
@@ -82,10 +88,10 @@ def _top_shapes(problem: Problem, k: int, both_sides: bool) -> tuple[Tensor, Ten
     return *rows, new(n, k, dtype=dtype), new(n, k, dtype=torch.int64)
 
 
-def _extremes_shapes(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    new, m = problem.rows.new_empty, problem.rows.shape[0]
-    negative, positive = (new(m, dtype=accumulation_dtype(problem.rows.dtype)) for _ in range(2))
-    return negative, positive, new(m, dtype=torch.int64), new(m, dtype=torch.int64)
+def _extremes_shapes(problem: Problem, both_sides: bool) -> tuple[Tensor, ...]:
+    new, dtype = problem.rows.new_empty, accumulation_dtype(problem.rows.dtype)
+    sizes = problem.rows.shape[0], problem.n_cols() if both_sides else 0
+    return tuple(new(n, dtype=t) for n in sizes for t in (dtype, dtype, torch.int64, torch.int64))
 
 
 def _weighted_sum_shape(problem: Problem, values: Tensor) -> Tensor:
@@ -151,13 +157,8 @@ _OPERATORS = (
     _Operator("pair_logits", "", "Tensor", _logits_shape),
     _Operator("pair_logits_backward", f"Tensor d_logits, {_NEEDS}", _GRADIENTS, _backward_shapes),
     _Operator("pair_top", "SymInt k, bool both_sides", "Tensor, Tensor, Tensor, Tensor", _top_shapes),
-    _Operator("pair_extremes", "", "Tensor, Tensor, Tensor, Tensor", _extremes_shapes),
-    _Operator(
-        "pair_extremes_backward",
-        f"Tensor negative_index, Tensor positive_index, Tensor d_negative, Tensor d_positive, {_NEEDS}",
-        _GRADIENTS,
-        _backward_shapes,
-    ),
+    _Operator("pair_extremes", "bool both_sides", ", ".join(["Tensor"] * 8), _extremes_shapes),
+    _Operator("pair_extremes_backward", f"{_CHOSEN}, {_NEEDS}", _GRADIENTS, _backward_shapes),
     # sum_j exp(l_ij) v_j over the pairs [m, dv], in the accumulation dtype; the caller's biases keep it in range.
     _Operator("pair_weighted_sum", "Tensor values", "Tensor", _weighted_sum_shape),
     # Of softmax means: their log-sum-exps are subtracted from the logits, along_i is <d_out_i, mean_i>.
@@ -180,6 +181,8 @@ def _problem_first(name: str) -> Callable[..., list[Any]]:
             arranged[-1] = Needs(*arranged[-1])
         if has_d_stats:
             arranged[-7:-1] = arranged[-7:-4], arranged[-4:-1]
+        if name == "pair_extremes_backward":
+            arranged[-9:-1] = arranged[-9:-5], arranged[-5:-1]
         return arranged
 
     return arrange

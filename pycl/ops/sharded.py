@@ -202,33 +202,55 @@ class Sharded:
 
     @eager
     def pair_extremes(self, *args: Any) -> tuple[Tensor, ...]:
-        problem, (backend,) = Problem(*args[:_WIDTH]), args[_WIDTH:]
-        remote_blocks = self._exchange(symmetric=False).fetch(_columns(problem))
+        problem, (both_sides, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
+        exchange = self._exchange(symmetric=False)
+        remote_blocks = exchange.fetch(_columns(problem))
         found = torch.ops.pycl.pair_extremes(*args)
-        for index in found[2:]:
-            index += (index >= 0) * self._first_column()
+        of_rows, of_cols = found[:4], found[4:]
+        _move_on(of_rows, self._first_column())
+        _move_on(of_cols, self._first_row())
+
+        def deliver(at: RowRange, arrived: list[Tensor]) -> None:
+            _merge_extremes([x[at.start : at.stop] for x in of_cols], arrived)
+
+        returns = exchange.returns(of_cols, deliver)
         for remote in _by_owner(remote_blocks):
-            part = torch.ops.pycl.pair_extremes(*_part(problem, remote), backend)
-            _merge_extremes(found, part, self._first_column(remote))
+            part = torch.ops.pycl.pair_extremes(*_part(problem, remote), both_sides, backend)
+            _move_on(part[:4], self._first_column(remote))
+            _move_on(part[4:], self._first_row())
+            _merge_extremes(of_rows, part[:4])
+            if both_sides:
+                returns.send(remote, part[4:])
+        if both_sides:
+            returns.wait()
         return cast("tuple[Tensor, ...]", found)
 
     @eager
     def pair_extremes_backward(self, *args: Any) -> Gradients:
-        problem, (*indices, d_negative, d_positive, needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
+        problem, (*chosen, needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
+        of_rows, of_cols = chosen[:4], chosen[4:]
+        travel: list[Tensor] = []
+        if of_cols[0] is not None:
+            zero = problem.logit_scale.new_zeros(problem.n_cols())
+            travel = [zero if x is None else x for x in of_cols]
 
-        def of_block(block: Problem, first: int, needs: Needs) -> Gradients:
-            inside = [(index >= first) & (index < first + block.n_cols()) for index in indices]
-            chosen = [torch.where(here, index - first, -1) for here, index in zip(inside, indices, strict=True)]
-            given = *chosen, d_negative, d_positive, needs, backend
-            return Gradients(*torch.ops.pycl.pair_extremes_backward(*block, *given))
+        def of_block(block: Problem, first: int, of_cols: Sequence[Tensor | None], needs: Needs) -> Gradients:
+            rows = _within(of_rows, first, block.n_cols())
+            cols = _within(of_cols, self._first_row(), len(block.rows))
+            return Gradients(*torch.ops.pycl.pair_extremes_backward(*block, *rows, *cols, needs, backend))
 
         def backward(remote: RemoteBlock, needs: Needs) -> Gradients:
-            return of_block(_part(problem, remote), self._first_column(remote), needs)
+            arrived = remote.columns[-len(travel) :] if travel else of_cols
+            return of_block(_part(problem, remote), self._first_column(remote), arrived, needs)
 
         exchange = self._exchange(symmetric=False)
-        remote_blocks = exchange.fetch(_columns(problem))
-        own = of_block(problem, self._first_column(), needs)
+        remote_blocks = exchange.fetch([*_columns(problem), *travel])
+        own = of_block(problem, self._first_column(), of_cols, needs)
         return _add_gradients(problem, Needs(*needs), own, exchange, _by_owner(remote_blocks), backward)
+
+    def _first_row(self) -> int:
+        """The position of this rank's first row among those of all ranks."""
+        return self.agreement.starts[self.agreement.ranks.rank][0]
 
     def _first_column(self, remote: RemoteBlock | None = None) -> int:
         """The position of the first column of a remote block of one rank, or of this rank, among those of all ranks."""
@@ -289,16 +311,28 @@ def _by_owner(remote_blocks: Iterator[RemoteBlock]) -> Iterator[RemoteBlock]:
             yield RemoteBlock(remote.rows, [block], columns)
 
 
-def _merge_extremes(found: Sequence[Tensor], part: Sequence[Tensor], first: int) -> None:
-    """Merge the extremes of a block, whose first column is at position ``first``, into those that were found before.
+def _move_on(found: Sequence[Tensor], first: int) -> None:
+    """Make positions in a block, which begins at ``first``, those among the points of all ranks; -1 stays."""
+    for index in found[2:]:
+        index += (index >= 0) * first
+
+
+def _within(chosen: Sequence[Tensor | None], first: int, n: int) -> list[Tensor | None]:
+    """What points chose as a block of n candidates sees it, which begins at ``first``: -1 for those of other blocks."""
+    inside = [None if x is None else torch.where((x >= first) & (x < first + n), x - first, -1) for x in chosen[:2]]
+    return [*inside, *chosen[2:]]
+
+
+def _merge_extremes(found: Sequence[Tensor], part: Sequence[Tensor]) -> None:
+    """Merge the extremes of a block into those that were found before; positions are those among all ranks' points.
 
     Blocks come in any order, and the choice is that among all candidates at once: a NaN, and of equals the first.
     """
     for k, beyond in enumerate((torch.gt, torch.lt)):
-        value, index, other, at = found[k], found[k + 2], part[k], part[k + 2] + first
+        value, index, other, at = found[k], found[k + 2], part[k], part[k + 2]
         equal = (other == value) | (other.isnan() & value.isnan())
         better = beyond(other, value) | (other.isnan() & ~value.isnan()) | (equal & (at < index)) | (index < 0)
-        better &= part[k + 2] >= 0
+        better &= at >= 0
         value.copy_(torch.where(better, other, value))
         index.copy_(torch.where(better, at, index))
 

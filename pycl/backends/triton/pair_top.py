@@ -27,13 +27,19 @@ def pair_top(problem: Problem, k: int, both_sides: bool) -> tuple[Tensor, Tensor
     return values, index, *_top_of_rows(with_one_scale(problem).transposed(), k)
 
 
-def pair_extremes(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Two searches of one key each: the positives with all signs turned. A product of -inf hides larger positives.
-
-    With modifiers in plain torch: what they add is no bias whose sign could be turned.
-    """
+def pair_extremes(problem: Problem, both_sides: bool) -> tuple[Tensor, ...]:
+    """With modifiers in plain torch: what they add is no bias whose sign could be turned."""
     if problem.modifiers:
-        return reference.pair_extremes(problem)
+        return reference.pair_extremes(problem, both_sides)
+    rows = _extremes_of_rows(problem)
+    if not both_sides:
+        return *rows, *(x.new_empty(0) for x in rows)
+    # Launches on the transposed operands: a program of the search owns rows alone.
+    return *rows, *_extremes_of_rows(with_one_scale(problem).transposed())
+
+
+def _extremes_of_rows(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Two searches of one key each: the positives with all signs turned. A product of -inf hides larger positives."""
     negative, negative_index = _top_of_rows(problem, 1)
     turned = problem._replace(
         pairs=problem.positives,
