@@ -184,12 +184,6 @@ bool is_wide(Address rows, int64_t m, Address cols, int64_t n) {
   return uint64_t(high) - uint64_t(low) > 0x7fffffffu;
 }
 
-Extremes extremes(const std::array<Address, 4>& out) {
-  return {required("negative", out[0]), required("positive", out[1]),
-          static_cast<int64_t*>(required("negative_index", out[2])),
-          static_cast<int64_t*>(required("positive_index", out[3]))};
-}
-
 StatsGradient stats_gradient(const Addresses& d) { return {pointer(d[0]), pointer(d[1]), pointer(d[2])}; }
 
 // An argument that is what it says: pybind11 would take numpy.float32(3.7) for the integer 3.
@@ -327,13 +321,13 @@ PYBIND11_MODULE(_C, m) {
       unlocked, py::arg("problem"), exact("values"), exact("d_out"), exact("along"), exact("d_values"), exact("out"));
   m.def(
       "pair_extremes",
-      [](const PyProblem& p, const std::array<Address, 4>& rows, const std::array<Address, 4>& cols) {
-        const bool both = cols != std::array<Address, 4>{};
-        const Extremes of_rows = extremes(rows), of_cols = both ? extremes(cols) : Extremes{};
-        run_kernel(p.threads,
-                   [&](const ExecutionContext& host) { p.kernels().pair_extremes(p, host, of_rows, of_cols); });
+      [](const PyProblem& p, Address values, Address index, Address col_values, Address col_index) {
+        const Extremes rows{required("values", values), static_cast<int64_t*>(required("index", index))};
+        demand(!col_values == !col_index, "col_values and col_index must be addresses, both or neither");
+        const Extremes cols{pointer(col_values), static_cast<int64_t*>(pointer(col_index))};
+        run_kernel(p.threads, [&](const ExecutionContext& host) { p.kernels().pair_extremes(p, host, rows, cols); });
       },
-      unlocked, py::arg("problem"), exact("rows"), exact("cols"));
+      unlocked, py::arg("problem"), exact("values"), exact("index"), exact("col_values"), exact("col_index"));
   m.def(
       "sinkhorn_columns",
       [](const MatrixTuple& scores, double epsilon, Address sample_target, Address potential, Address out,

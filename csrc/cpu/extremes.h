@@ -134,11 +134,11 @@ void search_tile(const Sweep<P>& sweep, const Tile<T>& tile, Two<PointBest<T>>& 
 
 template <class T>
 void store_extremes(const Two<PointBest<T>>& found, int64_t n, const pycl::Extremes& out) {
-  for (int64_t i = 0; i < n; ++i) found.positives.value[i] = -found.positives.value[i];
-  std::memcpy(out.negative, found.negatives.value, sizeof(T) * n);
-  std::memcpy(out.positive, found.positives.value, sizeof(T) * n);
-  std::memcpy(out.negative_index, found.negatives.index, sizeof(int64_t) * n);
-  std::memcpy(out.positive_index, found.positives.index, sizeof(int64_t) * n);
+  T* values = static_cast<T*>(out.values);
+  std::memcpy(values, found.negatives.value, sizeof(T) * n);
+  for (int64_t i = 0; i < n; ++i) values[n + i] = -found.positives.value[i];
+  std::memcpy(out.index, found.negatives.index, sizeof(int64_t) * n);
+  std::memcpy(out.index + n, found.positives.index, sizeof(int64_t) * n);
 }
 
 template <bool kCols, class P>
@@ -172,8 +172,7 @@ void find_extremes(const Problem& problem, const ExecutionContext& host, const p
 template <class P>
 void pair_extremes(const Problem& problem, const ExecutionContext& host, const pycl::Extremes& rows,
                    const pycl::Extremes& cols) {
-  cols.negative ? find_extremes<true, P>(problem, host, rows, cols)
-                : find_extremes<false, P>(problem, host, rows, cols);
+  (cols.values ? find_extremes<true, P> : find_extremes<false, P>)(problem, host, rows, cols);
 }
 
 }  // namespace

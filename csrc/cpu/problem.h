@@ -153,11 +153,11 @@ struct SinkhornProblem {
   const void* sample_target;
 };
 
-// The largest logit of the first set and the smallest positive of each point of one side in the accumulation type, and
-// the positions of their partners; -inf, inf and -1 without one.
+// Of each point of one side, row-major [2, n]: the largest logit of the first set and the smallest of the positives, in
+// the accumulation type, and the positions of their partners; -inf, inf and -1 without one.
 struct Extremes {
-  void *negative, *positive;
-  int64_t *negative_index, *positive_index;
+  void* values;
+  int64_t* index;
 };
 
 // The kernels of one instruction set and one type of product.

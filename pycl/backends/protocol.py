@@ -85,24 +85,26 @@ class PairBackend(_Backend, Protocol):
         Then, with ``both_sides``, those of every column and their rows; [0, k] without.
         """
 
-    def pair_extremes(self, problem: Problem, both_sides: bool) -> tuple[Tensor, ...]:
-        """The largest logit of every row over ``pairs``, the smallest over ``positives``, [m], and their columns.
+    def pair_extremes(self, problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The largest logit of every row over ``pairs`` and the smallest over ``positives``, [2, m], and their columns.
 
         Without one: -inf, inf and -1. A logit of -inf is no candidate. A NaN comes first in both; of equals the lowest
-        column. Then, with ``both_sides``, the same four of every column, [n], and their rows; [0] without.
+        column. Then, with ``both_sides``, those of every column, [2, n], and their rows; [2, 0] without.
         """
 
     def pair_extremes_backward(
         self,
         problem: Problem,
-        of_rows: list[Tensor | None],
-        of_cols: list[Tensor | None],
+        row_index: Tensor,
+        col_index: Tensor,
+        d_rows: list[Tensor | None],
+        d_cols: list[Tensor | None],
         needs: Needs,
     ) -> Gradients:
         """Gradients from those of the logits of the chosen pairs; those where there is none are ignored.
 
-        Of the rows and of the columns: the indices of the negatives and the positives, and the gradients of their
-        logits, None for zero. All are None for the columns of a forward without them.
+        The indices are those of the forward. Of each side: the gradients of the negatives and of the positives, None
+        for zero.
         """
 
     def pair_weighted_sum(self, problem: Problem, values: Tensor) -> Tensor:

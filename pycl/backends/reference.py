@@ -322,7 +322,7 @@ def _merged(best: Tensor, where: Tensor, tile: Tensor, j: slice, k: int) -> tupl
     return best.gather(1, chosen), where.gather(1, chosen)
 
 
-def pair_extremes(problem: Problem, both_sides: bool) -> tuple[Tensor, ...]:
+def pair_extremes(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows, cols = _sides(problem)
     problem = problem.with_labels()
     of_rows, of_cols = (_Best.of(rows.x, n) for n in (len(rows.x), len(cols.x) if both_sides else 0))
@@ -338,7 +338,9 @@ def pair_extremes(problem: Problem, both_sides: bool) -> tuple[Tensor, ...]:
                 of_rows.merge(side, i, key, inside, j.start)
                 if both_sides:
                     of_cols.merge(side, j, key.T, inside.T, i.start)
-    return *of_rows.results(), *of_cols.results()
+    for found in (of_rows, of_cols):
+        found.values[1].neg_()
+    return *of_rows, *of_cols
 
 
 class _Best(NamedTuple):
@@ -363,13 +365,14 @@ class _Best(NamedTuple):
         self.values[side, i] = torch.where(better, value, old)
         self.where[side, i] = torch.where(better, at + first, old_at)
 
-    def results(self) -> tuple[Tensor, ...]:
-        """In a memory each."""
-        return self.values[0].clone(), -self.values[1], self.where[0].clone(), self.where[1].clone()
-
 
 def pair_extremes_backward(
-    problem: Problem, of_rows: list[Tensor | None], of_cols: list[Tensor | None], needs: Needs
+    problem: Problem,
+    row_index: Tensor,
+    col_index: Tensor,
+    d_of_rows: list[Tensor | None],
+    d_of_cols: list[Tensor | None],
+    needs: Needs,
 ) -> Gradients:
     """Of the chosen pairs alone, from gathered points: no tile but where modifiers take one."""
     (rows, cols), m, n = _sides(problem), len(problem.rows), problem.n_cols()
@@ -378,7 +381,11 @@ def pair_extremes_backward(
     of_modifiers = empty_gradients(problem, Needs(False, False, False, needs.modifiers))
     of_modifiers.modifiers.zero_()
     row_chosen, col_chosen = (torch.zeros(size, dtype=torch.bool, device=rows.x.device) for size in (m + 1, n + 1))
-    for pairs, d in _chosen_pairs(of_rows, of_cols):
+    chosen = (*zip(row_index, d_of_rows, strict=True), *zip(col_index, d_of_cols, strict=True))
+    for k, (index, d) in enumerate(chosen):
+        if d is None:
+            continue
+        pairs = ChosenPairs.of(index, by_row=k < len(row_index))
         pairs.mark(row_chosen, col_chosen)
         # Wide before they are gathered: the gradients of a point that many chose add up in that dtype.
         x, y = pairs.of_rows(rows.x), pairs.of_cols(cols.x)
@@ -405,14 +412,6 @@ def pair_extremes_backward(
     if needs.bias:
         out = out._replace(row_bias=d_row_bias, col_bias=d_col_bias)
     return out
-
-
-def _chosen_pairs(of_rows: list[Tensor | None], of_cols: list[Tensor | None]) -> Iterator[tuple[ChosenPairs, Tensor]]:
-    """The pairs that points of each side chose, with the gradients of their logits, where there are some."""
-    for by_row, (*indices, d_negative, d_positive) in ((True, of_rows), (False, of_cols)):
-        for index, d in zip(indices, (d_negative, d_positive), strict=True):
-            if index is not None and d is not None:
-                yield ChosenPairs.of(index, by_row), d
 
 
 def _biased_at(problem: Problem, logits: Tensor, pairs: ChosenPairs) -> Tensor:

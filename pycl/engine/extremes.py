@@ -97,8 +97,8 @@ def pair_extremes(
         sides: ``"both"`` returns the extremes of the candidates too, over the anchors that have them in their sets: on
             a CPU from the same sweep. Indices are then positions of anchors, and of equals the lowest is chosen.
         group: the candidates are those of all ranks, in the order of the ranks: a rank's first candidate comes after
-            all candidates of the ranks before. Indices are positions in that order, and the rest is as in
-            ``pair_stats``.
+            all candidates of the ranks before. Indices are positions in that order, those of a candidate's anchors
+            in that of all ranks' anchors, and the rest is as in ``pair_stats``.
         rows: the other arguments, and the errors from them, are those of ``pair_stats``.
 
     Returns:
@@ -117,4 +117,4 @@ def pair_extremes(
     of_rows = PairExtremes(*found[:4])
     if sides == "rows":
         return of_rows
-    return of_rows, PairExtremes(*found[4:]) if both else of_rows
+    return of_rows, PairExtremes(*found[4:8]) if both else of_rows

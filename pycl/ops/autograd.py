@@ -316,32 +316,34 @@ class LogitsFunction(_Rule):
 class ExtremesFunction(_Rule):
     """The largest negative and the smallest positive of every row, and their columns.
 
-    With ``both_sides`` the same four of every column after them.
+    With ``both_sides`` those of every column, and their rows, after them. Two more outputs are for the backward: all
+    indices of the rows and of the columns.
     """
 
     @staticmethod
     @_takes("both_sides", "backend", "sharded")
     def forward(*args: Any) -> tuple[Tensor, ...]:
         *arguments, sharded = args
-        found = (sharded or torch.ops.pycl).pair_extremes(*arguments)
-        return cast("tuple[Tensor, ...]", found if args[_INPUTS] else found[:4])
+        values, index, *of_cols = (sharded or torch.ops.pycl).pair_extremes(*arguments)
+        found = values, index, *(of_cols if args[_INPUTS] else ())
+        return *(result for x in found for result in x.unbind()), index, of_cols[1]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *_, ctx.backend, sharded = inputs
         ctx.operators = sharded or torch.ops.pycl
-        index = *output[2:4], *output[6:]
-        _save(ctx, inputs[:_INPUTS], *index)
-        ctx.mark_non_differentiable(*index)
+        *found, row_index, col_index = output
+        _save(ctx, inputs[:_INPUTS], row_index, col_index)
+        ctx.mark_non_differentiable(*found[2:4], *found[6:], row_index, col_index)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *d_found: Tensor | None) -> tuple[Tensor | None, ...]:
-        problem, index = _restore(ctx)
-        d_rows, d_cols = ([None if d is None else d.contiguous() for d in d_found[k : k + 2]] for k in (0, 4))
-        of_cols = (*index[2:], *d_cols) if len(index) > 2 else (None,) * 4
+        problem, indices = _restore(ctx)
+        d_found = tuple(None if d is None else d.contiguous() for d in d_found[:-2])
+        d_rows, d_cols = d_found[:2], d_found[4:6] or (None, None)
         needs = _needs(ctx.needs_input_grad)
-        found = ctx.operators.pair_extremes_backward(*problem, *index[:2], *d_rows, *of_cols, needs, ctx.backend)
+        found = ctx.operators.pair_extremes_backward(*problem, *indices, *d_rows, *d_cols, needs, ctx.backend)
         return _gradients(ctx, problem.leaves(), found, 3, *d_rows, *d_cols)
 
 

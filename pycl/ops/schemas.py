@@ -37,12 +37,7 @@ _PROBLEM = (
 _NEEDS = "bool[4] needs"
 # the gradients of lse, pos_lse and pos_sum of each side; not as a list, into which vmap cannot look
 _D_STATS = ", ".join(f"Tensor? d_{side}_{name}" for side in ("row", "col") for name in ("lse", "pos_lse", "pos_sum"))
-# what each side chose, and the gradients of these logits
-_CHOSEN = ", ".join(
-    f"Tensor? {side}_{name}"
-    for side in ("row", "col")
-    for name in ("negative_index", "positive_index", "d_negative", "d_positive")
-)
+_D_EXTREMES = ", ".join(f"Tensor? d_{side}_{name}" for side in ("row", "col") for name in ("negative", "positive"))
 _PREFIXES = "Tensor row_factor, Tensor col_factor, SymInt[] ends"
 _GRADIENTS = ", ".join("Tensor" for _ in Gradients._fields)
 _WIDTH = len(Problem._fields)
@@ -88,10 +83,11 @@ def _top_shapes(problem: Problem, k: int, both_sides: bool) -> tuple[Tensor, Ten
     return *rows, new(n, k, dtype=dtype), new(n, k, dtype=torch.int64)
 
 
-def _extremes_shapes(problem: Problem, both_sides: bool) -> tuple[Tensor, ...]:
+def _extremes_shapes(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     new, dtype = problem.rows.new_empty, accumulation_dtype(problem.rows.dtype)
-    sizes = problem.rows.shape[0], problem.n_cols() if both_sides else 0
-    return tuple(new(n, dtype=t) for n in sizes for t in (dtype, dtype, torch.int64, torch.int64))
+    m, n = problem.rows.shape[0], problem.n_cols() if both_sides else 0
+    rows = new(2, m, dtype=dtype), new(2, m, dtype=torch.int64)
+    return *rows, new(2, n, dtype=dtype), new(2, n, dtype=torch.int64)
 
 
 def _weighted_sum_shape(problem: Problem, values: Tensor) -> Tensor:
@@ -157,8 +153,13 @@ _OPERATORS = (
     _Operator("pair_logits", "", "Tensor", _logits_shape),
     _Operator("pair_logits_backward", f"Tensor d_logits, {_NEEDS}", _GRADIENTS, _backward_shapes),
     _Operator("pair_top", "SymInt k, bool both_sides", "Tensor, Tensor, Tensor, Tensor", _top_shapes),
-    _Operator("pair_extremes", "bool both_sides", ", ".join(["Tensor"] * 8), _extremes_shapes),
-    _Operator("pair_extremes_backward", f"{_CHOSEN}, {_NEEDS}", _GRADIENTS, _backward_shapes),
+    _Operator("pair_extremes", "bool both_sides", "Tensor, Tensor, Tensor, Tensor", _extremes_shapes),
+    _Operator(
+        "pair_extremes_backward",
+        f"Tensor row_index, Tensor col_index, {_D_EXTREMES}, {_NEEDS}",
+        _GRADIENTS,
+        _backward_shapes,
+    ),
     # sum_j exp(l_ij) v_j over the pairs [m, dv], in the accumulation dtype; the caller's biases keep it in range.
     _Operator("pair_weighted_sum", "Tensor values", "Tensor", _weighted_sum_shape),
     # Of softmax means: their log-sum-exps are subtracted from the logits, along_i is <d_out_i, mean_i>.
@@ -174,6 +175,7 @@ _OPERATORS = (
 def _problem_first(name: str) -> Callable[..., list[Any]]:
     """From the arguments of an operator to those of the backend's function, which begin with the problem."""
     has_needs, has_d_stats = name.endswith(("_backward", "_fused")), name.endswith("stats_backward")
+    has_d_extremes = name.endswith("extremes_backward")
 
     def arrange(*args: Any) -> list[Any]:
         arranged = [Problem._make(args[:_WIDTH]), *args[_WIDTH:-1]]
@@ -181,8 +183,8 @@ def _problem_first(name: str) -> Callable[..., list[Any]]:
             arranged[-1] = Needs(*arranged[-1])
         if has_d_stats:
             arranged[-7:-1] = arranged[-7:-4], arranged[-4:-1]
-        if name == "pair_extremes_backward":
-            arranged[-9:-1] = arranged[-9:-5], arranged[-5:-1]
+        if has_d_extremes:
+            arranged[-5:-1] = arranged[-5:-3], arranged[-3:-1]
         return arranged
 
     return arrange

@@ -205,48 +205,48 @@ class Sharded:
         problem, (both_sides, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
         exchange = self._exchange(symmetric=False)
         remote_blocks = exchange.fetch(_columns(problem))
-        found = torch.ops.pycl.pair_extremes(*args)
-        of_rows, of_cols = found[:4], found[4:]
-        _move_on(of_rows, self._first_column())
-        _move_on(of_cols, self._first_row())
+        values, index, *of_cols = torch.ops.pycl.pair_extremes(*args)
+        of_rows = values, _moved_on(index, self._first_column())
+        of_cols = [x.T for x in (of_cols[0], _moved_on(of_cols[1], self._first_row()))]
 
         def deliver(at: RowRange, arrived: list[Tensor]) -> None:
-            _merge_extremes([x[at.start : at.stop] for x in of_cols], arrived)
+            _merge_extremes([at.of(x).T for x in of_cols], [x.T for x in arrived])
 
         returns = exchange.returns(of_cols, deliver)
         for remote in _by_owner(remote_blocks):
             part = torch.ops.pycl.pair_extremes(*_part(problem, remote), both_sides, backend)
-            _move_on(part[:4], self._first_column(remote))
-            _move_on(part[4:], self._first_row())
-            _merge_extremes(of_rows, part[:4])
+            _merge_extremes(of_rows, (part[0], _moved_on(part[1], self._first_column(remote))))
             if both_sides:
-                returns.send(remote, part[4:])
+                returns.send(remote, [part[2].T, _moved_on(part[3], self._first_row()).T])
         if both_sides:
             returns.wait()
-        return cast("tuple[Tensor, ...]", found)
+        return *of_rows, *(x.T for x in of_cols)
 
     @eager
     def pair_extremes_backward(self, *args: Any) -> Gradients:
-        problem, (*chosen, needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
-        of_rows, of_cols = chosen[:4], chosen[4:]
+        problem, (row_index, col_index, *d_found, needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
+        d_of_rows, d_of_cols = d_found[:2], d_found[2:]
         travel: list[Tensor] = []
-        if of_cols[0] is not None:
+        if col_index.shape[1]:
             zero = problem.logit_scale.new_zeros(problem.n_cols())
-            travel = [zero if x is None else x for x in of_cols]
+            travel = [col_index.T, *(zero if d is None else d for d in d_of_cols)]
 
-        def of_block(block: Problem, first: int, of_cols: Sequence[Tensor | None], needs: Needs) -> Gradients:
-            rows = _within(of_rows, first, block.n_cols())
-            cols = _within(of_cols, self._first_row(), len(block.rows))
-            return Gradients(*torch.ops.pycl.pair_extremes_backward(*block, *rows, *cols, needs, backend))
+        def of_block(block: Problem, first: int, chosen: Sequence[Any], needs: Needs) -> Gradients:
+            rows = _within(row_index, first, block.n_cols())
+            cols = _within(chosen[0].T, self._first_row(), len(block.rows))
+            given = rows, cols, *d_of_rows, *chosen[1:], needs, backend
+            return Gradients(*torch.ops.pycl.pair_extremes_backward(*block, *given))
+
+        own = col_index.T, *d_of_cols
 
         def backward(remote: RemoteBlock, needs: Needs) -> Gradients:
-            arrived = remote.columns[-len(travel) :] if travel else of_cols
+            arrived = remote.columns[-len(travel) :] if travel else own
             return of_block(_part(problem, remote), self._first_column(remote), arrived, needs)
 
         exchange = self._exchange(symmetric=False)
         remote_blocks = exchange.fetch([*_columns(problem), *travel])
-        own = of_block(problem, self._first_column(), of_cols, needs)
-        return _add_gradients(problem, Needs(*needs), own, exchange, _by_owner(remote_blocks), backward)
+        found = of_block(problem, self._first_column(), own, needs)
+        return _add_gradients(problem, Needs(*needs), found, exchange, _by_owner(remote_blocks), backward)
 
     def _first_row(self) -> int:
         """The position of this rank's first row among those of all ranks."""
@@ -311,25 +311,22 @@ def _by_owner(remote_blocks: Iterator[RemoteBlock]) -> Iterator[RemoteBlock]:
             yield RemoteBlock(remote.rows, [block], columns)
 
 
-def _move_on(found: Sequence[Tensor], first: int) -> None:
-    """Make positions in a block, which begins at ``first``, those among the points of all ranks; -1 stays."""
-    for index in found[2:]:
-        index += (index >= 0) * first
+def _moved_on(index: Tensor, first: int) -> Tensor:
+    """Positions in a block that begins at ``first`` as those among the points of all ranks; -1 stays."""
+    return index + (index >= 0) * first
 
 
-def _within(chosen: Sequence[Tensor | None], first: int, n: int) -> list[Tensor | None]:
-    """What points chose as a block of n candidates sees it, which begins at ``first``: -1 for those of other blocks."""
-    inside = [None if x is None else torch.where((x >= first) & (x < first + n), x - first, -1) for x in chosen[:2]]
-    return [*inside, *chosen[2:]]
+def _within(index: Tensor, first: int, n: int) -> Tensor:
+    """Positions among the points of all ranks as those in a block of n that begins at ``first``; -1 for all others."""
+    return torch.where((index >= first) & (index < first + n), index - first, -1).contiguous()
 
 
 def _merge_extremes(found: Sequence[Tensor], part: Sequence[Tensor]) -> None:
-    """Merge the extremes of a block into those that were found before; positions are those among all ranks' points.
+    """Merge the values and positions of a block, [2, n] each, into those that were found before.
 
     Blocks come in any order, and the choice is that among all candidates at once: a NaN, and of equals the first.
     """
-    for k, beyond in enumerate((torch.gt, torch.lt)):
-        value, index, other, at = found[k], found[k + 2], part[k], part[k + 2]
+    for value, index, other, at, beyond in zip(*found, *part, (torch.gt, torch.lt), strict=True):
         equal = (other == value) | (other.isnan() & value.isnan())
         better = beyond(other, value) | (other.isnan() & ~value.isnan()) | (equal & (at < index)) | (index < 0)
         better &= at >= 0
