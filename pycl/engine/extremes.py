@@ -113,8 +113,8 @@ def pair_extremes(
     args = args.as_rectangular()
     name = backend_of(args, backend)
     args, shards = sharded(group, "pair_extremes", args, both)
-    found = apply(ExtremesFunction, *args, both, name, shards)
-    of_rows = PairExtremes(*found[:4])
+    index, col_index, negative, positive, *of_cols = apply(ExtremesFunction, *args, both, name, shards)
+    of_rows = PairExtremes(negative, positive, *index.unbind())
     if sides == "rows":
         return of_rows
-    return of_rows, PairExtremes(*found[4:8]) if both else of_rows
+    return of_rows, PairExtremes(*of_cols, *col_index.unbind()) if both else of_rows

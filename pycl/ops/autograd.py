@@ -314,37 +314,36 @@ class LogitsFunction(_Rule):
 
 
 class ExtremesFunction(_Rule):
-    """The largest negative and the smallest positive of every row, and their columns.
+    """The positions of the largest negatives and the smallest positives, [2, m] of the rows and [2, n] of the columns.
 
-    With ``both_sides`` those of every column, and their rows, after them. Two more outputs are for the backward: all
-    indices of the rows and of the columns.
+    Then their logits, [m] each, and with ``both_sides`` [n] each.
     """
 
     @staticmethod
     @_takes("both_sides", "backend", "sharded")
     def forward(*args: Any) -> tuple[Tensor, ...]:
         *arguments, sharded = args
-        values, index, *of_cols = (sharded or torch.ops.pycl).pair_extremes(*arguments)
-        found = values, index, *(of_cols if args[_INPUTS] else ())
-        return *(result for x in found for result in x.unbind()), index, of_cols[1]
+        values, index, col_values, col_index = (sharded or torch.ops.pycl).pair_extremes(*arguments)
+        of_cols = col_values.unbind() if args[_INPUTS] else ()
+        return index, col_index, *values.unbind(), *of_cols
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *_, ctx.backend, sharded = inputs
         ctx.operators = sharded or torch.ops.pycl
-        *found, row_index, col_index = output
-        _save(ctx, inputs[:_INPUTS], row_index, col_index)
-        ctx.mark_non_differentiable(*found[2:4], *found[6:], row_index, col_index)
+        indices = output[:2]
+        _save(ctx, inputs[:_INPUTS], *indices)
+        ctx.mark_non_differentiable(*indices)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *d_found: Tensor | None) -> tuple[Tensor | None, ...]:
         problem, indices = _restore(ctx)
-        d_found = tuple(None if d is None else d.contiguous() for d in d_found[:-2])
-        d_rows, d_cols = d_found[:2], d_found[4:6] or (None, None)
+        d_rows, d_cols = ([None if d is None else d.contiguous() for d in d_found[k : k + 2]] for k in (2, 4))
         needs = _needs(ctx.needs_input_grad)
-        found = ctx.operators.pair_extremes_backward(*problem, *indices, *d_rows, *d_cols, needs, ctx.backend)
-        return _gradients(ctx, problem.leaves(), found, 3, *d_rows, *d_cols)
+        given = *d_rows, *(d_cols or (None, None))
+        found = ctx.operators.pair_extremes_backward(*problem, *indices, *given, needs, ctx.backend)
+        return _gradients(ctx, problem.leaves(), found, 3, *given)
 
 
 class AverageFunction(_Rule):
