@@ -345,10 +345,10 @@ FAULTS = [
         "test_extremes",
     ),
     Fault(
-        "CPU: the columns of a tile begin with what those of the tile before had found",
+        "CPU: of equal logits of a column the last row of a tile is the hardest",
         "csrc/cpu/extremes.h",
-        "if (kCols) found.negatives.clear(tile.block), found.positives.clear(tile.block);",
-        "if (kCols && tile.ib + tile.jb == 0) found.negatives.clear(tile.block), found.positives.clear(tile.block);",
+        "col_top.take(l, row_at, col_top.beaten_by(l));",
+        "col_top.take(l, row_at, (l != none) & ~(l < col_top.value) & (col_top.value == col_top.value));",
         "test_extremes",
     ),
     Fault(
