@@ -324,8 +324,9 @@ class ExtremesFunction(_Rule):
     def forward(*args: Any) -> tuple[Tensor, ...]:
         *arguments, sharded = args
         values, index, col_values, col_index = (sharded or torch.ops.pycl).pair_extremes(*arguments)
-        of_cols = col_values.unbind() if args[_INPUTS] else ()
-        return index, col_index, *values.unbind(), *of_cols
+        apart = torch.ops.aten.unbind_copy.int  # views would refuse to be changed in place
+        of_cols = apart(col_values) if args[_INPUTS] else ()
+        return index, col_index, *apart(values), *of_cols
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -293,6 +293,14 @@ def test_only_what_is_wanted_is_computed(wanted: str, backend: str) -> None:
     )
 
 
+def test_values_can_be_changed_in_place(backend: str) -> None:
+    leaves = leaves_that_want(LEAVES)
+    values = everything(leaves, backend)[::4]
+    wanted = torch.autograd.grad(2 * sum(x.sum() for x in values), list(leaves.values()), retain_graph=True)
+    found = torch.autograd.grad(sum(x.mul_(2).sum() for x in values), list(leaves.values()))
+    assert all(torch.equal(got, want) for got, want in zip(found, wanted, strict=True))
+
+
 def test_second_derivatives_are_refused(backend: str) -> None:
     leaves = leaves_that_want(LEAVES)
     value = everything(leaves, backend)[4].square().sum()  # of the columns
