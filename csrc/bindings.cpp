@@ -324,14 +324,13 @@ PYBIND11_MODULE(_C, m) {
       unlocked, py::arg("problem"), exact("values"), exact("d_out"), exact("along"), exact("d_values"), exact("out"));
   m.def(
       "pair_extremes",
-      [](const PyProblem& p, Address negative, Address positive, Address negative_index, Address positive_index) {
-        const Extremes out{required("negative", negative), required("positive", positive),
-                           static_cast<int64_t*>(required("negative_index", negative_index)),
-                           static_cast<int64_t*>(required("positive_index", positive_index))};
-        run_kernel(p.threads, [&](const ExecutionContext& host) { p.kernels().pair_extremes(p, host, out); });
+      [](const PyProblem& p, Address values, Address index, Address col_values, Address col_index) {
+        const Extremes rows{required("values", values), static_cast<int64_t*>(required("index", index))};
+        demand(!col_values == !col_index, "col_values and col_index must be addresses, both or neither");
+        const Extremes cols{pointer(col_values), static_cast<int64_t*>(pointer(col_index))};
+        run_kernel(p.threads, [&](const ExecutionContext& host) { p.kernels().pair_extremes(p, host, rows, cols); });
       },
-      unlocked, py::arg("problem"), exact("negative"), exact("positive"), exact("negative_index"),
-      exact("positive_index"));
+      unlocked, py::arg("problem"), exact("values"), exact("index"), exact("col_values"), exact("col_index"));
   m.def(
       "sinkhorn_columns",
       [](const MatrixTuple& scores, double epsilon, Address sample_target, Address potential, Address out,

@@ -159,11 +159,11 @@ struct Average {
   void *means, *lse;
 };
 
-// The largest logit of the first set and the smallest positive of each row [m] in the accumulation type, and their
-// columns; -inf, inf and -1 without one.
+// Of each point of one side, row-major [2, n]: the largest logit of the first set and the smallest of the positives, in
+// the accumulation type, and the positions of their partners; -inf, inf and -1 without one.
 struct Extremes {
-  void *negative, *positive;
-  int64_t *negative_index, *positive_index;
+  void* values;
+  int64_t* index;
 };
 
 // The kernels of one instruction set and one type of product.
@@ -188,7 +188,7 @@ struct Kernels {
   // contiguous [n, values.d] in the accumulation type, or null, and what the logits depend on
   void (*pair_average_backward)(const Problem&, const ExecutionContext&, const Matrix& values, const Matrix& d_out,
                                 const void* along, void* d_values, const Gradients&);
-  void (*pair_extremes)(const Problem&, const ExecutionContext&, const Extremes& out);
+  void (*pair_extremes)(const Problem&, const ExecutionContext&, const Extremes& rows, const Extremes& cols);
   // log sum_b exp(L_bk + u_b) [K], u from the sample step with the prototypes' potential, 0 where that is null
   void (*sinkhorn_columns)(const SinkhornProblem&, const ExecutionContext&, const void* potential, void* out);
   // log sum_k exp(L_bk + v_k) [B], with the prototypes' potential

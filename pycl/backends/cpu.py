@@ -269,13 +269,13 @@ def pair_average_backward(
     return d_values, *out
 
 
-def pair_extremes(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    m, dtype = len(problem.rows), accumulation_dtype(problem.rows.dtype)
-    negative, positive = torch.empty(m, dtype=dtype), torch.empty(m, dtype=dtype)
-    negative_index, positive_index = torch.empty(m, dtype=torch.int64), torch.empty(m, dtype=torch.int64)
-    out = negative, positive, negative_index, positive_index
-    _C.pair_extremes(_compiled(problem), *map(Tensor.data_ptr, out))
-    return out
+def pair_extremes(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    m, n, dtype = len(problem.rows), problem.n_cols() if both_sides else 0, accumulation_dtype(problem.rows.dtype)
+    values, index = torch.empty(2, m, dtype=dtype), torch.empty(2, m, dtype=torch.int64)
+    col_values, col_index = torch.empty(2, n, dtype=dtype), torch.empty(2, n, dtype=torch.int64)
+    of_cols = _pointer(col_values), _pointer(col_index)
+    _C.pair_extremes(_compiled(problem), values.data_ptr(), index.data_ptr(), *of_cols)
+    return values, index, col_values, col_index
 
 
 def _scores(t: SinkhornProblem) -> tuple[Any, ...]:

@@ -85,23 +85,27 @@ class PairBackend(_Backend, Protocol):
         Then, with ``both_sides``, those of every column and their rows; [0, k] without.
         """
 
-    def pair_extremes(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The largest logit of every row over ``pairs``, the smallest over ``positives``, [m], and their columns.
+    def pair_extremes(self, problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The largest logit of every row over ``pairs`` and the smallest over ``positives``, [2, m], and their columns.
 
         Without one: -inf, inf and -1. A logit of -inf is no candidate. A NaN comes first in both; of equals the lowest
-        column.
+        column. Then, with ``both_sides``, those of every column, [2, n], and their rows; [2, 0] without.
         """
 
     def pair_extremes_backward(
         self,
         problem: Problem,
-        negative_index: Tensor,
-        positive_index: Tensor,
-        d_negative: Tensor,
-        d_positive: Tensor,
+        row_index: Tensor,
+        col_index: Tensor,
+        d_rows: list[Tensor | None],
+        d_cols: list[Tensor | None],
         needs: Needs,
     ) -> Gradients:
-        """Gradients from those of the logits [m] of the chosen columns; those where there is none are ignored."""
+        """Gradients from those of the logits of the chosen pairs; those where there is none are ignored.
+
+        The indices are those of the forward. Of each side: the gradients of the negatives and of the positives, None
+        for zero.
+        """
 
     def pair_average(self, problem: Problem, values: Tensor | None) -> tuple[Tensor, Tensor]:
         """Means [m, dv] of the values under every row's softmax, and its log-sum-exps [m]; 0 and -inf without pairs.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from pycl.backends.chosen_pairs import ChosenPairs
 from pycl.backends.reference_modifiers import KINDS, ModifiedTile, back_at, strip_rows
 from pycl.backends.reference_sinkhorn import sinkhorn as sinkhorn
 from pycl.backends.reference_sinkhorn import sinkhorn_codes as sinkhorn_codes
@@ -334,11 +335,10 @@ def _merged(best: Tensor, where: Tensor, tile: Tensor, j: slice, k: int) -> tupl
     return best.gather(1, chosen), where.gather(1, chosen)
 
 
-def pair_extremes(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def pair_extremes(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows, cols = _sides(problem)
     problem = problem.with_labels()
-    values = rows.x.new_full((2, len(rows.x)), -torch.inf)  # of the positives the largest of -l
-    index = torch.full_like(values, -1, dtype=torch.int64)
+    of_rows, of_cols = (_Best.of(rows.x, n) for n in (len(rows.x), len(cols.x) if both_sides else 0))
     height, width = TILE if not problem.modifiers else (strip_rows(problem, TILE[0]), len(cols.x))
     for i in _slices(len(rows.x), height):
         for j in _slices(len(cols.x), width):
@@ -348,66 +348,90 @@ def pair_extremes(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             for side, members in enumerate((_members(problem, problem.pairs, i, j), in_pos)):
                 inside = members & (tile != -torch.inf)
                 key = -tile if side else tile
-                value = key.masked_fill(~inside, -torch.inf).amax(1)
-                equal = (key == value[:, None]) | (key.isnan() & value.isnan()[:, None])
-                at = (equal & inside).to(torch.uint8).argmax(1)  # the first; of values torch leaves ties to chance
-                old, old_at = values[side, i], index[side, i]
-                better = (~(value <= old) & ~old.isnan()) | (old_at < 0)
-                better &= inside.any(1)
-                values[side, i] = torch.where(better, value, old)
-                index[side, i] = torch.where(better, at + j.start, old_at)
-    return values[0].clone(), -values[1], index[0].clone(), index[1].clone()  # results have a memory each
+                of_rows.merge(side, i, key, inside, j.start)
+                if both_sides:
+                    of_cols.merge(side, j, key.T, inside.T, i.start)
+    for found in (of_rows, of_cols):
+        found.values[1].neg_()
+    return *of_rows, *of_cols
+
+
+class _Best(NamedTuple):
+    """The largest negatives and the largest of minus the positives of the points of a side, and where they are."""
+
+    values: Tensor  # [2, n]
+    where: Tensor
+
+    @classmethod
+    def of(cls, like: Tensor, n: int) -> _Best:
+        values = like.new_full((2, n), -torch.inf)
+        return cls(values, torch.full_like(values, -1, dtype=torch.int64))
+
+    def merge(self, side: int, i: slice, key: Tensor, inside: Tensor, first: int) -> None:
+        """Merge a tile of the points i; its candidates begin with ``first``, after those of all tiles before."""
+        value = key.masked_fill(~inside, -torch.inf).amax(1)
+        equal = (key == value[:, None]) | (key.isnan() & value.isnan()[:, None])
+        at = (equal & inside).to(torch.uint8).argmax(1)  # the first; of values torch leaves ties to chance
+        old, old_at = self.values[side, i], self.where[side, i]
+        better = (~(value <= old) & ~old.isnan()) | (old_at < 0)
+        better &= inside.any(1)
+        self.values[side, i] = torch.where(better, value, old)
+        self.where[side, i] = torch.where(better, at + first, old_at)
 
 
 def pair_extremes_backward(
     problem: Problem,
-    negative_index: Tensor,
-    positive_index: Tensor,
-    d_negative: Tensor,
-    d_positive: Tensor,
+    row_index: Tensor,
+    col_index: Tensor,
+    d_of_rows: list[Tensor | None],
+    d_of_cols: list[Tensor | None],
     needs: Needs,
 ) -> Gradients:
     """Of the chosen pairs alone, from gathered points: no tile but where modifiers take one."""
-    (rows, cols), n = _sides(problem), problem.n_cols()
+    (rows, cols), m, n = _sides(problem), len(problem.rows), problem.n_cols()
     d_rows, d_cols = torch.zeros_like(rows.x), torch.zeros_like(cols.x)
-    d_scale, d_row_bias, d_col_bias = (rows.x.new_zeros(size) for size in (len(rows.x), len(rows.x), n))
+    d_scale, d_row_bias, d_col_bias = (rows.x.new_zeros(size) for size in (m, m, n))
     of_modifiers = empty_gradients(problem, Needs(False, False, False, needs.modifiers))
     of_modifiers.modifiers.zero_()
-    chosen = negative_index.new_zeros(n + 1, dtype=torch.bool)
-    for index, d in ((negative_index, d_negative), (positive_index, d_positive)):
-        chosen[index] = True  # -1 is the last
-        none, at = index < 0, index.clamp_min(0)
-        # Masked before they are used: a zero gradient times an infinite embedding would be NaN. Wide before they are
-        # gathered: the gradients of a candidate that many rows chose add up in that dtype.
-        x, y = rows.x.masked_fill(none[:, None], 0), cols.x.index_select(0, at).masked_fill(none[:, None], 0)
-        scale, w = problem.logit_scale.expand(len(x)).masked_fill(none, 0), d.masked_fill(none, 0)
+    row_chosen, col_chosen = (torch.zeros(size, dtype=torch.bool, device=rows.x.device) for size in (m + 1, n + 1))
+    chosen = (*zip(row_index, d_of_rows, strict=True), *zip(col_index, d_of_cols, strict=True))
+    for k, (index, d) in enumerate(chosen):
+        if d is None:
+            continue
+        pairs = ChosenPairs.of(index, by_row=k < len(row_index))
+        pairs.mark(row_chosen, col_chosen)
+        # Wide before they are gathered: the gradients of a point that many chose add up in that dtype.
+        x, y = pairs.of_rows(rows.x), pairs.of_cols(cols.x)
+        scale, w = pairs.of_rows(problem.logit_scale.expand(m)), d.masked_fill(pairs.none, 0)
         product = (x * y).sum(1)
         if problem.modifiers and any(needs):
-            w = back_at(problem, _biased_at(problem, scale * product, none, at), index, w, of_modifiers)
+            w = back_at(problem, _biased_at(problem, scale * product, pairs), pairs, w, of_modifiers)
         of_product = (w * scale)[:, None]
-        d_scale += w * product
-        d_rows += of_product * y
+        pairs.add_to_rows(d_scale, w * product)
+        if needs.rows:
+            pairs.add_to_rows(d_rows, of_product * y)
         if needs.cols:
-            d_cols.index_add_(0, at, of_product * x)
-        d_row_bias += w
-        d_col_bias.index_add_(0, at, w)
+            pairs.add_to_cols(d_cols, of_product * x)
+        pairs.add_to_rows(d_row_bias, w)
+        pairs.add_to_cols(d_col_bias, w)
     out = empty_gradients(problem, needs)._replace(modifiers=of_modifiers.modifiers)
     # the derivative of a norm that is infinite or NaN is NaN, and what was not chosen has none
     if needs.rows:
-        alone = ((negative_index < 0) & (positive_index < 0))[:, None]
-        out = out._replace(rows=rows.gradient(d_rows, problem.rows.dtype).masked_fill_(alone, 0), logit_scale=d_scale)
+        d_z = rows.gradient(d_rows, problem.rows.dtype).masked_fill_(~row_chosen[:m, None], 0)
+        out = out._replace(rows=d_z, logit_scale=d_scale)
     if needs.cols and problem.cols is not None:
-        out = out._replace(cols=cols.gradient(d_cols, problem.cols.dtype).masked_fill_(~chosen[:n, None], 0))
+        d_z = cols.gradient(d_cols, problem.cols.dtype).masked_fill_(~col_chosen[:n, None], 0)
+        out = out._replace(cols=d_z)
     if needs.bias:
         out = out._replace(row_bias=d_row_bias, col_bias=d_col_bias)
     return out
 
 
-def _biased_at(problem: Problem, logits: Tensor, none: Tensor, at: Tensor) -> Tensor:
-    """The logits of one candidate a row, with both biases."""
+def _biased_at(problem: Problem, logits: Tensor, pairs: ChosenPairs) -> Tensor:
+    """The logits of some pairs with both biases."""
     if problem.row_bias is not None:
-        logits = logits + problem.row_bias.masked_fill(none, 0)
-    return logits if problem.col_bias is None else logits + problem.col_bias.index_select(0, at).masked_fill(none, 0)
+        logits = logits + pairs.of_rows(problem.row_bias)
+    return logits if problem.col_bias is None else logits + pairs.of_cols(problem.col_bias)
 
 
 def _first_largest(values: Tensor, k: int) -> Tensor:

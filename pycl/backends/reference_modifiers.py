@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from pycl.backends.chosen_pairs import ChosenPairs
 from pycl.core.modifiers import KINDS as KINDS
 from pycl.core.modifiers import Form, ScoreMod, forms
 from pycl.core.problem import Gradients, Needs, Problem, empty_gradients
@@ -106,33 +107,34 @@ class ModifiedTile:
         return d_given
 
 
-def back_at(problem: Problem, given: Tensor, index: Tensor, w: Tensor, gradients: Gradients) -> Tensor:
-    """``ModifiedTile.back`` for one candidate ``index[i]`` of each row, or -1 for none.
+def back_at(problem: Problem, given: Tensor, chosen: ChosenPairs, w: Tensor, gradients: Gradients) -> Tensor:
+    """``ModifiedTile.back`` for some pairs.
 
     Args:
-        given: the logits [m] of these pairs without modifiers.
+        given: the logits of these pairs without modifiers.
         w: the gradients of these pairs' logits, 0 where there is none.
     """
-    none, at = (index < 0)[:, None], index.clamp_min(0)
-    # Masked before they are used, as the embeddings are.
-    pairs = problem._replace(
-        row_values=None if problem.row_values is None else problem.row_values.masked_fill(none, 0),
-        col_codes=None if problem.col_codes is None else problem.col_codes.index_select(0, at),
-        col_values=None if problem.col_values is None else problem.col_values.index_select(0, at).masked_fill(none, 0),
+    p = problem
+    pairs = p._replace(
+        row_codes=None if p.row_codes is None else chosen.of_rows(p.row_codes),
+        col_codes=None if p.col_codes is None else chosen.of_cols(p.col_codes),
+        row_values=None if p.row_values is None else chosen.of_rows(p.row_values),
+        col_values=None if p.col_values is None else chosen.of_cols(p.col_values),
     )
     found, d_given = empty_gradients(pairs, Needs(False, False, False, len(gradients.modifiers) > 0)), w.clone()
     found.modifiers.zero_()
-    for start in range(0, len(at), CHUNK):  # modifiers take tiles, and these pairs are the diagonals
-        i = slice(start, min(start + CHUNK, len(at)))
+    for start in range(0, len(w), CHUNK):  # modifiers take tiles, and these pairs are the diagonals
+        i = slice(start, min(start + CHUNK, len(w)))
         tile = given[i, None].expand(-1, i.stop - i.start)
         d_given[i] = ModifiedTile(pairs, tile, i, i, None, True).back(w[i].diag(), found).diagonal()
     if len(gradients.modifiers):
         d_rows, d_cols, d_shared = gradients.of_modifiers(problem.leaves())
         of_rows, of_cols, of_shared = found.of_modifiers(pairs.leaves())
-        d_rows += of_rows
         d_shared += of_shared
-        if problem.col_values is not None:
-            d_cols.index_add_(0, at, of_cols)
+        if p.row_values is not None:
+            chosen.add_to_rows(d_rows, of_rows)
+        if p.col_values is not None:
+            chosen.add_to_cols(d_cols, of_cols)
     return d_given
 
 

@@ -169,9 +169,7 @@ def _products(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
 
 def _extremes(x: Tensor, y: Tensor, **options: Any) -> tuple[PairExtremes, PairExtremes]:
     """The hardest negatives of rows and of columns; the positive of a row is its own pair."""
-    rows, cols = Points(x), Points(y)
-    of_rows = pair_extremes(rows, cols, negatives=Pairs.OTHERS, positives=Pairs.SELF, **options)
-    return of_rows, pair_extremes(cols, rows, negatives=Pairs.OTHERS, positives=Pairs.NONE, **options)
+    return pair_extremes(Points(x), Points(y), negatives=Pairs.OTHERS, positives=Pairs.SELF, sides="both", **options)
 
 
 def _checked(margin: Scalar, form: str, positive_share: float) -> tuple[Scalar, str, Scalar]:

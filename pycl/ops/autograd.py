@@ -316,27 +316,37 @@ class LogitsFunction(_Rule):
 
 
 class ExtremesFunction(_Rule):
-    """The largest negative and the smallest positive of every row, and their columns."""
+    """The positions of the largest negatives and the smallest positives, [2, m] of the rows and [2, n] of the columns.
+
+    Then their logits, [m] each, and with ``both_sides`` [n] each.
+    """
 
     @staticmethod
-    @_takes("backend", "sharded")
+    @_takes("both_sides", "backend", "sharded")
     def forward(*args: Any) -> tuple[Tensor, ...]:
         *arguments, sharded = args
-        return cast("tuple[Tensor, ...]", (sharded or torch.ops.pycl).pair_extremes(*arguments))
+        values, index, col_values, col_index = (sharded or torch.ops.pycl).pair_extremes(*arguments)
+        apart = torch.ops.aten.unbind_copy.int  # views would refuse to be changed in place
+        of_cols = apart(col_values) if args[_INPUTS] else ()
+        return index, col_index, *apart(values), *of_cols
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *_, ctx.backend, sharded = inputs
         ctx.operators = sharded or torch.ops.pycl
-        _save(ctx, inputs[:_INPUTS], *output[2:])
-        ctx.mark_non_differentiable(*output[2:])
+        indices = output[:2]
+        _save(ctx, inputs[:_INPUTS], *indices)
+        ctx.mark_non_differentiable(*indices)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, d_negative: Tensor, d_positive: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        problem, index = _restore(ctx)
-        d_values, needs = (d_negative.contiguous(), d_positive.contiguous()), _needs(ctx.needs_input_grad)
-        found = ctx.operators.pair_extremes_backward(*problem, *index, *d_values, needs, ctx.backend)
-        return _gradients(ctx, problem.leaves(), found, 2, *d_values)
+    def backward(ctx: Any, *d_found: Tensor | None) -> tuple[Tensor | None, ...]:
+        problem, indices = _restore(ctx)
+        d_rows, d_cols = ([None if d is None else d.contiguous() for d in d_found[k : k + 2]] for k in (2, 4))
+        needs = _needs(ctx.needs_input_grad)
+        given = *d_rows, *(d_cols or (None, None))
+        found = ctx.operators.pair_extremes_backward(*problem, *indices, *given, needs, ctx.backend)
+        return _gradients(ctx, problem.leaves(), found, 3, *given)
 
 
 class MeanLogitFunction(_Rule):

@@ -38,6 +38,7 @@ _PROBLEM = (
 _NEEDS = "bool[4] needs"
 # the gradients of lse, pos_lse and pos_sum of each side; not as a list, into which vmap cannot look
 _D_STATS = ", ".join(f"Tensor? d_{side}_{name}" for side in ("row", "col") for name in ("lse", "pos_lse", "pos_sum"))
+_D_EXTREMES = ", ".join(f"Tensor? d_{side}_{name}" for side in ("row", "col") for name in ("negative", "positive"))
 _PREFIXES = "Tensor row_factor, Tensor col_factor, SymInt[] ends"
 _GRADIENTS = ", ".join("Tensor" for _ in Gradients._fields)
 _WIDTH = len(Problem._fields)
@@ -83,10 +84,11 @@ def _top_shapes(problem: Problem, k: int, both_sides: bool) -> tuple[Tensor, Ten
     return *rows, new(n, k, dtype=dtype), new(n, k, dtype=torch.int64)
 
 
-def _extremes_shapes(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    new, m = problem.rows.new_empty, problem.rows.shape[0]
-    negative, positive = (new(m, dtype=accumulation_dtype(problem.rows.dtype)) for _ in range(2))
-    return negative, positive, new(m, dtype=torch.int64), new(m, dtype=torch.int64)
+def _extremes_shapes(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    new, dtype = problem.rows.new_empty, accumulation_dtype(problem.rows.dtype)
+    m, n = problem.rows.shape[0], problem.n_cols() if both_sides else 0
+    rows = new(2, m, dtype=dtype), new(2, m, dtype=torch.int64)
+    return *rows, new(2, n, dtype=dtype), new(2, n, dtype=torch.int64)
 
 
 def _average_backward_shapes(problem: Problem, values: Tensor, *more: Any) -> tuple[Tensor, ...]:
@@ -147,10 +149,10 @@ _OPERATORS = (
     _Operator("pair_logits", "", "Tensor", _logits_shape),
     _Operator("pair_logits_backward", f"Tensor d_logits, {_NEEDS}", _GRADIENTS, _backward_shapes),
     _Operator("pair_top", "SymInt k, bool both_sides", "Tensor, Tensor, Tensor, Tensor", _top_shapes),
-    _Operator("pair_extremes", "", "Tensor, Tensor, Tensor, Tensor", _extremes_shapes),
+    _Operator("pair_extremes", "bool both_sides", "Tensor, Tensor, Tensor, Tensor", _extremes_shapes),
     _Operator(
         "pair_extremes_backward",
-        f"Tensor negative_index, Tensor positive_index, Tensor d_negative, Tensor d_positive, {_NEEDS}",
+        f"Tensor row_index, Tensor col_index, {_D_EXTREMES}, {_NEEDS}",
         _GRADIENTS,
         _backward_shapes,
     ),
@@ -169,6 +171,7 @@ _OPERATORS = (
 def _problem_first(name: str) -> Callable[..., list[Any]]:
     """From the arguments of an operator to those of the backend's function, which begin with the problem."""
     has_needs, has_d_stats = name.endswith(("_backward", "_fused")), name.endswith("stats_backward")
+    has_d_extremes = name.endswith("extremes_backward")
 
     def arrange(*args: Any) -> list[Any]:
         arranged = [Problem._make(args[:_WIDTH]), *args[_WIDTH:-1]]
@@ -176,6 +179,8 @@ def _problem_first(name: str) -> Callable[..., list[Any]]:
             arranged[-1] = Needs(*arranged[-1])
         if has_d_stats:
             arranged[-7:-1] = arranged[-7:-4], arranged[-4:-1]
+        if has_d_extremes:
+            arranged[-5:-1] = arranged[-5:-3], arranged[-3:-1]
         return arranged
 
     return arrange

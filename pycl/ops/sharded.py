@@ -205,33 +205,55 @@ class Sharded:
 
     @eager
     def pair_extremes(self, *args: Any) -> tuple[Tensor, ...]:
-        problem, (backend,) = Problem(*args[:_WIDTH]), args[_WIDTH:]
-        remote_blocks = self._exchange(symmetric=False).fetch(_columns(problem))
-        found = torch.ops.pycl.pair_extremes(*args)
-        for index in found[2:]:
-            index += (index >= 0) * self._first_column()
+        problem, (both_sides, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
+        exchange = self._exchange(symmetric=False)
+        remote_blocks = exchange.fetch(_columns(problem))
+        values, index, *of_cols = torch.ops.pycl.pair_extremes(*args)
+        of_rows = values, _moved_on(index, self._first_column())
+        of_cols = [x.T for x in (of_cols[0], _moved_on(of_cols[1], self._first_row()))]
+
+        def deliver(at: RowRange, arrived: list[Tensor]) -> None:
+            _merge_extremes([at.of(x).T for x in of_cols], [x.T for x in arrived])
+
+        returns = exchange.returns(of_cols, deliver)
         for remote in _by_owner(remote_blocks):
-            part = torch.ops.pycl.pair_extremes(*_part(problem, remote), backend)
-            _merge_extremes(found, part, self._first_column(remote))
-        return cast("tuple[Tensor, ...]", found)
+            part = torch.ops.pycl.pair_extremes(*_part(problem, remote), both_sides, backend)
+            _merge_extremes(of_rows, (part[0], _moved_on(part[1], self._first_column(remote))))
+            if both_sides:
+                returns.send(remote, [part[2].T, _moved_on(part[3], self._first_row()).T])
+        if both_sides:
+            returns.wait()
+        return *of_rows, *(x.T for x in of_cols)
 
     @eager
     def pair_extremes_backward(self, *args: Any) -> Gradients:
-        problem, (*indices, d_negative, d_positive, needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
+        problem, (row_index, col_index, *d_found, needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
+        d_of_rows, d_of_cols = d_found[:2], d_found[2:]
+        travel: list[Tensor] = []
+        if col_index.shape[1]:
+            zero = problem.logit_scale.new_zeros(problem.n_cols())
+            travel = [col_index.T, *(zero if d is None else d for d in d_of_cols)]
 
-        def of_block(block: Problem, first: int, needs: Needs) -> Gradients:
-            inside = [(index >= first) & (index < first + block.n_cols()) for index in indices]
-            chosen = [torch.where(here, index - first, -1) for here, index in zip(inside, indices, strict=True)]
-            given = *chosen, d_negative, d_positive, needs, backend
+        def of_block(block: Problem, first: int, chosen: Sequence[Any], needs: Needs) -> Gradients:
+            rows = _within(row_index, first, block.n_cols())
+            cols = _within(chosen[0].T, self._first_row(), len(block.rows))
+            given = rows, cols, *d_of_rows, *chosen[1:], needs, backend
             return Gradients(*torch.ops.pycl.pair_extremes_backward(*block, *given))
 
+        own = col_index.T, *d_of_cols
+
         def backward(remote: RemoteBlock, needs: Needs) -> Gradients:
-            return of_block(_part(problem, remote), self._first_column(remote), needs)
+            arrived = remote.columns[-len(travel) :] if travel else own
+            return of_block(_part(problem, remote), self._first_column(remote), arrived, needs)
 
         exchange = self._exchange(symmetric=False)
-        remote_blocks = exchange.fetch(_columns(problem))
-        own = of_block(problem, self._first_column(), needs)
-        return _add_gradients(problem, Needs(*needs), own, exchange, _by_owner(remote_blocks), backward)
+        remote_blocks = exchange.fetch([*_columns(problem), *travel])
+        found = of_block(problem, self._first_column(), own, needs)
+        return _add_gradients(problem, Needs(*needs), found, exchange, _by_owner(remote_blocks), backward)
+
+    def _first_row(self) -> int:
+        """The position of this rank's first row among those of all ranks."""
+        return self.agreement.starts[self.agreement.ranks.rank][0]
 
     def _first_column(self, remote: RemoteBlock | None = None) -> int:
         """The position of the first column of a remote block of one rank, or of this rank, among those of all ranks."""
@@ -292,16 +314,25 @@ def _by_owner(remote_blocks: Iterator[RemoteBlock]) -> Iterator[RemoteBlock]:
             yield RemoteBlock(remote.rows, [block], columns)
 
 
-def _merge_extremes(found: Sequence[Tensor], part: Sequence[Tensor], first: int) -> None:
-    """Merge the extremes of a block, whose first column is at position ``first``, into those that were found before.
+def _moved_on(index: Tensor, first: int) -> Tensor:
+    """Positions in a block that begins at ``first`` as those among the points of all ranks; -1 stays."""
+    return index + (index >= 0) * first
+
+
+def _within(index: Tensor, first: int, n: int) -> Tensor:
+    """Positions among the points of all ranks as those in a block of n that begins at ``first``; -1 for all others."""
+    return torch.where((index >= first) & (index < first + n), index - first, -1).contiguous()
+
+
+def _merge_extremes(found: Sequence[Tensor], part: Sequence[Tensor]) -> None:
+    """Merge the values and positions of a block, [2, n] each, into those that were found before.
 
     Blocks come in any order, and the choice is that among all candidates at once: a NaN, and of equals the first.
     """
-    for k, beyond in enumerate((torch.gt, torch.lt)):
-        value, index, other, at = found[k], found[k + 2], part[k], part[k + 2] + first
+    for value, index, other, at, beyond in zip(*found, *part, (torch.gt, torch.lt), strict=True):
         equal = (other == value) | (other.isnan() & value.isnan())
         better = beyond(other, value) | (other.isnan() & ~value.isnan()) | (equal & (at < index)) | (index < 0)
-        better &= part[k + 2] >= 0
+        better &= at >= 0
         value.copy_(torch.where(better, other, value))
         index.copy_(torch.where(better, at, index))
 

@@ -227,7 +227,7 @@ FUNCTIONS = {  # by the loss that calls them: addresses that are a must, and seq
     "pair_sum_fused": ("sum_total", (3,), (4,)),
     "pair_average": ("average", (2, 3), (1,)),
     "pair_average_backward": ("average", (3,), (1, 2, 5)),
-    "pair_extremes": ("extremes", (1, 2, 3, 4), ()),
+    "pair_extremes": ("extremes", (1, 2), ()),
     "sinkhorn_columns": ("sinkhorn", (4,), (0,)),
     "sinkhorn_codes": ("sinkhorn", (3, 5, 6), (0,)),
     "unit": ("unit", (1,), (0,)),
@@ -245,6 +245,12 @@ def test_addresses_and_lengths_of_a_call(name: str, monkeypatch: pytest.MonkeyPa
         for value in (arguments[at][:-1], [*arguments[at], 0], ()):
             refused(getattr(C, name), arguments, (at,), value)
     refused(getattr(C, name), arguments, (0,), None)
+
+
+def test_extremes_of_columns_have_both_addresses_or_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, _alive = arguments_of("pair_extremes", "extremes", monkeypatch)
+    for at in (3, 4):
+        assert "both or neither" in refused(C.pair_extremes, arguments, (at,), 64)
 
 
 @pytest.mark.parametrize(

@@ -212,9 +212,14 @@ def test_extremes_and_counts_are_the_reference_s(kind: str) -> None:
     points, options = arguments(case.case, leaves)
     options["modifiers"] = modifiers_of(case, leaves)
     sets = {"negatives": Pairs(case.case.denominator)}
-    for function, more in ((engine.pair_extremes, {}), (engine.pair_sum, {"return_counts": True})):
-        found, wanted = (function(*points, **sets, **options, **more, backend=b) for b in ("triton", "reference"))
-        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    found, wanted = (
+        (
+            *(x for side in engine.pair_extremes(*points, **sets, **options, sides="both", backend=b) for x in side),
+            *engine.pair_sum(*points, **sets, **options, return_counts=True, backend=b),
+        )
+        for b in ("triton", "reference")
+    )
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 def test_a_shift_of_rows_in_both_directions(small: None) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -22,17 +23,22 @@ from pycl.engine import PairExtremes, pair_extremes
 SPLITS = {2: (9, 4), 3: (3, 1, 9)}  # of 13 points, for exact answers
 
 
-def hardest(whole: ModifiedCase, leaves: dict[str, Tensor], group: Any, backend: str) -> PairExtremes:
+def hardest(
+    whole: ModifiedCase, leaves: dict[str, Tensor], group: Any, backend: str
+) -> tuple[PairExtremes, PairExtremes]:
     points, options = arguments(whole.case, leaves)
     options |= {"modifiers": modifiers_of(whole, leaves), "col_scale": leaves.get("col_scale")}
-    return pair_extremes(*points, negatives=Pairs(whole.case.denominator), **options, group=group, backend=backend)
+    options |= {"group": group, "backend": backend}
+    return pair_extremes(*points, negatives=Pairs(whole.case.denominator), sides="both", **options)
 
 
-def finite(found: PairExtremes) -> list[Tensor]:
-    """Values that can be summed, and the positions."""
-    none = found.negative_index < 0, found.positive_index < 0
-    values = [value.masked_fill(at, 0) for value, at in zip(found[:2], none, strict=True)]
-    return [*values, found.negative_index, found.positive_index]
+def finite(found: tuple[PairExtremes, PairExtremes]) -> list[Tensor]:
+    """Values that can be summed, and the positions, of the rows and of the columns."""
+    results: list[Tensor] = []
+    for side in found:
+        results += [value.masked_fill(at < 0, 0) for value, at in zip(side[:2], side[2:], strict=True)]
+        results += side[2:]
+    return results
 
 
 # ---- values and gradients of everything
@@ -62,27 +68,31 @@ def dense(whole: ModifiedCase, leaves: dict[str, Tensor]) -> list[Tensor]:
     if "col_scale" in leaves:
         leaves = leaves | {"y": leaves["y"] * leaves["col_scale"][:, None]}
     logits = dense_logits(whole, leaves)
-    found = []
-    for inside, sign in zip(pair_sets(whole.case), (1, -1), strict=True):
-        _, index = extremes(logits.detach(), inside, sign)
-        chosen = logits.gather(1, index.clamp_min(0)[:, None])[:, 0]
-        found.append((torch.where(index < 0, 0, chosen), index))
-    return [value for value, _ in found] + [index for _, index in found]
+    values, indices = [], []
+    for turned in (False, True):
+        own = logits.T if turned else logits
+        for inside, sign in zip(pair_sets(whole.case), (1, -1), strict=True):
+            indices.append(extremes(own.detach(), inside.T if turned else inside, sign)[1])
+            chosen = own.gather(1, indices[-1].clamp_min(0)[:, None])[:, 0]
+            values.append(torch.where(indices[-1] < 0, 0, chosen))
+    return [*values[:2], *indices[:2], *values[2:], *indices[2:]]
 
 
-def weights() -> list[Tensor]:
-    return [torch.linspace(0.5, 1.5 + k, 37, dtype=torch.float64) for k in range(4)]
+def weights(whole: ModifiedCase, of_points: Callable[[int], slice]) -> list[Tensor]:
+    """Of the results of some of the rows and the columns."""
+    case, every = whole.case, torch.linspace(0.5, 2, 100, dtype=torch.float64)
+    sizes = [len(case.row_ids)] * 4 + [len(case.col_ids)] * 4
+    return [(every[:n] * (k + 1))[of_points(n)] for k, n in enumerate(sizes)]
 
 
 def on_this_rank(rank: int, world: int) -> dict[Any, Any]:
     found = {}
     for name, whole in cases().items():
-        mine, at = of_rank(whole, rank, world), bounds(len(whole.case.row_ids), rank, world)
+        mine, given = of_rank(whole, rank, world), weights(whole, lambda n: bounds(n, rank, world))
         for transport in TRANSPORTS:
             group = group_of(transport)
             for backend in installed("cpu", torch.float64):
                 run = lambda x, c=mine, b=backend, g=group: finite(hardest(c, x, g, b))  # noqa: E731
-                given = [w[at] for w in weights()]
                 found[name, transport, backend] = outputs_and_gradients(mine.leaves(), run, given)
     return found
 
@@ -96,8 +106,7 @@ ranks = cache(lambda world: on_ranks(world, on_this_rank))
 @pytest.mark.parametrize("name", cases())
 def test_ranks_are_one_process(name: str, world: int, transport: str, backend: str) -> None:
     whole = cases()[name]
-    given = [w[: len(whole.case.row_ids)] for w in weights()]
-    expected, gradients = outputs_and_gradients(whole.leaves(), lambda x: dense(whole, x), given)
+    expected, gradients = outputs_and_gradients(whole.leaves(), lambda x: dense(whole, x), weights(whole, slice))
     assert (expected[3] == -1).sum() > 0
     parts = [rank[name, transport, backend] for rank in ranks(world)]
     for k, want in enumerate(expected):
@@ -143,7 +152,9 @@ def exact_on_this_rank(rank: int, world: int) -> dict[Any, tuple[Tensor, ...]]:
         for transport in TRANSPORTS:
             group = group_of(transport)
             for backend in installed("cpu", torch.float32):
-                found[kind, transport, backend] = tuple(hardest(ModifiedCase(mine, ()), mine.leaves, group, backend))
+                found[kind, transport, backend] = tuple(
+                    x for side in hardest(ModifiedCase(mine, ()), mine.leaves, group, backend) for x in side
+                )
     return found
 
 
@@ -160,7 +171,10 @@ def test_the_choice_is_that_of_one_process(kind: str, world: int, transport: str
     whole = integers(kind)
     logits = whole.leaves["x"] @ whole.leaves["y"].T
     parts = [rank[kind, transport, backend] for rank in exact_ranks(world)]
-    for side, (inside, sign) in enumerate(zip(pair_sets(whole), (1, -1), strict=True)):
-        value, index = extremes(logits, inside, sign)
-        assert torch.equal(torch.cat([found[side + 2] for found in parts]), index)
-        torch.testing.assert_close(torch.cat([found[side] for found in parts]), value, rtol=0, atol=0, equal_nan=True)
+    for at, inside, sign, turned in (
+        *((k, pair_sets(whole)[k], sign, False) for k, sign in enumerate((1, -1))),
+        *((k + 4, pair_sets(whole)[k], sign, True) for k, sign in enumerate((1, -1))),
+    ):
+        value, index = extremes(logits.T, inside.T, sign) if turned else extremes(logits, inside, sign)
+        assert torch.equal(torch.cat([found[at + 2] for found in parts]), index)
+        torch.testing.assert_close(torch.cat([found[at] for found in parts]), value, rtol=0, atol=0, equal_nan=True)

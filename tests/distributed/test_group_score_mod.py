@@ -64,12 +64,13 @@ def engine(function: str, whole: ModifiedCase, leaves: dict[str, Tensor], group:
     first = Pairs(whole.case.denominator)
     stats = pair_stats(*points, denominator=first, sides="both", **options)
     total = pair_sum(*points, negatives=first, **options)
-    hardest = pair_extremes(*points, negatives=first, **options)
+    hardest = pair_extremes(*points, negatives=first, sides="both", **options)
     del options["positives"]
     rows, cols, scale = points
     means = pair_average(rows, cols, leaves["values"], scale, pairs=first, **options)
-    values = [v.masked_fill(i < 0, 0) for v, i in zip(hardest[:2], hardest[2:], strict=True)]
-    return [*(t for side in stats for t in side), total, means.sum(1), *values, *hardest[2:]]
+    values = [v.masked_fill(i < 0, 0) for side in hardest for v, i in zip(side[:2], side[2:], strict=True)]
+    indices = [i for side in hardest for i in side[2:]]
+    return [*(t for side in stats for t in side), total, means.sum(1), *values, *indices]
 
 
 def dense(function: str, whole: ModifiedCase, leaves: dict[str, Tensor]) -> list[Tensor]:
@@ -81,8 +82,10 @@ def dense(function: str, whole: ModifiedCase, leaves: dict[str, Tensor]) -> list
     inside = logits.masked_fill(~first, -torch.inf)
     some = (inside != -torch.inf).any(1, keepdim=True)
     weights = inside.masked_fill(~some, 0).softmax(1).masked_fill(~some, 0)
-    indices = [extremes(logits.detach(), at, sign)[1] for at, sign in ((first, 1), (positives, -1))]
-    chosen = [torch.where(at < 0, 0, logits.gather(1, at.clamp_min(0)[:, None])[:, 0]) for at in indices]
+    sides = [(logits, first, 1), (logits, positives, -1), (logits.T, first.T, 1), (logits.T, positives.T, -1)]
+    indices = [extremes(own.detach(), at, sign)[1] for own, at, sign in sides]
+    pairs = zip((own for own, *_ in sides), indices, strict=True)
+    chosen = [torch.where(at < 0, 0, own.gather(1, at.clamp_min(0)[:, None])[:, 0]) for own, at in pairs]
     return [*found, (weights @ leaves["values"]).sum(1), *chosen, *indices]
 
 

@@ -172,13 +172,15 @@ def test_extremes(kind: str, case: str, backend: str) -> None:
     sets = {"negatives": Pairs(own.denominator), "positives": Pairs(own.positives)}
     options: dict[str, Any] = {name: leaves.get(name) for name in ("row_bias", "col_bias")}
     options |= {"normalize": own.normalize, "offset": own.offset, "modifiers": modifiers_of(problem, leaves)}
-    found = pair_extremes(rows, cols, leaves["scale"], **sets, **options, backend=backend)
+    of_rows, of_cols = pair_extremes(rows, cols, leaves["scale"], **sets, **options, sides="both", backend=backend)
     logits = dense_logits(problem, leaves)
     in_first, in_pos = (chosen & (logits != -torch.inf) for chosen in pair_sets(own))
-    wanted = logits.masked_fill(~in_first, -torch.inf).max(1), logits.masked_fill(~in_pos, torch.inf).min(1)
+    negatives, positives = logits.masked_fill(~in_first, -torch.inf), logits.masked_fill(~in_pos, torch.inf)
     for value, index, best, some in (
-        (found.negative, found.negative_index, wanted[0], in_first.any(1)),
-        (found.positive, found.positive_index, wanted[1], in_pos.any(1)),
+        (of_rows.negative, of_rows.negative_index, negatives.max(1), in_first.any(1)),
+        (of_rows.positive, of_rows.positive_index, positives.min(1), in_pos.any(1)),
+        (of_cols.negative, of_cols.negative_index, negatives.max(0), in_first.any(0)),
+        (of_cols.positive, of_cols.positive_index, positives.min(0), in_pos.any(0)),
     ):
         assert_close(value, best.values, rtol=0, atol=1e-12)
         assert torch.equal(index[some], best.indices[some])
@@ -326,7 +328,7 @@ def test_opcheck(kind: str, backend: str) -> None:
     d_stats = [torch.randn(9), None, torch.randn(9), torch.randn(7), None, None]
     torch.library.opcheck(ops.pair_stats_backward.default, (*p, (), *stats, *d_stats, needs, backend))
     torch.library.opcheck(ops.pair_sum_backward.default, (*p, "exp", stats[2], torch.randn(9), needs, backend))
-    torch.library.opcheck(ops.pair_extremes.default, (*p, backend))
+    torch.library.opcheck(ops.pair_extremes.default, (*p, True, backend))
 
 
 @pytest.mark.float64

@@ -62,13 +62,13 @@ def test_against_dense(name: str) -> None:
         torch.nn.functional.softplus(logits).sum(1),
         (weights @ leaves[1]).sum(1),
     ]
-    wanted += [logits.amax(1)[some[:, 0]]]
+    wanted += [logits.amax(1)[some[:, 0]], logits.amax(0)]
     points = Points(leaves[0]), Points(leaves[1])
     options = OPTIONS | {"score_mod": function, "score_mod_args": given}
     stats = pair_stats(*points, denominator=Pairs.ALL, **options)
-    extremes = pair_extremes(*points, negatives=Pairs.ALL, positives=Pairs.NONE, **options)
+    extremes, of_cols = pair_extremes(*points, negatives=Pairs.ALL, positives=Pairs.NONE, sides="both", **options)
     found = [stats.lse[some[:, 0]], pair_sum(*points, negatives=Pairs.ALL, **options)]
-    found += [pair_average(*points, leaves[1], **options).sum(1), extremes.negative[some[:, 0]]]
+    found += [pair_average(*points, leaves[1], **options).sum(1), extremes.negative[some[:, 0]], of_cols.negative]
     for got, want in zip(found, wanted, strict=True):
         assert_close(got, want)
         slope = torch.linspace(0.5, 2, len(want)).double()

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from test_rooms import FILES, FLOOR, imported, module_of, room_of
+from torch.utils._pytree import tree_leaves
 
 import pycl
 from pycl import functional
@@ -117,7 +118,7 @@ def test_the_drawings_and_calls_of_modifiers_are_what_the_code_says(capsys: pyte
     assert len(calls) == table.count("\n|") - 1
     for call in calls:
         found = eval(compile(call, str(page), "eval", dont_inherit=True), namespace)
-        for values in found if isinstance(found, tuple) else (found,):
+        for values in tree_leaves(found):
             assert namespace["n"] in values.shape, call
             assert not values.isnan().any(), call
 

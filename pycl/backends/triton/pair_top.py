@@ -27,13 +27,19 @@ def pair_top(problem: Problem, k: int, both_sides: bool) -> tuple[Tensor, Tensor
     return values, index, *_top_of_rows(with_one_scale(problem).transposed(), k)
 
 
-def pair_extremes(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Two searches of one key each: the positives with all signs turned. A product of -inf hides larger positives.
-
-    With modifiers in plain torch: what they add is no bias whose sign could be turned.
-    """
+def pair_extremes(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """With modifiers in plain torch: what they add is no bias whose sign could be turned."""
     if problem.modifiers:
-        return reference.pair_extremes(problem)
+        return reference.pair_extremes(problem, both_sides)
+    values, index = _extremes_of_rows(problem)
+    if not both_sides:
+        return values, index, values.new_empty(2, 0), index.new_empty(2, 0)
+    # Launches on the transposed operands: a program of the search owns rows alone.
+    return values, index, *_extremes_of_rows(with_one_scale(problem).transposed())
+
+
+def _extremes_of_rows(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Two searches of one key each: the positives with all signs turned. A product of -inf hides larger positives."""
     negative, negative_index = _top_of_rows(problem, 1)
     turned = problem._replace(
         pairs=problem.positives,
@@ -42,7 +48,7 @@ def pair_extremes(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         col_bias=_turned(problem.col_bias),
     )
     positive, positive_index = _top_of_rows(turned, 1)
-    return negative[:, 0], -positive[:, 0], negative_index[:, 0], positive_index[:, 0]
+    return torch.cat([negative.T, -positive.T]), torch.cat([negative_index.T, positive_index.T])
 
 
 def _turned(bias: Tensor | None) -> Tensor | None:
