@@ -135,6 +135,13 @@ struct StatsGradient {
 // The function of a logit that is summed; values are positions in pycl.core.problem.MAPS.
 enum class PairMap : int { kSoftplus = 0, kSquare = 1, kRelu = 2, kExp = 3 };
 
+// What is summed: a map of the logits. The terms of the positives have a factor, [m] in the accumulation type; null
+// for 1.
+struct Terms {
+  PairMap map;
+  const void* positive_weight;
+};
+
 // Sums of a map, and how many of its terms are not 0, [m] each in the accumulation type; counts may be null.
 struct Sums {
   void *sums, *counts;
@@ -172,10 +179,10 @@ struct Kernels {
   // the total and its gradients
   void (*pair_cross_entropy_fused)(const Problem&, const ExecutionContext&, const CrossEntropy&, void* total,
                                    const Gradients&);
-  void (*pair_sum)(const Problem&, const ExecutionContext&, PairMap, const Sums& out);
-  void (*pair_sum_backward)(const Problem&, const ExecutionContext&, PairMap, const void* d_sum, const Gradients&);
+  void (*pair_sum)(const Problem&, const ExecutionContext&, const Terms&, const Sums& out);
+  void (*pair_sum_backward)(const Problem&, const ExecutionContext&, const Terms&, const void* d_sum, const Gradients&);
   // weight times the total of the sums, and its gradients
-  void (*pair_sum_fused)(const Problem&, const ExecutionContext&, PairMap, double weight, void* total,
+  void (*pair_sum_fused)(const Problem&, const ExecutionContext&, const Terms&, double weight, void* total,
                          const Gradients&);
   // contiguous [m, values.d] in the accumulation type
   void (*pair_weighted_sum)(const Problem&, const ExecutionContext&, const Matrix& values, void* out);

@@ -338,6 +338,27 @@ FAULTS = [
         "test_maps",
     ),
     Fault(
+        "CPU: the positives of a sum have the weight of the row before",
+        "csrc/cpu/sum.h",
+        "return y * factors[row];",
+        "return y * factors[row > 0 ? row - 1 : 0];",
+        "test_maps",
+    ),
+    Fault(
+        "CPU: a weight of 0 times infinity",
+        "csrc/cpu/sum.h",
+        "return factors[row] == T(0);",
+        "return factors[row] != factors[row];",
+        "test_maps",
+    ),
+    Fault(
+        "SigLIP: an own text with another id is no positive",
+        "pycl/functional/clip.py",
+        "(alike + (images.ids != texts.ids))",
+        "alike",
+        "test_siglip_ids",
+    ),
+    Fault(
         "CPU: of equal logits the last candidate is the hardest",
         "csrc/cpu/extremes.h",
         "(ties && at < index[i])",
