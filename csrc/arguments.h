@@ -45,9 +45,9 @@ inline DType dtype_of(const char* name, int code) {
   return DType(code);
 }
 
-inline PairMap pair_map(int code) {
-  demand(0 <= code && code <= int(PairMap::kLogitExp), "map must be one of 0 to 4, got ", code);
-  return PairMap(code);
+inline Terms terms_of(int map, Address positive_weight) {
+  demand(0 <= map && map <= int(PairMap::kLogitExp), "map must be one of 0 to 4, got ", map);
+  return {PairMap(map), pointer(positive_weight)};
 }
 
 inline int thread_count(int threads) {

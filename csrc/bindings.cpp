@@ -269,33 +269,34 @@ PYBIND11_MODULE(_C, m) {
       exact("out"));
   m.def(
       "pair_sum",
-      [](const PyProblem& p, int map, Address sums, Address counts) {
-        const PairMap chosen = pair_map(map);
+      [](const PyProblem& p, int map, Address positive_weight, Address sums, Address counts) {
+        const Terms terms = terms_of(map, positive_weight);
         const Sums out{required("sums", sums), pointer(counts)};
-        run_kernel(p.threads, [&](const ExecutionContext& host) { p.kernels().pair_sum(p, host, chosen, out); });
+        run_kernel(p.threads, [&](const ExecutionContext& host) { p.kernels().pair_sum(p, host, terms, out); });
       },
-      unlocked, py::arg("problem"), exact("map"), exact("sums"), exact("counts"));
+      unlocked, py::arg("problem"), exact("map"), exact("positive_weight"), exact("sums"), exact("counts"));
   m.def(
       "pair_sum_fused",
-      [](const PyProblem& p, int map, double weight, Address total, const Outputs& out) {
-        const PairMap chosen = pair_map(map);
+      [](const PyProblem& p, int map, Address positive_weight, double weight, Address total, const Outputs& out) {
+        const Terms terms = terms_of(map, positive_weight);
         void* const sum = required("total", total);
         const Gradients wanted = gradients(p, out);
         run_kernel(p.threads, [&](const ExecutionContext& host) {
-          p.kernels().pair_sum_fused(p, host, chosen, weight, sum, wanted);
+          p.kernels().pair_sum_fused(p, host, terms, weight, sum, wanted);
         });
       },
-      unlocked, py::arg("problem"), exact("map"), py::arg("weight"), exact("total"), exact("out"));
+      unlocked, py::arg("problem"), exact("map"), exact("positive_weight"), py::arg("weight"), exact("total"),
+      exact("out"));
   m.def(
       "pair_sum_backward",
-      [](const PyProblem& p, int map, Address d_sum, const Outputs& out) {
-        const PairMap chosen = pair_map(map);
+      [](const PyProblem& p, int map, Address positive_weight, Address d_sum, const Outputs& out) {
+        const Terms terms = terms_of(map, positive_weight);
         void* const d = required("d_sum", d_sum);
         const Gradients wanted = gradients(p, out);
         run_kernel(p.threads,
-                   [&](const ExecutionContext& host) { p.kernels().pair_sum_backward(p, host, chosen, d, wanted); });
+                   [&](const ExecutionContext& host) { p.kernels().pair_sum_backward(p, host, terms, d, wanted); });
       },
-      unlocked, py::arg("problem"), exact("map"), exact("d_sum"), exact("out"));
+      unlocked, py::arg("problem"), exact("map"), exact("positive_weight"), exact("d_sum"), exact("out"));
   m.def(
       "pair_average",
       [](const PyProblem& p, const std::optional<MatrixTuple>& values, Address means, Address lse) {

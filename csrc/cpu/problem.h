@@ -136,6 +136,13 @@ struct StatsGradient {
 // The function of a logit that is summed; values are positions in pycl.core.problem.MAPS.
 enum class PairMap : int { kSoftplus = 0, kSquare = 1, kRelu = 2, kExp = 3, kLogitExp = 4 };
 
+// What is summed: a map of the logits. The terms of the positives have a factor, [m] in the accumulation type; null
+// for 1.
+struct Terms {
+  PairMap map;
+  const void* positive_weight;
+};
+
 // Sums of a map, and how many of its terms are not 0, [m] each in the accumulation type; counts may be null.
 struct Sums {
   void *sums, *counts;
@@ -178,10 +185,10 @@ struct Kernels {
   // the total and its gradients
   void (*pair_cross_entropy_fused)(const Problem&, const ExecutionContext&, const CrossEntropy&, void* total,
                                    const Gradients&);
-  void (*pair_sum)(const Problem&, const ExecutionContext&, PairMap, const Sums& out);
-  void (*pair_sum_backward)(const Problem&, const ExecutionContext&, PairMap, const void* d_sum, const Gradients&);
+  void (*pair_sum)(const Problem&, const ExecutionContext&, const Terms&, const Sums& out);
+  void (*pair_sum_backward)(const Problem&, const ExecutionContext&, const Terms&, const void* d_sum, const Gradients&);
   // weight times the total of the sums, and its gradients
-  void (*pair_sum_fused)(const Problem&, const ExecutionContext&, PairMap, double weight, void* total,
+  void (*pair_sum_fused)(const Problem&, const ExecutionContext&, const Terms&, double weight, void* total,
                          const Gradients&);
   // the values of a pair are those of its column, or its logit where there are none
   void (*pair_average)(const Problem&, const ExecutionContext&, const Matrix* values, const Average& out);

@@ -218,12 +218,18 @@ def prefix_stats_backward(
     return out
 
 
-def pair_sum(problem: Problem, map: str, counted: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _terms(map: str, positive_weight: Tensor | None) -> tuple[int, int]:
+    return MAPS.index(map), _pointer(positive_weight)
+
+
+def pair_sum(
+    problem: Problem, map: str, positive_weight: Tensor | None, counted: bool, save: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     m, dtype = len(problem.rows), accumulation_dtype(problem.rows.dtype)
     sums, counts = torch.empty(m, dtype=dtype), torch.empty(m if counted else 0, dtype=dtype)
     compiled = _compiled(problem)
     residuals = _write_residuals(problem, compiled, save)
-    _C.pair_sum(compiled, MAPS.index(map), sums.data_ptr(), _pointer(counts))
+    _C.pair_sum(compiled, *_terms(map, positive_weight), sums.data_ptr(), _pointer(counts))
     return sums, counts, residuals
 
 
@@ -237,19 +243,25 @@ def pair_cross_entropy_fused(
     return total, *gradients
 
 
-def pair_sum_fused(problem: Problem, map: str, weight: float, needs: Needs) -> tuple[Tensor, ...]:
+def pair_sum_fused(
+    problem: Problem, map: str, positive_weight: Tensor | None, weight: float, needs: Needs
+) -> tuple[Tensor, ...]:
     total = torch.empty((), dtype=accumulation_dtype(problem.rows.dtype))
     gradients = empty_gradients(problem, needs)
     out = total.data_ptr(), [_pointer(gradient) for gradient in gradients]
-    _C.pair_sum_fused(_compiled(problem), MAPS.index(map), weight, *out)
+    _C.pair_sum_fused(_compiled(problem), *_terms(map, positive_weight), weight, *out)
     return total, *gradients
 
 
-def pair_sum_backward(problem: Problem, map: str, residuals: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
+def pair_sum_backward(
+    problem: Problem, map: str, positive_weight: Tensor | None, residuals: Tensor, d_sum: Tensor, needs: Needs
+) -> Gradients:
     out = empty_gradients(problem, needs)
     compiled = _compiled(problem)
     _read_residuals(compiled, residuals)
-    _C.pair_sum_backward(compiled, MAPS.index(map), d_sum.data_ptr(), [_pointer(gradient) for gradient in out])
+    _C.pair_sum_backward(
+        compiled, *_terms(map, positive_weight), d_sum.data_ptr(), [_pointer(gradient) for gradient in out]
+    )
     return out
 
 

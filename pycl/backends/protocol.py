@@ -61,17 +61,26 @@ class PairBackend(_Backend, Protocol):
         The statistics are those of this problem over more columns, where ranks share a batch; residuals may be empty.
         """
 
-    def pair_sum(self, problem: Problem, map: str, counted: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """``sum over pairs map(l) + sum over positives map(-l)`` [m], how many terms are not 0, and residuals.
+    def pair_sum(
+        self, problem: Problem, map: str, positive_weight: Tensor | None, counted: bool, save: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``sum over pairs map(l) + w sum over positives map(-l)`` [m], how many terms are not 0, and residuals.
 
-        The map is one of ``pycl.core.problem.MAPS``. A logit of -inf is in no sum. The counts have the accumulation
-        dtype and are empty unless ``counted``.
+        The map is one of ``pycl.core.problem.MAPS``. A logit of -inf is in no sum. The weight ``w`` of the positives is
+        contiguous, [m] in the accumulation dtype, or None for 1. A row whose weight is 0 has no positives: 0 times an
+        infinite term is 0. The counts have the accumulation dtype and are empty unless ``counted``.
         """
 
     def pair_sum_backward(
-        self, problem: Problem, map: str, residuals: Tensor, d_sum: Tensor, needs: Needs
+        self,
+        problem: Problem,
+        map: str,
+        positive_weight: Tensor | None,
+        residuals: Tensor,
+        d_sum: Tensor,
+        needs: Needs,
     ) -> Gradients:
-        """Gradients from those of the sums [m]."""
+        """Gradients from those of the sums [m]; the weight has none."""
 
     def pair_logits(self, problem: Problem) -> Tensor:
         """The logits [m, n] in the dtype of the embeddings, -inf outside of ``pairs``."""
@@ -136,7 +145,9 @@ class FusedPairBackend(PairBackend, Protocol):
     ) -> tuple[Tensor, ...]:
         """The total over the rows, or over both sides, of lse and pos_sum times their weights; then ``Gradients``."""
 
-    def pair_sum_fused(self, problem: Problem, map: str, weight: float, needs: Needs) -> tuple[Tensor, ...]:
+    def pair_sum_fused(
+        self, problem: Problem, map: str, positive_weight: Tensor | None, weight: float, needs: Needs
+    ) -> tuple[Tensor, ...]:
         """The total of ``pair_sum`` times a weight; then ``Gradients``."""
 
 

@@ -220,13 +220,16 @@ def pair_stats_backward(
     return _strips_backward(problem, weights, needs)
 
 
-def pair_sum(problem: Problem, map: str, counted: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+def pair_sum(
+    problem: Problem, map: str, positive_weight: Tensor | None, counted: bool, save: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     rows, cols = _sides(problem)
     sums, counts = (rows.x.new_empty(len(rows.x) if wanted else 0) for wanted in (True, counted))
     for strip in _strips(problem, rows, cols):
+        weight, weighed = _of_positives(strip, positive_weight)
         parts = [
-            torch.where(chosen, MAPS[map].value(logits), 0)
-            for chosen, logits in ((strip.in_pairs, strip.logits), (strip.in_pos, -strip.logits))
+            torch.where(strip.in_pairs, MAPS[map].value(strip.logits), 0),
+            torch.where(weighed, weight * MAPS[map].value(-strip.logits), 0),
         ]
         sums[strip.i] = (parts[0] + parts[1]).sum(1)
         if counted:
@@ -234,13 +237,24 @@ def pair_sum(problem: Problem, map: str, counted: bool, save: bool) -> tuple[Ten
     return sums, counts, no_residuals(problem)
 
 
-def pair_sum_backward(problem: Problem, map: str, residuals: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
+def pair_sum_backward(
+    problem: Problem, map: str, positive_weight: Tensor | None, residuals: Tensor, d_sum: Tensor, needs: Needs
+) -> Gradients:
     def weights(strip: _Strip) -> Tensor:
+        weight, weighed = _of_positives(strip, positive_weight)
         slope = torch.where(strip.in_pairs, MAPS[map].slope(strip.logits), 0)
-        slope = slope - torch.where(strip.in_pos, MAPS[map].slope(-strip.logits), 0)
+        slope = slope - torch.where(weighed, weight * MAPS[map].slope(-strip.logits), 0)
         return d_sum[strip.i, None] * slope
 
     return _strips_backward(problem, weights, needs)
+
+
+def _of_positives(strip: _Strip, positive_weight: Tensor | None) -> tuple[Tensor | float, Tensor]:
+    """The weights of the strip's positives, and which pairs these are: none of a row whose weight is 0."""
+    if positive_weight is None:
+        return 1.0, strip.in_pos
+    weight = positive_weight[strip.i, None]
+    return weight, strip.in_pos & (weight != 0)
 
 
 def pair_average(problem: Problem, values: Tensor | None) -> tuple[Tensor, Tensor]:

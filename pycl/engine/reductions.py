@@ -21,7 +21,7 @@ from pycl.core.tracing import observed
 from pycl.distributed.ranks import Agreement, Group
 from pycl.engine.modifiers import Modified, kinds_of, with_roles_apart
 from pycl.engine.reduction import check_reduction, share_of, zero_if_empty
-from pycl.engine.validation import check_choice, check_count, check_slopes, problem_of
+from pycl.engine.validation import check_choice, check_count, check_positive_weight, check_slopes, problem_of
 from pycl.ops.autograd import FusedLossFunction, StatsFunction, SumFunction, apply
 from pycl.ops.sharded import Sharded, sharded
 
@@ -276,6 +276,7 @@ def pair_sum(
     col_bias: Tensor | None = None,
     offset: int | None = 0,
     map: Literal["softplus", "square", "relu", "exp", "logit_exp"] = "softplus",
+    positive_weight: Tensor | None = None,
     normalize: bool = False,
     reduction: str = "none",
     return_counts: Literal[False] = False,
@@ -295,6 +296,7 @@ def pair_sum(
     col_bias: Tensor | None = None,
     offset: int | None = 0,
     map: Literal["softplus", "square", "relu", "exp", "logit_exp"] = "softplus",
+    positive_weight: Tensor | None = None,
     normalize: bool = False,
     reduction: str = "none",
     return_counts: Literal[True],
@@ -313,6 +315,7 @@ def pair_sum(
     col_bias: Tensor | None = None,
     offset: int | None = 0,
     map: Literal["softplus", "square", "relu", "exp", "logit_exp"] = "softplus",
+    positive_weight: Tensor | None = None,
     normalize: bool = False,
     reduction: str = "none",
     return_counts: bool = False,
@@ -323,7 +326,7 @@ def pair_sum(
     r"""A map of the logits summed over every anchor's pairs: binary logistic losses, squares, hinges, exponentials.
 
     .. math:: \sum_{j \in \mathrm{negatives}(i)} \mathrm{map}(l_{ij})
-              + \sum_{j \in \mathrm{positives}(i)} \mathrm{map}(-l_{ij})
+              + w_i \sum_{j \in \mathrm{positives}(i)} \mathrm{map}(-l_{ij})
 
     A threshold or a margin is a bias: ``relu`` with a ``row_bias`` of m sums ``max(0, m + l)`` over the negatives. A
     logit of ``-inf`` is in no sum.
@@ -332,6 +335,9 @@ def pair_sum(
         map: ``"softplus"``, ``log(1 + exp l)`` (SigLIP); ``"square"``, ``l^2`` (spectral losses); ``"relu"``,
             ``max(0, l)`` (hinges), whose slope at 0 is 0; ``"exp"``, infinity where that is beyond the range;
             ``"logit_exp"``, ``l exp l``: of log-probabilities, minus an entropy.
+        positive_weight: ``w``, floating point [m], a constant without a gradient; None is 1. With 1 / the number of its
+            positives an anchor takes their mean. A weight of 0 drops an anchor's positives, also where map(-l) is
+            infinite.
         reduction: ``"none"``, or ``"mean"`` or ``"sum"`` over the anchors. On a CPU, in float32 and float64, the
             gradients then come with the value: three matrix products instead of four.
         return_counts: also return how many terms of every anchor are not 0, as triplet losses divide by.
@@ -342,19 +348,22 @@ def pair_sum(
         are over the candidates of all ranks.
 
     Raises:
-        ValueError: an unknown map or reduction.
+        TypeError: a positive_weight that is no floating-point tensor.
+        ValueError: an unknown map or reduction, a positive_weight of another shape or device, or one that requires a
+            gradient.
     """
     check_choice("map", map, MAPS)
     check_reduction(reduction)
     sets = {"negatives": negatives, "positives": positives}
     args = problem_of(rows, cols, logit_scale, sets, row_bias, col_bias, offset, normalize, group, **changes)
     args = args.as_rectangular()
+    weight = check_positive_weight(positive_weight, args)
     name = backend_of(args, backend)
     if reduction != "none" and not return_counts and group is None and can_fuse("pair_sum_fused", args, name):
-        weights = map, 1 / len(args.rows) if reduction == "mean" else 1.0
+        weights = map, weight, 1 / len(args.rows) if reduction == "mean" else 1.0
         return cast("Tensor", apply(FusedLossFunction, "pair_sum_fused", args, (*weights, name), *args.used_leaves()))
-    args, shards = sharded(group, "pair_sum", args, map=map, reduction=reduction)
-    terms, counts, _ = apply(SumFunction, *args, map, return_counts, wants_gradient(args), name, shards)
+    args, shards = sharded(group, "pair_sum", args, map=map, reduction=reduction, positive_weight=weight is not None)
+    terms, counts, _ = apply(SumFunction, *args, map, weight, return_counts, wants_gradient(args), name, shards)
     value = share_of(terms, reduction, agreement_of(shards))
     return (value, counts) if return_counts else value
 

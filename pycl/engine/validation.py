@@ -80,7 +80,7 @@ def problem_of(
     dtype = accumulation_dtype(z.dtype)
     scale = scale_of(logit_scale, z, dtype, alone=group is None)
     symmetric = cols is None and scale.dim() == 0 and row_bias is col_bias
-    row_bias, col_bias = _bias("row_bias", row_bias, z, dtype), _bias("col_bias", col_bias, cols_z, dtype)
+    row_bias, col_bias = _vector("row_bias", row_bias, z, dtype), _vector("col_bias", col_bias, cols_z, dtype)
     rest = first, pos, 0 if symmetric else offset, normalize, n_views
     if symmetric:
         problem = Problem(z, None, row_ids, row_views, None, None, scale, row_bias, None, *rest)
@@ -218,6 +218,14 @@ def check_values(values: Tensor, problem: Problem) -> None:
         raise ValueError(f"values must be on {problem.rows.device} as the points are, got {values.device}")
 
 
+def check_positive_weight(weight: Tensor | None, problem: Problem) -> Tensor | None:
+    """One constant number of each row, in the accumulation dtype."""
+    weight = _vector("positive_weight", weight, problem.rows, accumulation_dtype(problem.rows.dtype))
+    if weight is not None and weight.requires_grad and torch.is_grad_enabled():
+        raise ValueError("positive_weight is constant, and must not require a gradient: pass positive_weight.detach()")
+    return weight
+
+
 def embeddings_of(name: str, z: Tensor) -> Tensor:
     if not isinstance(z, Tensor) or z.dtype not in FLOATS:
         got = z.dtype if isinstance(z, Tensor) else type(z).__name__
@@ -263,13 +271,13 @@ def scale_of(logit_scale: float | Tensor, z: Tensor, dtype: torch.dtype, alone: 
     return logit_scale.to(z.device, dtype).contiguous()
 
 
-def _bias(name: str, bias: Tensor | None, z: Tensor, dtype: torch.dtype) -> Tensor | None:
-    if bias is None:
+def _vector(name: str, x: Tensor | None, z: Tensor, dtype: torch.dtype) -> Tensor | None:
+    if x is None:
         return None
-    if not isinstance(bias, Tensor) or not bias.is_floating_point():
-        raise TypeError(f"{name} must be a floating-point tensor, got {getattr(bias, 'dtype', type(bias).__name__)}")
-    if bias.shape != z.shape[:1]:
-        raise ValueError(f"{name} must have shape [{len(z)}], got {tuple(bias.shape)}")
-    if bias.device != z.device:
-        raise ValueError(f"{name} must be on {z.device} as the embeddings are, got {bias.device}")
-    return bias.to(dtype).contiguous()
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+    if x.shape != z.shape[:1]:
+        raise ValueError(f"{name} must have shape [{len(z)}], got {tuple(x.shape)}")
+    if x.device != z.device:
+        raise ValueError(f"{name} must be on {z.device} as the embeddings are, got {x.device}")
+    return x.to(dtype).contiguous()

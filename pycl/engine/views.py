@@ -89,3 +89,9 @@ def check_labels(labels: Tensor, n: int, like: Tensor, name: str = "labels") -> 
     if labels.device != like.device:
         raise ValueError(f"{name} must be on {like.device} as the embeddings are, got {labels.device}")
     return labels.to(torch.int64)
+
+
+def occurrences(of: Tensor, among: Tensor) -> Tensor:
+    """How many of the integers ``among`` are equal to each of those ``of``."""
+    ordered = among.sort().values
+    return torch.searchsorted(ordered, of, right=True) - torch.searchsorted(ordered, of)

@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from pycl.backends import registry
 from pycl.core.notices import first_time, warn_once
 from pycl.core.pairs import Pairs, Points
+from pycl.core.problem import accumulation_dtype
 from pycl.core.tracing import observed
+from pycl.distributed.ranks import Group, agree, rows_of_all
 from pycl.engine.reduction import check_reduction, reduce
-from pycl.engine.reductions import pair_cross_entropy, pair_stats, pair_sum
-from pycl.engine.views import check_labels
+from pycl.engine.reductions import pair_cross_entropy, pair_sum
+from pycl.engine.views import check_labels, occurrences
 from pycl.functional._common import Scalar, as_scalar, check_matched, expand_scalar, unit
 from pycl.functional._options import Options, loss
 from pycl.functional._smoothing import check_smoothing, product_means
@@ -148,24 +150,26 @@ def siglip(
     check_reduction(reduction)
     check_matched(image=image, text=text)
     look_once(image, text, logit_scale, options["normalize"])
-    rows, cols, offset, positives = Points(image), Points(text), None, Pairs.POSITIVE
+    scale, bias = as_scalar("logit_scale", logit_scale), expand_scalar("logit_bias", logit_bias, text)
+    rows, cols, offset, positives, weight = Points(image), Points(text), None, Pairs.POSITIVE, None
     if ids is not None:
         rows, cols = _labelled(image, text, ids)
         offset, positives = 0, Pairs.POSITIVE | Pairs.SELF
-    total = partial(
-        pair_sum,
+        if per_anchor:
+            registry.choose(options["backend"], image.device.type, image.dtype)  # before the ranks meet
+            weight = 1 / _number_of_positives(rows, cols, options["group"])
+    return pair_sum(
         rows,
         cols,
-        as_scalar("logit_scale", logit_scale),
-        col_bias=expand_scalar("logit_bias", logit_bias, text),
+        scale,
+        negatives=Pairs.NEGATIVE,
+        positives=positives,
+        positive_weight=weight,
+        col_bias=bias,
         offset=offset,
+        reduction=reduction,
         **options,
     )
-    if ids is None or not per_anchor:
-        return total(negatives=Pairs.NEGATIVE, positives=positives, reduction=reduction)
-    number = _number_of_pairs(rows, cols, positives, options)
-    terms = total(negatives=Pairs.NEGATIVE) + total(negatives=Pairs.NONE, positives=positives) / number
-    return reduce(terms, reduction, options["group"])
 
 
 def _labelled(image: Tensor, text: Tensor, ids: tuple[Tensor, Tensor]) -> tuple[Points, Points]:
@@ -176,12 +180,13 @@ def _labelled(image: Tensor, text: Tensor, ids: tuple[Tensor, Tensor]) -> tuple[
     return Points(image, of_images), Points(text, of_texts)
 
 
-def _number_of_pairs(rows: Points, cols: Points, pairs: Pairs, options: Options) -> Tensor:
-    """How many candidates of all ranks every anchor has, [m]: of points with one feature, so that it costs little."""
-    bare_rows, bare_cols = (points._replace(z=torch.zeros_like(points.z[:, :1])) for points in (rows, cols))
-    where: Options = {"group": options["group"], "backend": options["backend"]}
-    stats = pair_stats(bare_rows, bare_cols, denominator=Pairs.NONE, positives=pairs, offset=0, **where)
-    return stats.pos_count
+def _number_of_positives(images: Points, texts: Points, group: Group | None) -> Tensor:
+    """How many texts of all ranks have the id of an image, its own included whatever that is, [N]."""
+    assert images.ids is not None
+    assert texts.ids is not None
+    everyone = agree(group, texts.z.device, [len(texts.ids)], operator="siglip, per_anchor")
+    alike = occurrences(images.ids, rows_of_all(texts.ids, everyone))
+    return (alike + (images.ids != texts.ids)).to(accumulation_dtype(images.z.dtype))
 
 
 def look_once(image: Tensor, text: Tensor, logit_scale: Scalar, normalize: bool) -> None:

@@ -81,7 +81,7 @@ def _takes(*more: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return name
 
 
-def _save(ctx: Any, problem: Sequence[Any], *more: Tensor) -> None:
+def _save(ctx: Any, problem: Sequence[Any], *more: Tensor | None) -> None:
     """Save the fields of a problem and more tensors for ``_restore``."""
     ctx.save_for_backward(*problem[: _SETTINGS.start], *problem[_SETTINGS.stop :], *more)
     ctx.settings = problem[_SETTINGS]
@@ -244,27 +244,30 @@ def _results_of_slopes(stats: Tensor) -> Sequence[Tensor]:
 
 
 class SumFunction(_Rule):
-    """The sums of a map, how many of their terms are not 0, and the residuals for the backward."""
+    """The sums of a map, how many of their terms are not 0, and the residuals for the backward.
+
+    The weight of the positives has no gradient.
+    """
 
     @staticmethod
-    @_takes("map", "counted", "save", "backend", "sharded")
+    @_takes("map", "positive_weight", "counted", "save", "backend", "sharded")
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         *arguments, sharded = args
         return cast("tuple[Tensor, Tensor, Tensor]", (sharded or torch.ops.pycl).pair_sum(*arguments))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        ctx.map, _, _, ctx.backend, sharded = inputs[_INPUTS:]
+        ctx.map, positive_weight, _, _, ctx.backend, sharded = inputs[_INPUTS:]
         ctx.operators = sharded or torch.ops.pycl
-        _save(ctx, inputs[:_INPUTS], output[2])
+        _save(ctx, inputs[:_INPUTS], positive_weight, output[2])
         ctx.mark_non_differentiable(*output[1:])
 
     @staticmethod
     def backward(ctx: Any, d_sum: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        problem, (residuals,) = _restore(ctx)
-        needs = _needs(ctx.needs_input_grad)
-        found = ctx.operators.pair_sum_backward(*problem, ctx.map, residuals, d_sum.contiguous(), needs, ctx.backend)
-        return _gradients(ctx, problem.leaves(), found, 5, d_sum)
+        problem, (positive_weight, residuals) = _restore(ctx)
+        given = ctx.map, positive_weight, residuals, d_sum.contiguous(), _needs(ctx.needs_input_grad), ctx.backend
+        found = ctx.operators.pair_sum_backward(*problem, *given)
+        return _gradients(ctx, problem.leaves(), found, 6, d_sum)
 
 
 class FusedLossFunction(torch.autograd.Function):
@@ -375,7 +378,7 @@ class MeanLogitFunction(_Rule):
         problem, (mean, lse) = _restore(ctx)
         slope = d_mean * (mean - lse).exp().masked_fill(lse == -torch.inf, 0)  # at most d_mean: the mean is below lse
         shifted, needs = problem.shifted(-mean), _needs(ctx.needs_input_grad)
-        more = "logit_exp", no_residuals(problem), slope, needs, ctx.backend
+        more = "logit_exp", None, no_residuals(problem), slope, needs, ctx.backend
         return _gradients(ctx, shifted.leaves(), ctx.operators.pair_sum_backward(*shifted, *more), 2, d_mean)
 
 

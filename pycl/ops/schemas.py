@@ -39,6 +39,7 @@ _NEEDS = "bool[4] needs"
 # the gradients of lse, pos_lse and pos_sum of each side; not as a list, into which vmap cannot look
 _D_STATS = ", ".join(f"Tensor? d_{side}_{name}" for side in ("row", "col") for name in ("lse", "pos_lse", "pos_sum"))
 _D_EXTREMES = ", ".join(f"Tensor? d_{side}_{name}" for side in ("row", "col") for name in ("negative", "positive"))
+_TERMS = "str map, Tensor? positive_weight"  # what is summed, and the factor of the positives' terms [m], or 1
 _PREFIXES = "Tensor row_factor, Tensor col_factor, SymInt[] ends"
 _GRADIENTS = ", ".join("Tensor" for _ in Gradients._fields)
 _WIDTH = len(Problem._fields)
@@ -67,7 +68,9 @@ def _prefix_backward_shapes(problem: Problem, *factors: Any) -> PrefixGradients:
     return PrefixGradients(found.rows, found.cols, *map(like, factors[:2]))
 
 
-def _sum_shapes(problem: Problem, map: str, counted: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _sum_shapes(
+    problem: Problem, map: str, positive_weight: Tensor | None, counted: bool, save: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     rows, dtype = problem.rows, accumulation_dtype(problem.rows.dtype)
     counts = rows.new_empty(rows.shape[0] if counted else 0, dtype=dtype)
     return rows.new_empty(rows.shape[0], dtype=dtype), counts, no_residuals(problem)
@@ -134,8 +137,8 @@ _OPERATORS = (
         _prefix_backward_shapes,
     ),
     # of one of MAPS; the counts of the terms that are not 0 are empty unless asked for
-    _Operator("pair_sum", "str map, bool counted, bool save", "Tensor, Tensor, Tensor", _sum_shapes),
-    _Operator("pair_sum_backward", f"str map, Tensor residuals, Tensor d_sum, {_NEEDS}", _GRADIENTS, _backward_shapes),
+    _Operator("pair_sum", f"{_TERMS}, bool counted, bool save", "Tensor, Tensor, Tensor", _sum_shapes),
+    _Operator("pair_sum_backward", f"{_TERMS}, Tensor residuals, Tensor d_sum, {_NEEDS}", _GRADIENTS, _backward_shapes),
     # A backend may lack the fused operators. They return a total and its gradients. The first adds up lse and pos_sum,
     # each times its weight, over the rows or over both sides. The second adds up the sums, times one weight.
     _Operator(
@@ -144,7 +147,7 @@ _OPERATORS = (
         f"Tensor, {_GRADIENTS}",
         _fused_shapes,
     ),
-    _Operator("pair_sum_fused", f"str map, float weight, {_NEEDS}", f"Tensor, {_GRADIENTS}", _fused_shapes),
+    _Operator("pair_sum_fused", f"{_TERMS}, float weight, {_NEEDS}", f"Tensor, {_GRADIENTS}", _fused_shapes),
     # The operators below always get columns; d_logits may have any strides.
     _Operator("pair_logits", "", "Tensor", _logits_shape),
     _Operator("pair_logits_backward", f"Tensor d_logits, {_NEEDS}", _GRADIENTS, _backward_shapes),

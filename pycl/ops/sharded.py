@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import compress
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -149,23 +149,23 @@ class Sharded:
 
     @eager
     def pair_sum(self, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        problem, (map, counted, _, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
+        problem, (*terms, counted, _, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
         remote_blocks = self._exchange(symmetric=False).fetch(_columns(problem))
         found, counts, residuals = torch.ops.pycl.pair_sum(*args)
         for remote in remote_blocks:
-            part = torch.ops.pycl.pair_sum(*_part(problem, remote), map, counted, False, backend)
+            part = torch.ops.pycl.pair_sum(*_part(problem, remote), *terms, counted, False, backend)
             found += part[0]
             counts += part[1]
         return found, counts, residuals
 
     @eager
     def pair_sum_backward(self, *args: Any) -> Gradients:
-        problem, (map, _, d_sum, needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
+        problem, (*terms, _, d_sum, needs, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
 
         def backward(remote: RemoteBlock, needs: Needs) -> Gradients:
             part = _part(problem, remote)
             residuals = no_residuals(part)
-            return Gradients(*torch.ops.pycl.pair_sum_backward(*part, map, residuals, d_sum, needs, backend))
+            return Gradients(*torch.ops.pycl.pair_sum_backward(*part, *terms, residuals, d_sum, needs, backend))
 
         exchange = self._exchange(symmetric=False)
         remote_blocks = exchange.fetch(_columns(problem))

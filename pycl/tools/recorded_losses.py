@@ -85,15 +85,15 @@ def _own_scales(call: Call) -> None:
 
 def _siglip(call: Call) -> None:
     problem = _problem(call, True, Pairs.POSITIVE, col_bias=_empty(N))
-    backend.pair_sum(problem, "softplus", False, True)
-    backend.pair_sum_backward(problem, "softplus", _empty(0), _empty(N), Needs(rows=True, cols=True, bias=True))
+    backend.pair_sum(problem, "softplus", None, False, True)
+    backend.pair_sum_backward(problem, "softplus", None, _empty(0), _empty(N), Needs(rows=True, cols=True, bias=True))
 
 
 def _maps(call: Call) -> None:
     problem = _problem(call, True, Pairs.POSITIVE, row_bias=_empty(N))
     for name in ("square", "relu", "exp"):
-        backend.pair_sum(problem, name, False, True)
-    backend.pair_sum_backward(problem, "relu", _empty(0), _empty(N), Needs(rows=True, cols=True, bias=True))
+        backend.pair_sum(problem, name, None, False, True)
+    backend.pair_sum_backward(problem, "relu", None, _empty(0), _empty(N), Needs(rows=True, cols=True, bias=True))
 
 
 # sizes of a modifier, and its codes, values of a point and shared numbers

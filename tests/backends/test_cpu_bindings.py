@@ -222,9 +222,9 @@ FUNCTIONS = {  # by the loss that calls them: addresses that are a must, and seq
     "prefix_stats": ("prefixes", (2, 3, 4), (1,)),
     "prefix_stats_backward": ("prefixes", (2, 3, 4), (6, 7, 8)),
     "pair_cross_entropy_fused": ("cross_entropy", (4,), (5,)),
-    "pair_sum": ("sum", (2,), ()),
-    "pair_sum_backward": ("sum", (2,), (3,)),
-    "pair_sum_fused": ("sum_total", (3,), (4,)),
+    "pair_sum": ("sum", (3,), ()),
+    "pair_sum_backward": ("sum", (3,), (4,)),
+    "pair_sum_fused": ("sum_total", (4,), (5,)),
     "pair_average": ("average", (2, 3), (1,)),
     "pair_average_backward": ("average", (3,), (1, 2, 5)),
     "pair_extremes": ("extremes", (1, 2), ()),
@@ -368,7 +368,7 @@ def test_modifiers_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_gradient_of_no_modifiers(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments, _alive = arguments_of("pair_sum_backward", "sum", monkeypatch)
-    assert "without modifiers" in refused(C.pair_sum_backward, arguments, (3, 5), 64)
+    assert "without modifiers" in refused(C.pair_sum_backward, arguments, (4, 5), 64)
 
 
 def test_labels_must_be_somewhere() -> None:

@@ -27,6 +27,7 @@ CASES = {
     "empty": lambda: make(130, 200, 16, denominator=POS_OTHER, positives=SELF, sides="rows"),
     "apart": lambda: make(130, 200, 16, denominator=NEG_OTHER, positives=SELF, sides="rows"),
     "scale_of_rows": lambda: make(70, 70, 64, scale="rows", bias=("col_bias",)),
+    "weighted": lambda: make(101, 67, 37, offset=3, denominator=ALL, sides="rows", weighted=True),
     "steep": lambda: make(130, 130, 50, scale=300.0),
 }
 APART = "pair_stats", "pair_stats_backward", "pair_sum", "pair_sum_backward"
@@ -157,6 +158,8 @@ def test_opcheck() -> None:
         sets = int(Pairs.NEGATIVE), int(Pairs.POSITIVE) | POS_OTHER
         problem = Problem(torch.randn(7, 4), cols, None, None, None, None, torch.tensor(2.0), *bias, *sets, 0, False)
         for needs in (Needs(True, True, True), Needs(False, True, False)):
-            torch.library.opcheck(torch.ops.pycl.pair_sum_fused.default, (*problem, "softplus", 0.5, needs, "cpu"))
+            for weight in (None, torch.rand(7)):
+                terms = "softplus", weight, 0.5
+                torch.library.opcheck(torch.ops.pycl.pair_sum_fused.default, (*problem, *terms, needs, "cpu"))
             weights = len(cols) == 9, 0.25, -0.5
             torch.library.opcheck(torch.ops.pycl.pair_cross_entropy_fused.default, (*problem, *weights, needs, "cpu"))

@@ -128,7 +128,7 @@ def test_nothing_is_saved_without_need() -> None:
     assert has_room(cpu.pair_stats(problem_of(64), (), False, True)[2])
     assert not has_room(cpu.pair_stats(problem_of(64), (), False, False)[2])
     assert not has_room(cpu.pair_stats(problem_of(2000), (), False, True)[2])
-    assert has_room(cpu.pair_sum(problem_of(64), "softplus", False, True)[2])
+    assert has_room(cpu.pair_sum(problem_of(64), "softplus", None, False, True)[2])
 
 
 @pytest.mark.parametrize("loss", TERMS)

@@ -122,6 +122,8 @@ def problems() -> dict[str, Case]:
         "both sides": make(N, 29, D, offset=None, normalize=True, denominator=ALL),
         "shifted": make(N, N, D, offset=0, denominator=ALL & ~SELF),
         "rows only": make(N, 11, D, offset=None, sides="rows", bias=("col_bias",)),
+        "weighted": make(N, 29, D, offset=None, denominator=NEG_OTHER, weighted=True),
+        "weighted, itself": make(N, None, D, bias=(), positives=ALL & ~SELF, weighted=True),
         "squares": make(N, 11, D, offset=None, sides="rows", bias=("col_bias",), map="square"),
     }
 
@@ -134,6 +136,7 @@ def of_rank(case: Case, rank: int, world: int) -> Case:
     labels = {k: share(getattr(case, k), rank, world) for k in ("row_ids", "row_views", "col_ids", "col_views")}
     return Case(
         leaves=leaves,
+        positive_weight=None if case.positive_weight is None else share(case.positive_weight, rank, world),
         **labels,
         **{k: getattr(case, k) for k in ("denominator", "positives", "offset", "sides", "normalize", "tied", "map")},
     )

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from helpers.spawn import on_ranks
 
 import pycl
+from pycl import Pairs, Points, pair_sum
 from pycl import functional as F
 from pycl.distributed import Ring
 
@@ -24,6 +25,7 @@ def refusals(rank: int, world: int) -> dict[str, str]:
     torch.manual_seed(0)
     z = torch.randn(2, 6, 4)
     odd = rank == 1  # the rank that is different
+    ids = torch.arange(6), torch.arange(6) // 2
     calls: dict[str, Callable[[], Any]] = {
         "dtype": lambda: F.nt_xent(z.bfloat16() if odd else z, group=group),
         "width": lambda: F.clip(z[0, :, : 3 if odd else 4], z[1, :, : 3 if odd else 4], 2.0, group=Ring(group)),
@@ -36,6 +38,13 @@ def refusals(rank: int, world: int) -> dict[str, str]:
         "empty batch": lambda: F.nt_xent(z[:, : 0 if odd else 6], group=group),
         "backend": lambda: F.nt_xent(z, group=group, backend="magma" if odd else "cpu"),
         "backend of two steps": lambda: F.dhel(z, group=group, backend="magma" if odd else "cpu"),
+        "backend of siglip": lambda: F.siglip(
+            *z, 2.0, 0.0, ids=ids, per_anchor=True, group=group, backend="magma" if odd else "cpu"
+        ),
+        "per_anchor": lambda: F.siglip(*z, 2.0, 0.0, ids=ids, per_anchor=not odd, group=group),
+        "positive_weight": lambda: pair_sum(
+            Points(z[0]), negatives=Pairs.OTHERS, positive_weight=None if odd else torch.ones(6), group=group
+        ),
         "normalize": lambda: F.mv_dhel(z, normalize=not odd, group=group),
         "reduction": lambda: F.dclw(z, reduction="sum" if odd else "mean", group=group),
         "form": lambda: F.sup_con(z, torch.arange(6), form="in" if odd else "out", group=group),
@@ -57,6 +66,7 @@ def refusals(rank: int, world: int) -> dict[str, str]:
 
 refused = cache(lambda: on_ranks(3, refusals))
 DIFFERS = "ValueError: {} must be the same on all ranks of the group, got {} on rank 0, {} on rank 1, {} on rank 2"
+OF_SIGLIP = "siglip, per_anchor", "pair_sum", "siglip, per_anchor"
 FAILED = "RuntimeError: rank 1 of the group failed: {}"
 
 
@@ -67,6 +77,8 @@ FAILED = "RuntimeError: rank 1 of the group failed: {}"
         ("width", DIFFERS.format("d", 4, 3, 4)),
         ("another loss", DIFFERS.format("pairs", 30, 24, 30)),
         ("another engine call", DIFFERS.format("operator", "pair_cross_entropy", "pair_sum", "pair_cross_entropy")),
+        ("per_anchor", DIFFERS.format("operator", *OF_SIGLIP)),
+        ("positive_weight", DIFFERS.format("positive_weight", True, False, True)),
         ("temperature", DIFFERS.format("logit_scale", "5.0", "3.3333", "5.0")),
         ("no gradient", DIFFERS.format("gradients", "rows", "", "rows")),
         ("epsilon", DIFFERS.format("epsilon", 0.2, 0.1, 0.2)),
@@ -86,6 +98,7 @@ def test_what_differs_is_named_on_every_rank(name: str, message: str) -> None:
         ("labels short", "ValueError: labels must have shape [6]"),
         ("empty batch", "ValueError: views must hold at least one instance"),
         ("backend", "ValueError: backend must be None or one of"),
+        ("backend of siglip", "ValueError: backend must be None or one of"),
         ("backend of two steps", "ValueError: backend must be None or one of"),
         ("swav width", "ValueError: crops"),
         ("alignment", "ValueError: x and y must have one and the same shape"),

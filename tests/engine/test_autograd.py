@@ -51,13 +51,14 @@ def problem(kind: str, dtype: torch.dtype = torch.float32) -> Problem:
 def test_opcheck(kind: str, dtype: torch.dtype, both: bool, backend: str) -> None:
     p, ops = problem(kind, dtype), torch.ops.pycl
     torch.library.opcheck(ops.pair_stats.default, (*p, (), both, True, backend))
-    torch.library.opcheck(ops.pair_sum.default, (*p, "softplus", both, False, backend))
+    weight = torch.rand(7, dtype=p.logit_scale.dtype) if kind == "everything" else None
+    torch.library.opcheck(ops.pair_sum.default, (*p, "softplus", weight, both, False, backend))
     stats, d_sum = ops.pair_stats(*p, (), both, False, backend), torch.randn(7, dtype=p.logit_scale.dtype)
     of_rows, none = [torch.randn_like(d_sum), None, torch.randn_like(d_sum)], [None] * 3
     of_cols = [torch.randn(9, dtype=d_sum.dtype), None, None] if both else none
     needs = Needs(rows=kind != "columns", cols=kind != "itself", bias=kind == "everything")
     torch.library.opcheck(ops.pair_stats_backward.default, (*p, (), *stats, *of_rows, *of_cols, needs, backend))
-    torch.library.opcheck(ops.pair_sum_backward.default, (*p, "softplus", stats[2], d_sum, needs, backend))
+    torch.library.opcheck(ops.pair_sum_backward.default, (*p, "softplus", weight, stats[2], d_sum, needs, backend))
 
 
 @pytest.mark.parametrize("kind", ["itself", "columns", "everything"])

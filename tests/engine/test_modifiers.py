@@ -123,7 +123,8 @@ def test_gradcheck_of_every_parameter(backend: str) -> None:
         rows, cols = pair_stats(
             *points, denominator=Pairs.ALL, positives=Pairs.POSITIVE, sides="both", **options
         )  # a label that no column has leaves rows without a positive: no gradient, no NaN
-        total = pair_sum(*points, negatives=Pairs.NEGATIVE, positives=Pairs.POSITIVE, reduction="mean", **options)
+        of_sum = {"reduction": "mean", "positive_weight": torch.arange(5.0)}
+        total = pair_sum(*points, negatives=Pairs.NEGATIVE, positives=Pairs.POSITIVE, **of_sum, **options)
         means = pair_average(points[0], points[1], x["y"], **options)
         pos_lse = rows.pos_lse.masked_fill(rows.pos_lse == -torch.inf, 0)
         return rows.lse, pos_lse, rows.pos_sum, cols.lse, total, means
@@ -327,7 +328,8 @@ def test_opcheck(kind: str, backend: str) -> None:
     torch.library.opcheck(ops.pair_stats.default, (*p, (1.0, 2.0), True, True, backend))
     d_stats = [torch.randn(9), None, torch.randn(9), torch.randn(7), None, None]
     torch.library.opcheck(ops.pair_stats_backward.default, (*p, (), *stats, *d_stats, needs, backend))
-    torch.library.opcheck(ops.pair_sum_backward.default, (*p, "exp", stats[2], torch.randn(9), needs, backend))
+    given = "exp", torch.rand(9), stats[2], torch.randn(9)
+    torch.library.opcheck(ops.pair_sum_backward.default, (*p, *given, needs, backend))
     torch.library.opcheck(ops.pair_extremes.default, (*p, True, backend))
 
 

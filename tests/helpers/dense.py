@@ -33,7 +33,8 @@ class Case:
     sides: Any = "both"
     normalize: bool = False
     tied: bool = False  # row_bias is col_bias
-    map: Any = "softplus"  # of pair_sum
+    map: Any = "softplus"  # of pair_sum,
+    positive_weight: Tensor | None = None  # and the factor of its positives
 
     def update(self, **leaves: Tensor) -> Case:
         return replace(self, leaves=self.leaves | leaves)
@@ -46,9 +47,13 @@ def make(
     *,
     scale: float | str = 3.0,
     bias: tuple[str, ...] = ("row_bias", "col_bias"),
+    weighted: bool = False,
     **rest: Any,
 ) -> Case:
-    """A random problem; ``n=None`` compares the rows with themselves, ``scale="rows"`` has one per row."""
+    """A random problem; ``n=None`` compares the rows with themselves, ``scale="rows"`` has one per row.
+
+    ``weighted`` has weights of the positives, also negative ones, and 0 at every fourth row.
+    """
     sizes = {"row_bias": m, "col_bias": m if n is None else n}
     leaves = {"x": torch.randn(m, d).double() / d**0.5}
     if n is not None:
@@ -57,6 +62,8 @@ def make(
     leaves |= {name: torch.randn(sizes[name]).double() for name in bias}
     row_labels = [torch.randint(0, max(1, m // 3), (m,)), torch.randint(0, 3, (m,))]
     col_labels = row_labels if n is None else [torch.randint(0, max(1, m // 3), (n,)), torch.randint(0, 3, (n,))]
+    if weighted:
+        rest["positive_weight"] = torch.randn(m).double().masked_fill(torch.arange(m) % 4 == 3, 0)
     return Case(leaves, *row_labels, *col_labels, **rest)
 
 
@@ -97,10 +104,18 @@ def outputs(case: Case, logits: Tensor) -> list[Tensor]:
     for dim in (1, 0) if case.sides == "both" else (1,):
         found += [logits.masked_fill(~chosen, -torch.inf).logsumexp(dim) for chosen in (in_den, in_pos)]
         found += [torch.where(in_pos, logits, 0).sum(dim), in_pos.sum(dim).to(logits.dtype)]
+    return [*found, sum(terms_of(case, logits)).sum(1)]
+
+
+def terms_of(case: Case, logits: Tensor) -> list[Tensor]:
+    """What every pair adds to a sum as a negative and as a positive."""
+    in_den, in_pos = (chosen & (logits != -torch.inf) for chosen in pair_sets(case))
+    weight = torch.ones_like(logits[:, 0]) if case.positive_weight is None else case.positive_weight.to(logits.dtype)
+    in_pos &= weight[:, None] != 0
     terms = []
     for chosen, l in ((in_den, logits), (in_pos, -logits)):  # of what is infinite and not chosen a slope would be NaN
         terms.append(torch.where(chosen, MAPS[case.map](torch.where(chosen, l, 0)), 0))
-    return [*found, sum(terms).sum(1)]
+    return [terms[0], weight[:, None] * terms[1]]
 
 
 MAPS = {
@@ -127,7 +142,7 @@ def engine(case: Case, leaves: dict[str, Tensor], backend: str, group: Any = Non
     options |= {"backend": backend, "group": group}
     den = Pairs(case.denominator)
     stats = pair_stats(*points, denominator=den, sides=case.sides, **options)
-    total = pair_sum(*points, negatives=den, map=case.map, **options)
+    total = pair_sum(*points, negatives=den, map=case.map, positive_weight=case.positive_weight, **options)
     return [*(t for side in stats for t in side), total] if case.sides == "both" else [*stats, total]
 
 
@@ -139,7 +154,8 @@ def reduced(case: Case, leaves: dict[str, Tensor], of: str, reduction: str, back
     points, options = arguments(case, leaves)
     options |= {"reduction": reduction, "backend": backend}
     if of == "sum":
-        return pair_sum(*points, negatives=Pairs(case.denominator), map=case.map, **options)
+        options |= {"map": case.map, "positive_weight": case.positive_weight}
+        return pair_sum(*points, negatives=Pairs(case.denominator), **options)
     square = "y" not in leaves or len(leaves["x"]) == len(leaves["y"])
     options |= {"n_positives": N_POSITIVES, "sides": case.sides if square else "rows"}
     return pair_cross_entropy(*points, denominator=Pairs(case.denominator), **options)

@@ -169,7 +169,8 @@ def modified_engine(case: ModifiedCase, leaves: dict[str, Tensor], backend: str,
     options |= {"backend": backend, "group": group, "modifiers": modifiers_of(case, leaves)}
     den, sides = Pairs(case.case.denominator), case.case.sides
     stats = engine.pair_stats(*points, denominator=den, sides=sides, **options)
-    total = engine.pair_sum(*points, negatives=den, map=case.case.map, **options)
+    of_sum = {"map": case.case.map, "positive_weight": case.case.positive_weight}
+    total = engine.pair_sum(*points, negatives=den, **of_sum, **options)
     return [*(t for side in stats for t in side), total] if sides == "both" else [*stats, total]
 
 

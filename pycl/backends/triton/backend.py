@@ -143,9 +143,15 @@ def pair_stats_backward(
     return gradients.gradients(problem, row_grad_stats, col_grad_stats, STATISTICS, needs)
 
 
-def pair_sum(problem: Problem, map: str, counted: bool, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+def pair_sum(
+    problem: Problem, map: str, positive_weight: Tensor | None, counted: bool, save: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     if counted or map not in MAPS:  # no kernel counts
-        return reference.pair_sum(problem, map, counted, save)
+        return reference.pair_sum(problem, map, positive_weight, counted, save)
+    if positive_weight is not None:
+        found, of_positives = (pair_sum(p, map, None, counted, save) for p in _sets_apart(problem))
+        found[0].add_(torch.where(positive_weight == 0, 0, positive_weight * of_positives[0]))
+        return found
     operands = operands_of(problem)
     tile = tile_for("forward", operands)
     out = operands.x.new(operands.x.n)
@@ -155,10 +161,20 @@ def pair_sum(problem: Problem, map: str, counted: bool, save: bool) -> tuple[Ten
     return out, out.new_empty(0), no_residuals(problem)
 
 
-def pair_sum_backward(problem: Problem, map: str, residuals: Tensor, d_sum: Tensor, needs: Needs) -> Gradients:
+def pair_sum_backward(
+    problem: Problem, map: str, positive_weight: Tensor | None, residuals: Tensor, d_sum: Tensor, needs: Needs
+) -> Gradients:
     if map in UNBOUNDED_SLOPES or map not in MAPS:
-        return reference.pair_sum_backward(problem, map, residuals, d_sum, needs)
+        return reference.pair_sum_backward(problem, map, positive_weight, residuals, d_sum, needs)
+    if positive_weight is not None:
+        each = zip(_sets_apart(problem), (d_sum, d_sum * positive_weight), strict=True)
+        return added_up((1.0, pair_sum_backward(p, map, None, residuals, d, needs)) for p, d in each)
     return gradients.gradients(problem, GradStats(None, d_sum, None, None), NO_GRAD, MAPS[map], needs)
+
+
+def _sets_apart(problem: Problem) -> tuple[Problem, Problem]:
+    """The negatives alone and the positives alone: the kernels know one factor for all terms of a row."""
+    return problem._replace(positives=0), problem._replace(pairs=0)
 
 
 def pair_average(problem: Problem, values: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pycl.compat._peer import find_peer
 from pycl.core.pairs import Points
+from pycl.engine.views import occurrences
 
 
 class AllPairs(NamedTuple):
@@ -71,9 +72,7 @@ def read(indices_tuple: tuple[Tensor, ...], labels: Tensor, ref_labels: Tensor) 
     if len(indices_tuple) != 4:
         return None
     a1, p, a2, n = indices_tuple
-    ordered = ref_labels.sort().values
-    alike = torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)
-    n_alike, n_refs, k = int(alike.sum()), len(ref_labels), min(len(labels), len(ref_labels))
+    n_alike, n_refs, k = int(occurrences(labels, ref_labels).sum()), len(ref_labels), min(len(labels), len(ref_labels))
     if len(a2) != len(labels) * n_refs - n_alike or len(a1) not in (n_alike, n_alike - k):
         return None
     without_itself = len(a1) != n_alike
