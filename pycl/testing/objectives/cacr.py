@@ -67,7 +67,7 @@ ROWS = (
             "CACR",
             "https://arxiv.org/abs/2105.03746",
             "the loss with the squared Euclidean cost",
-            "`pair_average`",
+            "means of logits under their own softmax; `pair_average` where tau_neg is learned",
             official=lambda n, d: 4 * n * n * d,
             differs="the code stores the differences of all pairs; with one instance the repulsion is 0",
         ),
