@@ -66,9 +66,7 @@ Isa with_inherited(size_t index) {
 
 auto all(const Matrix& z) { return std::tie(z.data, z.n, z.d, z.row_stride, z.col_stride, z.dtype); }
 
-auto all(const Side& side) {
-  return std::tuple_cat(all(side.z), std::tie(side.ids, side.views, side.instances));
-}
+auto all(const Side& side) { return std::tuple_cat(all(side.z), std::tie(side.ids, side.views, side.instances)); }
 
 auto all(const Problem& p) {
   return std::tuple_cat(all(p.rows), all(p.cols),
