@@ -175,10 +175,12 @@ class Sharded:
     @eager
     def pair_average(self, *args: Any) -> tuple[Tensor, Tensor]:
         problem, (values, backend) = Problem(*args[:_WIDTH]), args[_WIDTH:]
-        remote_blocks = self._exchange(symmetric=False).fetch([*_columns(problem), values])
+        travel = [] if values is None else [values]
+        remote_blocks = self._exchange(symmetric=False).fetch([*_columns(problem), *travel])
         means, lse = torch.ops.pycl.pair_average(*args)
         for remote in remote_blocks:
-            part = torch.ops.pycl.pair_average(*_part(problem, remote), remote.columns[-1], backend)
+            of_block = remote.columns[-1] if travel else None
+            part = torch.ops.pycl.pair_average(*_part(problem, remote), of_block, backend)
             share = torch.sigmoid(part[1] - lse).masked_fill(part[1] == -torch.inf, 0)
             means += share[:, None] * (part[0] - means)
             lse = torch.logaddexp(lse, part[1])
