@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import cast
 
 import torch
@@ -30,7 +31,10 @@ def unit(z: Tensor) -> Tensor:
 
 
 def _has_operator(z: Tensor) -> bool:
-    """A transform, a tangent and a tensor of another class have rules for the operators of the formula alone."""
+    """A transform, a tangent and a tensor of another class have rules for the operators of the formula alone.
+
+    Where ``$PYCL_BACKEND`` names another backend, nothing of this one is to run.
+    """
     return (
         not observed()
         and forward_ad._current_level < 0
@@ -38,6 +42,7 @@ def _has_operator(z: Tensor) -> bool:
         and z.device.type == BACKEND
         and z.dim() > 0
         and z.numel() > 0
+        and os.environ.get("PYCL_BACKEND") in (None, "", BACKEND)
         and registry.why_not(BACKEND, BACKEND, z.dtype, "unit") is None
     )
 

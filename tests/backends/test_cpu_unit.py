@@ -208,6 +208,20 @@ def test_observers_see_the_formula(observer: str, monkeypatch: pytest.MonkeyPatc
     assert_close(OBSERVERS[observer](unit, z, d_unit), OBSERVERS[observer](formula, z, d_unit))
 
 
+def test_another_backend_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    z = torch.randn(4, 3)
+    monkeypatch.setenv("PYCL_BACKEND", "reference")
+    with monkeypatch.context() as without:
+        without.delattr(cpu._C, "unit")
+        assert_close(unit(z), formula(z))
+    for name in ("cpu", ""):
+        monkeypatch.setenv("PYCL_BACKEND", name)
+        with monkeypatch.context() as without:
+            without.delattr(cpu._C, "unit")
+            with pytest.raises(AttributeError, match="unit"):
+                unit(z)
+
+
 def test_fake_tensors() -> None:
     with FakeTensorMode() as mode:
         assert unit(mode.from_tensor(torch.randn(4, 3, dtype=torch.float16))).dtype == torch.float32
