@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pycl import functional as F
-from pycl.testing import formulas, formulas_more
+from pycl.testing import formulas
 from pycl.testing.formulas import unit
 
 Arguments: TypeAlias = tuple[tuple[Tensor, ...], dict[str, Any]]
@@ -359,7 +359,7 @@ _ROWS = (
     LossRow(
         "hard_negative_nce",
         F.hard_negative_nce,
-        formulas_more.hard_negative_nce,
+        formulas.hard_negative_nce,
         _views,
         steepness=lambda scalars: 3 / scalars["temperature"],
         n_views=TWO,
@@ -368,7 +368,7 @@ _ROWS = (
     LossRow(
         "hard_negative_nce_debiased",
         F.hard_negative_nce,
-        formulas_more.hard_negative_nce,
+        formulas.hard_negative_nce,
         _views,
         options={"beta": 0.0, "tau_plus": 0.1},
         n_views=TWO,
@@ -377,7 +377,7 @@ _ROWS = (
     LossRow(
         "hard_negative_nce_both",
         F.hard_negative_nce,
-        formulas_more.hard_negative_nce,
+        formulas.hard_negative_nce,
         _views,
         options={"beta": 0.5, "tau_plus": 0.02},
         steepness=lambda scalars: 2 / scalars["temperature"],
@@ -387,17 +387,17 @@ _ROWS = (
     LossRow(  # of the order exp(q / temperature): beyond float32 at a low temperature, so no extremes
         "robust_info_nce",
         F.robust_info_nce,
-        formulas_more.robust_info_nce,
+        formulas.robust_info_nce,
         _pair,
         n_views=TWO,
         invariants=PAIRED,
         cosine=False,
     ),
-    LossRow("mil_nce", F.mil_nce, formulas_more.mil_nce, _with_bags, options={"bag_size": 2}, **FEATURES),
+    LossRow("mil_nce", F.mil_nce, formulas.mil_nce, _with_bags, options={"bag_size": 2}, **FEATURES),
     LossRow(
         "nearest_neighbour_nce",
         F.nearest_neighbour_nce,
-        formulas_more.nearest_neighbour_nce,
+        formulas.nearest_neighbour_nce,
         _with_negatives,
         n_views=TWO,
         replicated=frozenset({2}),
@@ -405,7 +405,7 @@ _ROWS = (
     LossRow(
         "multi_similarity",
         F.multi_similarity,
-        formulas_more.multi_similarity,
+        formulas.multi_similarity,
         _one_labelled,
         scalars={"alpha": 2.0, "beta": 50.0, "base": 0.5},
         steepness=lambda scalars: scalars["beta"],
@@ -415,7 +415,7 @@ _ROWS = (
     LossRow(
         "circle",
         F.circle,
-        formulas_more.circle,
+        formulas.circle,
         _one_labelled,
         scalars={},
         steepness=lambda scalars: 160.0,
@@ -423,11 +423,11 @@ _ROWS = (
         invariants=PAIRED,
         traced=False,
     ),
-    LossRow("spectral", F.spectral, formulas_more.spectral, _pair, invariants=PAIRED, reducible=False, **FEATURES),
+    LossRow("spectral", F.spectral, formulas.spectral, _pair, invariants=PAIRED, reducible=False, **FEATURES),
     LossRow(
         "vicreg",
         F.vicreg,
-        formulas_more.vicreg,
+        formulas.vicreg,
         _pair,
         invariants=frozenset({"instances"}),
         reducible=False,
@@ -436,12 +436,12 @@ _ROWS = (
     LossRow(
         "barlow_twins",
         F.barlow_twins,
-        formulas_more.barlow_twins,
+        formulas.barlow_twins,
         _pair,
         invariants=frozenset({"instances"}),
         reducible=False,
         **FEATURES,
     ),
-    LossRow("koleo", F.koleo, formulas_more.koleo, _one_view, invariants=frozenset({"instances"}), **FEATURES),
+    LossRow("koleo", F.koleo, formulas.koleo, _one_view, invariants=frozenset({"instances"}), **FEATURES),
 )
 LOSSES = {row.name: row for row in _ROWS}

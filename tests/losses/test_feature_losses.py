@@ -12,7 +12,7 @@ from helpers.oracle import widest
 from torch import Tensor
 
 import pycl.functional as F
-from pycl.testing import formulas_more
+from pycl.testing import formulas
 
 LOSSES = {"spectral": F.spectral, "vicreg": F.vicreg, "barlow_twins": F.barlow_twins}
 losses = pytest.mark.parametrize("name", LOSSES)
@@ -29,7 +29,7 @@ def test_every_route(name: str, n: int, d: int, backend: str) -> None:
     dtype = widest(backend)
     x, y = (torch.randn(n, d, dtype=dtype).requires_grad_() for _ in range(2))
     found = LOSSES[name](x, y, backend=backend)
-    expected = getattr(formulas_more, name)(x.double(), y.double())
+    expected = getattr(formulas, name)(x.double(), y.double())
     tolerance = {"rtol": 1e-11, "atol": 1e-11} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
     torch.testing.assert_close(found.double(), expected, **tolerance)
     for mine, true in zip(torch.autograd.grad(found, [x, y]), torch.autograd.grad(expected, [x, y]), strict=True):
@@ -149,7 +149,7 @@ def test_near_duplicates_keep_their_digits(backend: str) -> None:
     x[1] = x[0]
     x[1, 5] = 1e-5  # their cosine is 1 in float32
     terms = F.koleo(x, reduction="none", backend=backend)
-    torch.testing.assert_close(terms[:2].double(), formulas_more.koleo(x.double())[:2], rtol=1e-6, atol=0)
+    torch.testing.assert_close(terms[:2].double(), formulas.koleo(x.double())[:2], rtol=1e-6, atol=0)
 
 
 def test_duplicates_and_lengths(backend: str) -> None:

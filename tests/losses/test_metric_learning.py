@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import pycl.functional as F
-from pycl.testing import formulas_more
+from pycl.testing import formulas
 
 LOSSES = {"multi_similarity": F.multi_similarity, "circle": F.circle}
 losses = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
@@ -41,7 +41,7 @@ def test_values_of_pytorch_metric_learning(name: str, value: float, gradient: fl
 def test_empty_sets(loss: Callable[..., Tensor], labels: Tensor, backend: str) -> None:
     z = Z.float().requires_grad_()
     found = loss(z, labels, backend=backend, reduction="none")
-    expected = getattr(formulas_more, loss.__name__)(Z, labels)
+    expected = getattr(formulas, loss.__name__)(Z, labels)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
     assert torch.autograd.grad(found.sum(), z)[0].isfinite().all()
     if loss is F.circle:
@@ -63,7 +63,7 @@ def test_circle_on_several_strips(n_classes: int) -> None:
     n, rows = 300, sys.modules["pycl.functional.circle"].ROWS
     assert n > 2 * rows
     z, labels = torch.randn(n, 6).double().requires_grad_(), torch.randint(0, n_classes, (n,))
-    found, expected = F.circle(z, labels, reduction="none"), formulas_more.circle(z, labels)
+    found, expected = F.circle(z, labels, reduction="none"), formulas.circle(z, labels)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     weights = torch.rand(n).double()
     gradients = [torch.autograd.grad(terms, z, weights)[0] for terms in (found, expected)]
@@ -71,7 +71,7 @@ def test_circle_on_several_strips(n_classes: int) -> None:
     mean = expected.sum() / (expected > 0).sum()
     torch.testing.assert_close(
         torch.autograd.grad(3 * F.circle(z, labels), z)[0],
-        torch.autograd.grad(3 * formulas_more.circle(z, labels).sum() / (expected > 0).sum(), z)[0],
+        torch.autograd.grad(3 * formulas.circle(z, labels).sum() / (expected > 0).sum(), z)[0],
         rtol=1e-11,
         atol=1e-11,
     )

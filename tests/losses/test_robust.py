@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pycl.functional as F
-from pycl.testing.formulas_more import robust_info_nce
+from pycl.testing.formulas import robust_info_nce
 
 Q, K = torch.randn(2, 11, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

@@ -8,7 +8,7 @@ import inspect
 import pytest
 
 from pycl import functional, modules
-from pycl.testing import formulas, formulas_more
+from pycl.testing import formulas
 from pycl.testing.table import LOSSES, LossRow
 
 # functions that are no loss, or one of features and prototypes, with tests of its own
@@ -33,7 +33,7 @@ def test_every_module_has_a_row() -> None:
 @ROWS
 def test_formula_has_the_name_and_the_options_of_the_function(row: LossRow) -> None:
     name = row.function.__name__
-    assert row.formula is getattr(formulas, name, None) or row.formula is getattr(formulas_more, name)
+    assert row.formula is getattr(formulas, name)
     taken = inspect.signature(row.function).parameters
     assert set(inspect.signature(row.formula).parameters) <= set(taken)
     assert {*row.scalars, *row.options} <= set(taken)
