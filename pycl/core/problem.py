@@ -280,7 +280,7 @@ def empty_values_gradient(problem: Problem, values: Tensor, wanted: bool) -> Ten
 
 def empty_average(problem: Problem, values: Tensor | None) -> tuple[Tensor, Tensor]:
     """Uninitialised means of the values, or of the logits, and log-sum-exps."""
-    m, dtype = len(problem.rows), accumulation_dtype(problem.rows.dtype)
+    m, dtype = problem.rows.shape[0], accumulation_dtype(problem.rows.dtype)  # len() would fix it in a traced graph
     means = problem.rows.new_empty(m, 1 if values is None else values.shape[1], dtype=dtype)
     return means, means.new_empty(m)
 
