@@ -7,13 +7,14 @@ from ..workloads.objectives import OBJECTIVE_WORKLOADS
 from .case import Case
 
 LARGE, SMALL, MEMORY = (8192, 128), (512, 128), (16384, 32)
-# formulas that would take more than 24 GiB, or minutes, at 8192
+# Formulas that would take more than 24 GiB, or minutes, at 8192. A bias of node_compactness has a gradient that cancels:
+# at 2048 eager's is 0.0024 of it away from float64 and ours 0.0018, which is beyond what the bench lets pass.
 SHORTER = {
     "ada_meow": 2048,
     "joint_entropy": 2048,
     "mclrec": 4096,
     "mvcnet": 2048,
-    "node_compactness": 2048,
+    "node_compactness": 768,
     "sep_clr": 1024,
 }
 OBJECTIVE_CASES = (
