@@ -37,9 +37,9 @@ CPUS = {
 }
 # those of test_cpu*.py go through every instruction set by themselves
 TESTS = [
-    "autograd", "average", "cross_entropy", "engine", "features", "losses", "matrix", "matrix_autograd", "metrics",
-    "properties", "similarity", "sinkhorn", "swav", "triton", "triton_average", "triton_group", "triton_logistic",
-    "triton_sinkhorn",
+    "autograd", "average", "cross_entropy", "engine", "features", "losses", "maps", "matrix", "matrix_autograd",
+    "mean_logit", "metrics", "properties", "similarity", "sinkhorn", "swav", "triton", "triton_average", "triton_group",
+    "triton_logistic", "triton_sinkhorn",
 ]  # fmt: skip
 # A kernel that the CPU lacks an instruction for ends its process.
 PROBE = """
