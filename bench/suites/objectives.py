@@ -7,8 +7,8 @@ from ..workloads.objectives import OBJECTIVE_WORKLOADS
 from .case import Case
 
 LARGE, SMALL, MEMORY = (8192, 128), (512, 128), (16384, 32)
-# Formulas that would take more than 24 GiB, or minutes, at 8192. A bias of node_compactness has a gradient that cancels:
-# at 2048 eager's is 0.0024 of it away from float64 and ours 0.0018, which is beyond what the bench lets pass.
+# Formulas that would take more than 24 GiB, or minutes, at 8192. In node_compactness the gradient of a bias cancels: at
+# 2048 eager's is 0.0024 of it away from float64 and ours 0.0018, which is beyond what the bench lets pass.
 SHORTER = {
     "ada_meow": 2048,
     "joint_entropy": 2048,
