@@ -6,6 +6,10 @@
 
 namespace {
 
+// Up to this size of all logits, 20 nats, they share a shift. Values of 1e-15 then keep their digits in float32 even
+// where all candidates of a row are as far from it as can be, and their weights are e^-40 / n.
+constexpr double kSharedBound = 20 * kLog2E;
+
 // Replaces the products of a tile by e^l, 0 for a pair that does not count. Biases of the rows keep it in range.
 template <class P, class RowDone>
 void exponentiate(Sweep<P>& sweep, const Tile<typename P::T>& tile, RowDone row_done) {
@@ -14,14 +18,15 @@ void exponentiate(Sweep<P>& sweep, const Tile<typename P::T>& tile, RowDone row_
   map_tile(sweep, tile, value, row_done);
 }
 
-// Biases of the rows from which no e^l leaves the range and some e^l of each row is large: one shift for all where that
-// is provable, and otherwise their log-sum-exps, which take a sweep of their own.
+// Subtracts a shift from the logits of every row, after which no e^l leaves the range and some are large: one for all
+// rows, `least` above the largest logit, where that is provable, and otherwise their log-sum-exps, which take a sweep
+// of their own.
 template <class P>
-const typename P::T* shift_rows(Sweep<P>& sweep) {
+const typename P::T* shift_rows(Sweep<P>& sweep, double least) {
   using T = typename P::T;
   const int64_t m = sweep.problem.rows.z.n;
   T* shifts = allocate<T>(sweep.host, m);
-  const bool proven = sweep.bound <= kProvenBound;
+  const bool proven = sweep.bound <= kSharedBound;
   const T* stats = nullptr;
   if (!proven) {
     T* out = allocate<T>(sweep.host, kStats * m);
@@ -29,7 +34,7 @@ const typename P::T* shift_rows(Sweep<P>& sweep) {
     stats = out + 4 * m;  // log-sum-exps in units of log 2
   }
   for (int64_t i = 0; i < m; ++i) {
-    shifts[i] = proven ? T(sweep.bound) : stats[i] == -kInf<T> ? T(0) : stats[i];
+    shifts[i] = proven ? T(sweep.bound + least) : stats[i] == -kInf<T> ? T(0) : stats[i];
     sweep.row_bias[i] -= shifts[i];
   }
   return shifts;
@@ -45,7 +50,8 @@ template <class P>
 void average_values(Sweep<P>& sweep, const pycl::Matrix& values, const pycl::Average& out) {
   using T = typename P::T;
   const ExecutionContext& host = sweep.host;
-  const T* shifts = shift_rows(sweep);
+  // weights of at most 1 / n: sums of values at the end of the range do not leave it
+  const T* shifts = shift_rows(sweep, ::log2(double(sweep.problem.cols.z.n)));
   Packed<P> packed;
   packed.lay_out(host, values, false, sweep.block, {false, false, true, false}, nullptr, false);
   pack<P>(host, packed, nullptr);
@@ -66,7 +72,7 @@ void average_values(Sweep<P>& sweep, const pycl::Matrix& values, const pycl::Ave
 template <class P>
 void average_logits(Sweep<P>& sweep, const pycl::Average& out) {
   using T = typename P::T;
-  const T* shifts = shift_rows(sweep);
+  const T* shifts = shift_rows(sweep, 0);  // the mean is rounded as the shift is: small logits keep their digits
   const int64_t padded = sweep.row_blocks * sweep.block;
   T *sums = zeros<T>(sweep.host, true, padded), *totals = zeros<T>(sweep.host, true, padded);
   sweep.run([&](const Tile<T>& tile) {

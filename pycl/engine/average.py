@@ -101,8 +101,9 @@ def mean_logit(
     .. math:: \bar l_i = \sum_j p_{ij} l_{ij}, \qquad
               \frac{\partial \bar l_i}{\partial l_{ij}} = p_{ij} (1 + l_{ij} - \bar l_i)
 
-    Four matrix products with the backward, where ``pair_average`` of the candidates takes seven. Arguments, dtypes and
-    errors are those of ``pair_average``. An anchor without pairs has 0 and no gradient.
+    Four matrix products with the backward on a CPU, where ``pair_average`` of the candidates takes seven; one more each
+    where a logit may be larger than 20. Arguments, dtypes and errors are those of ``pair_average``. An anchor without
+    pairs has 0 and no gradient.
     """
     args = problem_of(rows, cols, logit_scale, one_set(pairs), None, col_bias, offset, False, group).as_rectangular()
     name = backend_of(args, backend)

@@ -205,6 +205,15 @@ def test_large_logits(backend: str) -> None:
     assert torch.autograd.grad(got.sum(), x)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("size", [3e38, 1e-15])
+def test_values_at_the_ends_of_the_range(size: float, sign: int, backend: str) -> None:
+    """Equal logits, all as large or as small as they can be: the weights add up to 1 before the values overflow."""
+    x, y = torch.ones(5, 4), torch.full((300, 4), float(sign))
+    found = pair_average(Points(x), Points(y), torch.full((300, 3), size), 17.0, normalize=True, backend=backend)
+    torch.testing.assert_close(found, torch.full((5, 3), size), rtol=1e-4, atol=0)
+
+
 def test_soft_targets_need_no_second_matrix(backend: str) -> None:
     """A student's cross entropy with a teacher's softmax, and the gradients of both."""
     x, y, s, t = (torch.randn(n, 6, requires_grad=True) for n in (20, 30, 20, 30))
