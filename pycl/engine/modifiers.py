@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from pycl.core.modifiers import KINDS, Modifiers, ScoreMod, kinds
-from pycl.core.problem import NORM_EPS, Problem, accumulation_dtype, check_whole
+from pycl.core.problem import Problem, accumulation_dtype, check_whole
 from pycl.core.tracing import observed
+from pycl.ops.unit import unit
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
@@ -175,18 +176,11 @@ def with_roles_apart(problem: Problem) -> Problem:
 def scaled(z: Tensor, normalize: bool, factor: Tensor | None) -> Tensor:
     """Embeddings as the product sees them, wide, and times a factor each."""
     z = z.to(accumulation_dtype(z.dtype))
-    z = normalized(z) if normalize else z
+    z = unit(z) if normalize else z
     if factor is None:
         return z
     factor = _floats("col_scale", factor, z, z.shape[:1], "[n], one per candidate")
     return z * factor[:, None]
-
-
-def normalized(x: Tensor) -> Tensor:
-    """``x / max(norm, 1e-12)``; squares of huge and tiny entries leave the range, so the largest becomes 1 first."""
-    peak = x.detach().abs().amax(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-    x = x / peak
-    return x / torch.maximum(x.norm(dim=1, keepdim=True), NORM_EPS / peak)
 
 
 def _joined(parts: Sequence[Tensor | None], dim: int) -> Tensor | None:

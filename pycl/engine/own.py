@@ -10,9 +10,9 @@ from torch import Tensor
 
 from pycl.core.pairs import Points
 from pycl.core.problem import NORM_EPS, accumulation_dtype, check_whole
-from pycl.engine.modifiers import normalized
 from pycl.engine.validation import embeddings_of, scale_of
 from pycl.ops.autograd import apply
+from pycl.ops.unit import unit
 
 
 def own_logits(rows: Points, own: Tensor, logit_scale: float | Tensor = 1.0, *, normalize: bool = False) -> Tensor:
@@ -53,7 +53,7 @@ def own_logits(rows: Points, own: Tensor, logit_scale: float | Tensor = 1.0, *, 
     scale = scale_of(logit_scale, z, dtype, alone=True)
     x, candidates = z.to(dtype), own.to(dtype)
     with torch.autocast(z.device.type, enabled=False):
-        products = apply(_Cosines, normalized(x), candidates)[0] if normalize else _products(x, candidates)
+        products = apply(_Cosines, unit(x), candidates)[0] if normalize else _products(x, candidates)
     return products * scale.unsqueeze(-1)
 
 
