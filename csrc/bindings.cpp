@@ -8,12 +8,12 @@
 #include <chrono>
 #include <cstdlib>
 #include <exception>
-#include <memory>
 #include <optional>
 #include <thread>
 #include <vector>
 
 #include "arguments.h"
+#include "block_cache.h"
 #include "cpu/dispatch.h"
 
 namespace py = pybind11;
@@ -33,9 +33,11 @@ bool use_thread_pool_of(const std::string& library) {
   return torch_parallel_for != nullptr;
 }
 
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
+// Never destroyed: a thread that outlives the module's statics may still be in a call.
+BlockCache& block_cache() {
+  static auto* const cache = new BlockCache;
+  return *cache;
+}
 
 // Memory and threads of one call, and the signals that Python gets while it lasts.
 struct Call : ExecutionContext {
@@ -43,7 +45,7 @@ struct Call : ExecutionContext {
   // Shorter calls never ask for signals: where other threads hold the interpreter, asking may take 5 ms.
   static constexpr auto kBetweenSignals = std::chrono::milliseconds(200);
 
-  std::vector<std::unique_ptr<void, Free>> blocks;
+  std::vector<BlockCache::Block> blocks;
   const std::thread::id caller = std::this_thread::get_id();
   Clock::time_point next = Clock::now() + kBetweenSignals;
   std::atomic<bool> is_cancelled{false};
@@ -58,10 +60,12 @@ struct Call : ExecutionContext {
       return call->is_cancelled.load(std::memory_order_relaxed);
     };
     allocate = [](const ExecutionContext& host, size_t bytes) {
-      void* p = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
-      if (!p) throw std::bad_alloc();
-      static_cast<Call*>(host.owner)->blocks.emplace_back(p);
-      return p;
+      auto& blocks = static_cast<Call*>(host.owner)->blocks;
+      blocks.push_back({nullptr, 0, 0});
+      blocks.back() = block_cache().take(bytes);
+      void* const memory = blocks.back().memory;
+      if (!memory) blocks.pop_back(), throw std::bad_alloc();
+      return memory;
     };
     run = [](const ExecutionContext&, int tasks, void (*body)(void*, int), void* arg) {
       if (tasks == 1) return body(arg, 0);
@@ -79,6 +83,8 @@ struct Call : ExecutionContext {
           &range);
     };
   }
+
+  ~Call() { block_cache().give_back(blocks); }
 
   // Python's handlers run in the thread that called; what they raise ends the call.
   void take_signals() {
@@ -142,6 +148,7 @@ PyProblem make_problem(const MatrixTuple& rows, const MatrixTuple& cols, const s
   p.normalize = normalize;
   p.modifiers.count = 0;
   p.residuals = nullptr;
+  p.residual_bytes = 0;
   p.halves = halves;
   p.threads = thread_count(threads);
   return p;
@@ -205,9 +212,18 @@ PYBIND11_MODULE(_C, m) {
            exact("pairs"), exact("positives"), exact("has_self"), exact("offset"), exact("normalize"), exact("halves"),
            exact("threads"))
       .def("modify", &modify, exact("modifiers"), exact("data"))
-      .def("residual_bytes", [](const PyProblem& p) { return p.kernels().residual_bytes(p, p.threads); })
       .def(
-          "residuals_at", [](PyProblem& p, Address residuals) { p.residuals = pointer(residuals); }, exact("residuals"))
+          "residual_bytes",
+          [](const PyProblem& p, size_t limit) { return p.kernels().residual_bytes(p, p.threads, limit); },
+          exact("limit"))
+      .def(
+          "residuals_at",
+          [](PyProblem& p, Address residuals, size_t bytes) {
+            p.residuals = required("residuals", residuals);
+            demand(bytes >= sizeof(ResidualHeader), "bytes must have room for a header, got ", int64_t(bytes));
+            p.residual_bytes = bytes;
+          },
+          exact("residuals"), exact("bytes"))
       .def_readwrite("keep_alive", &PyProblem::keep_alive);
 
   const auto unlocked = py::call_guard<py::gil_scoped_release>();

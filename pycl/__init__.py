@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pycl import clustering, distributed, engine, functional, metrics, modules, objectives
 from pycl.backends.registry import BackendUnavailable
+from pycl.backends.workspace import set_workspace
 from pycl.distributed import instances, together
 from pycl.engine import (
     Pairs,
@@ -46,6 +47,7 @@ __all__ = [
     "pair_sum",
     "pair_top",
     "reduce",
+    "set_workspace",
     "stack_views",
     "together",
     *modules.__all__,

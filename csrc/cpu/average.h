@@ -55,10 +55,10 @@ void average_values(Sweep<P>& sweep, const pycl::Matrix& values, const pycl::Ave
   Packed<P> packed;
   packed.lay_out(host, values, false, sweep.block, {false, false, true, false}, nullptr, false);
   pack<P>(host, packed, nullptr);
-  const int64_t width = packed.width;
+  const int64_t width = packed.sum_row;
   const int64_t padded = sweep.row_blocks * sweep.block;
   T *sums = allocate<T>(host, padded * width), *totals = zeros<T>(host, true, padded);
-  add_products(sweep, {nullptr, &packed, sums, nullptr, totals, nullptr}, [&](const Tile<T>& tile, auto emit) {
+  add_products<false>(sweep, {nullptr, &packed, sums, nullptr, totals, nullptr}, [&](const Tile<T>& tile, auto emit) {
     exponentiate(sweep, tile, [&](int i) { flush_rows(i, tile.rows, emit); });
   });
   parallel(host, sweep.problem.rows.z.n, width, [&](int64_t i) {
@@ -126,8 +126,7 @@ struct AverageSlopes {
         along(static_cast<const T*>(along_rows)),
         written(s.host, s.col_blocks) {
     const ExecutionContext& host = sweep.host;
-    const bool by_col = of_values && !P::kScalesOperand;
-    g.lay_out(host, d_out, false, sweep.block, {of_logits || !by_col, false, false, by_col}, nullptr, false);
+    g.lay_out(host, d_out, false, sweep.block, {of_logits, false, false, of_values}, nullptr, false);
     v.lay_out(host, values, false, sweep.block, {false, of_logits, false, false}, nullptr, false);
     pack<P>(host, g, of_logits ? &v : nullptr);
     const int64_t tile = int64_t(sweep.block) * sweep.block;

@@ -71,7 +71,7 @@ auto all(const Side& side) { return std::tuple_cat(all(side.z), std::tie(side.id
 auto all(const Problem& p) {
   return std::tuple_cat(all(p.rows), all(p.cols),
                         std::tie(p.symmetric, p.logit_scale, p.scale_per_row, p.pairs, p.positives, p.has_self,
-                                 p.offset, p.normalize, p.residuals));
+                                 p.offset, p.normalize, p.residuals, p.residual_bytes));
 }
 
 auto all(const ResidualHeader& header) {

@@ -110,8 +110,9 @@ void normalized_gradient(const T* x, int64_t d, double norm, DType dtype, T* g) 
   for (int64_t k = 0; k < d; ++k) g[k] = T((F(g[k]) - F(x[k]) * along) * factor);
 }
 
-// The sums over tiles that gradients of points are made of: direct [points, width] from the points as rows, transposed
-// [blocks][width][block] from the points as columns. Either may be null. d_scale, if wanted, is <x_i, direct_i>.
+// The sums over tiles that gradients of points are made of: direct [points, sum_row] from the points as rows,
+// transposed [blocks][width][block] from the points as columns. Either may be null. d_scale, if wanted, is <x_i,
+// direct_i>.
 template <class T>
 struct TileSums {
   const T* direct;
@@ -136,14 +137,15 @@ struct Packed {
   Matrix z;
   bool normalize;
   int block;
-  int64_t blocks, width, row;  // width: padded feature size; row: distance of rows, an odd number of cache lines
+  int64_t blocks, width, row;  // width: padded feature size; row: distance of the rows of by_row
+  int64_t sum_row;             // distance of the rows of sums of these features
   Layouts has;
   const T* scale;  // multiplies by_col, and by_row where the product asks for it; null for 1
   bool scale_per_row;
   E *by_row, *panels_t, *panels, *by_col;
   double* norm;
   double max_norm;
-  T* lines;  // for each block, room for the point that is packed
+  T* lines;  // for each block, room for the points that are packed together
 
   void lay_out(const ExecutionContext& host, const Matrix& matrix, bool normalized, int block_size, Layouts layouts,
                const T* scales, bool per_row) {
@@ -155,15 +157,14 @@ struct Packed {
     scale_per_row = per_row;
     blocks = (z.n + block - 1) / block;
     width = round_up(z.d, P::kAlign);
-    const int64_t line = 64 / sizeof(E);
-    row = round_up(width, line);
-    if (row / line % 2 == 0) row += line;
+    row = P::kGroup > 1 ? width : odd_lines<E>(width);
+    sum_row = odd_lines<T>(width);
     by_row = allocate<E>(host, has.by_row ? row_plane() * P::kPlanes : 0);
     panels_t = allocate<E>(host, has.panels_t ? panels_t_plane() * P::kPlanes : 0);
     panels = allocate<E>(host, has.panels ? panel_plane() * P::kPlanes : 0);
     by_col = allocate<E>(host, has.by_col ? by_col_plane() * P::kPlanes : 0);
     norm = allocate<double>(host, blocks * block);
-    lines = allocate<T>(host, blocks * width);
+    lines = allocate<T>(host, blocks * kStrip * width);
   }
 
   void find_max_norm() {
@@ -174,23 +175,40 @@ struct Packed {
     }
   }
 
-  int64_t row_plane() const { return blocks * block * row; }
-  int64_t by_col_plane() const { return blocks * block * width; }
+  // At a distance of 4096 bytes rows would share a set of the cache.
+  template <class Element>
+  static int64_t odd_lines(int64_t n) {
+    const int64_t line = 64 / sizeof(Element), lines = (n + line - 1) / line;
+    return (lines % 2 ? lines : lines + 1) * line;
+  }
+
+  int64_t by_row_block() const { return round_up(block, P::kGroup) * row; }
+  int64_t row_plane() const { return blocks * by_row_block(); }
+  int64_t by_col_block() const { return round_up(width, P::kGroup) * block; }
+  int64_t by_col_plane() const { return blocks * by_col_block(); }
   int64_t panels_t_block() const { return round_up(block, P::kPanel) * width; }
   int64_t panels_t_plane() const { return blocks * panels_t_block(); }
   int64_t panel_block() const { return round_up(width, P::kPanel) * block; }
   int64_t panel_plane() const { return blocks * panel_block(); }
 
-  AView<E> points_as_a(int64_t b) const { return {by_row + b * block * row, row, 1, row_plane()}; }
+  static AView<E> grouped(const E* p, int64_t length, int64_t plane) {
+    constexpr int64_t kGroup = P::kGroup;
+    return {p, P::kRows * length, kGroup > 1 ? 1 : length, kGroup, plane};
+  }
+  AView<E> points_as_a(int64_t b) const { return grouped(by_row + b * by_row_block(), row, row_plane()); }
   BView<E> points_as_b(int64_t b) const {  // features along k, points across
     return {panels_t + b * panels_t_block(), width * P::kPanel, int64_t(P::kPanel) * P::kPair, panels_t_plane()};
   }
   BView<E> features_as_b(int64_t b) const {  // points along k, features across
     return {panels + b * panel_block(), int64_t(block) * P::kPanel, int64_t(P::kPanel) * P::kPair, panel_plane()};
   }
-  AView<E> features_as_a(int64_t b) const {  // A(feature, point)
-    if (P::kScalesOperand) return {by_row + b * block * row, 1, row, 0};
-    return {by_col + b * block * width, block, 1, by_col_plane()};
+  AView<E> features_as_a(int64_t b, int64_t first = 0) const {  // A(first + feature, point)
+    AView<E> a = grouped(by_col + b * by_col_block(), block, by_col_plane());
+    if (P::kGroup > 1)
+      a.first = first;
+    else
+      a.p += first * a.row;
+    return a;
   }
 
   // The point as the logits see it.
@@ -199,31 +217,87 @@ struct Packed {
     if (normalize) scale_row(line, z.d, inverse_norm(norm[i]));
   }
 
+  // A strip of points at a time: whole groups, and a block is made of strips and of some times 8 points.
+  static constexpr int kStrip = 24;
+
   void pack_block(int64_t b) {
-    T* line = lines + b * width;
-    for (int64_t k = z.d; k < width; ++k) line[k] = 0;
-    for (int r = 0; r < block; ++r) {
-      const int64_t i = b * block + r;
-      if (i < z.n) {
-        load_row(z, i, line);
-        norm[i] = norm_of(line, z.d);
-        if (normalize) load_point(i, line);
-      } else {
-        for (int64_t k = 0; k < z.d; ++k) line[k] = 0;
+    T* const strip = lines + b * kStrip * width;
+    for (int first = 0; first < block; first += kStrip) {
+      const int n = block - first < kStrip ? block - first : kStrip;
+      T factor[kStrip];
+      for (int r = 0; r < n; ++r) {
+        const int64_t i = b * block + first + r;
+        load_padded(i, strip + r * width);
+        factor[r] = scale && i < z.n ? scale[scale_per_row ? i : 0] : T(1);
       }
-      const T factor = scale && i < z.n ? scale[scale_per_row ? i : 0] : T(1);
-      if (has.by_row)
-        scatter<P::kAlign>(line, P::kScalesOperand ? factor : T(1), by_row + i * row, row_plane(), P::kAlign, 1);
-      if (has.by_col)
-        scatter<P::kAlign>(line, factor, by_col + b * block * width + r, by_col_plane(), P::kAlign * block, block);
-      if (has.panels_t)
-        scatter<P::kPair>(
-            line, 1, panels_t + b * panels_t_block() + r / P::kPanel * width * P::kPanel + r % P::kPanel * P::kPair,
-            panels_t_plane(), P::kPanel * P::kPair, 1);
-      if (has.panels)
-        scatter<P::kPanel>(line, 1, panels + b * panel_block() + r / P::kPair * P::kPanel * P::kPair + r % P::kPair,
-                           panel_plane(), int64_t(block) * P::kPanel, P::kPair);
+      if constexpr (P::kGroup > 1)
+        pack_transposed(b, first, n, strip, factor);
+      else
+        for (int r = 0; r < n; ++r) scatter_transposed(b, first + r, strip + r * width, factor[r]);
+      for (int r = 0; r < n; ++r) scatter_features(b, first + r, strip + r * width, factor[r]);
     }
+  }
+
+  // A point as the logits see it, and its norm; zeros beyond the last point and feature.
+  void load_padded(int64_t i, T* line) const {
+    if (i < z.n) {
+      load_row(z, i, line);
+      norm[i] = norm_of(line, z.d);
+      if (normalize) scale_row(line, z.d, inverse_norm(norm[i]));
+    }
+    const int64_t filled = i < z.n ? z.d : 0;
+    std::memset(line + filled, 0, sizeof(T) * size_t(width - filled));
+  }
+
+  // Points across, in groups of A and in panels of B.
+  void pack_transposed(int64_t b, int first, int n, const T* strip, const T* factor) const {
+    constexpr int kGroup = P::kGroup, kPanel = P::kPanel;
+    for (int r = 0; has.by_row && r < n; r += kGroup)
+      copy_transposed<kGroup>(strip + r * width, n - r, factor + r, by_row + b * by_row_block() + (first + r) * row);
+    constexpr int kAcross = kPanel < 8 ? kPanel : 8;
+    for (int r = 0; has.panels_t && r < n; r += kAcross) {
+      const int at = first + r;
+      T* to = panels_t + b * panels_t_block() + at / kPanel * width * kPanel + at % kPanel;
+      int64_t k = 0;
+      for (; kAcross == 8 && k + 8 <= width; k += 8) transpose8(strip + r * width + k, width, to + k * kPanel, kPanel);
+      for (; k < width; ++k)
+        for (int i = 0; i < kAcross; ++i) to[k * kPanel + i] = strip[(r + i) * width + k];
+    }
+  }
+
+  // to[k][i] is feature k of point i times its factor, for a group of points or as many as are left of `n`.
+  template <int kGroup>
+  void copy_transposed(const T* from, int n, const T* factor, T* to) const {
+    T columns[8 * 8];
+    int64_t k = 0;
+    for (; n >= 8 && k + 8 <= width; k += 8) {
+      transpose8(from + k, width, columns, 8);
+      for (int c = 0; c < 8; ++c)
+        for (int i = 0; i < kGroup; ++i) to[(k + c) * kGroup + i] = columns[c * 8 + i] * factor[i];
+    }
+    for (; k < width; ++k)
+      for (int i = 0; i < kGroup && i < n; ++i) to[k * kGroup + i] = from[i * width + k] * factor[i];
+  }
+
+  void scatter_transposed(int64_t b, int r, const T* line, T factor) const {
+    if (has.by_row)
+      scatter<P::kAlign>(line, P::kScalesOperand ? factor : T(1), by_row + b * by_row_block() + r * row, row_plane(),
+                         P::kAlign, 1);
+    if (has.panels_t)
+      scatter<P::kPair>(line, 1,
+                        panels_t + b * panels_t_block() + r / P::kPanel * width * P::kPanel + r % P::kPanel * P::kPair,
+                        panels_t_plane(), P::kPanel * P::kPair, 1);
+  }
+
+  void scatter_features(int64_t b, int r, const T* line, T factor) const {
+    constexpr int kGroup = P::kGroup;
+    if (has.by_col && kGroup > 1)
+      scatter<kGroup>(line, factor, by_col + b * by_col_block() + r * kGroup, by_col_plane(), kGroup * block, 1);
+    else if (has.by_col)
+      scatter<P::kAlign>(line, factor, by_col + b * by_col_block() + r, by_col_plane(), P::kAlign * block, block);
+    if (has.panels)
+      scatter<P::kPanel>(line, 1, panels + b * panel_block() + r / P::kPair * P::kPanel * P::kPair + r % P::kPair,
+                         panel_plane(), int64_t(block) * P::kPanel, P::kPair);
   }
 
   // Entries of a point go to p in groups of kGroup.
@@ -243,18 +317,28 @@ struct Packed {
     if (P::kPlanes == 2) p[plane] = float_to_bf16(x - bf16_to_float(*p));
   }
 
+  static constexpr int kUnpacked = 8;  // points whose transposed sums are read together
+  int64_t unpacking_size() const { return (kUnpacked + 2) * width; }
+
   // Gradients of the points of a block.
-  void unpack_block(int64_t b, const TileSums<T>& sums, T* line) const {
-    T *x = line, *g = line + width;
+  void unpack_block(int64_t b, const TileSums<T>& sums, T* memory) const {
+    T *x = memory, *g = x + width, *transposed = g + width;
     for (int64_t i = b * block; i < (b + 1) * block && i < z.n; ++i) {
+      if (sums.transposed && i % kUnpacked == 0) {
+        const T* ti = sums.transposed + b * block * width + i % block;
+        int64_t k = 0;
+        for (; k + 8 <= z.d; k += 8) transpose8(ti + k * block, block, transposed + k, width);
+        for (; k < z.d; ++k)
+          for (int r = 0; r < kUnpacked; ++r) transposed[r * width + k] = ti[k * block + r];
+      }
       if (normalize || sums.d_scale) load_point(i, x);
-      const T* di = sums.direct ? sums.direct + i * width : nullptr;
+      const T* di = sums.direct ? sums.direct + i * sum_row : nullptr;
       if (sums.d_scale) sums.d_scale[i] = T(dot(x, di, z.d));
       const T factor = sums.row_scale[sums.row_scale_per_row ? i : 0];
       for (int64_t k = 0; k < z.d; ++k) g[k] = di ? di[k] * factor : T(0);
       if (sums.transposed) {
-        const T* ti = sums.transposed + b * block * width + i % block;
-        for (int64_t k = 0; k < z.d; ++k) g[k] += ti[k * block] * sums.transposed_scale;
+        const T* ti = transposed + i % kUnpacked * width;
+        for (int64_t k = 0; k < z.d; ++k) g[k] += ti[k] * sums.transposed_scale;
       }
       if (normalize) normalized_gradient<double>(x, z.d, norm[i], z.dtype, g);
       store_row(sums.out, z.dtype, i, z.d, g);

@@ -181,7 +181,7 @@ struct PrefixBackward {
     const Problem& p = sweep.problem;
     const int64_t rows = sweep.row_blocks * sweep.block, cols = sweep.col_blocks * sweep.block;
     const int64_t width = sweep.row_points.width;
-    direct = out.rows ? allocate<T>(sweep.host, rows * width) : nullptr;
+    direct = out.rows ? allocate<T>(sweep.host, rows * sweep.row_points.sum_row) : nullptr;
     transposed = out.cols || (p.symmetric && out.rows) ? allocate<T>(sweep.host, cols * width) : nullptr;
     for (int k = 0; k < n; ++k) {
       OfPrefix& one = each[k];
@@ -237,32 +237,29 @@ struct PrefixBackward {
         if (transposed) add_transposed(tile, weights, p.logits, add_cols);
       }
     });
-    if (direct) rows_written.clear_others(direct, block * sweep.row_points.width);
+    if (direct) rows_written.clear_others(direct, block * sweep.row_points.sum_row);
     if (transposed) cols_written.clear_others(transposed, block * sweep.row_points.width);
   }
 
   // A chunk may begin within a panel: what is left of that is a product of its own.
   template <class Weights>
   void add_direct(const Tile<T>& tile, const Weights& weights, const PrefixLogits<T>& chunk, bool add) const {
-    const int64_t width = sweep.col_points.width;
+    const int64_t row = sweep.col_points.sum_row;
     const auto features = sweep.col_points.features_as_b(tile.jb);
     for (int64_t from = chunk.begin, to; from < chunk.end; from = to) {
       const int64_t within = from % P::kPanel, next = from - within + P::kPanel;
       to = within && next < chunk.end ? next : chunk.end;
       auto b = features;
       b.p += from / P::kPanel * b.panel + within * P::kPair;
-      P::multiply(weights.as_a(), b, tile.block, int(to - from), tile.block, direct + tile.i0 * width + from, width,
-                  add);
+      P::multiply(weights.as_a(), b, tile.block, int(to - from), tile.block, direct + tile.i0 * row + from, row, add);
     }
   }
 
   template <class Weights>
   void add_transposed(const Tile<T>& tile, const Weights& weights, const PrefixLogits<T>& chunk, bool add) const {
     const int block = tile.block;
-    auto a = sweep.row_points.features_as_a(tile.ib);
-    a.p += chunk.begin * a.row;
-    P::multiply(a, weights.as_b(), int(chunk.end - chunk.begin), block, block,
-                transposed + tile.j0 * sweep.row_points.width + chunk.begin * block, block, add);
+    P::multiply(sweep.row_points.features_as_a(tile.ib, chunk.begin), weights.as_b(), int(chunk.end - chunk.begin),
+                block, block, transposed + tile.j0 * sweep.row_points.width + chunk.begin * block, block, add);
   }
 
   void store_factors(const PrefixGradients& out) const {

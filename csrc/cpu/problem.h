@@ -58,9 +58,10 @@ struct Problem {
   int64_t offset;  // row i is the same point as column i + offset
   bool normalize;
   Modifiers modifiers;
-  // Memory for the products of all tiles: the forward writes them, the backward of the same problem reads them. Null
-  // where none are saved.
+  // Memory for the products of tiles, as many as fit: the forward writes them, the backward of the same problem reads
+  // them and computes the others again. Null where none are saved.
   void* residuals;
+  size_t residual_bytes;
 };
 
 // Stands before the saved products and holds all that shaped them. A backward that finds another header computes the
@@ -175,7 +176,8 @@ struct Extremes {
 
 // The kernels of one instruction set and one type of product.
 struct Kernels {
-  size_t (*residual_bytes)(const Problem&, int threads);  // what Problem::residuals takes
+  // The most bytes of Problem::residuals that are of use, up to a limit; 0 where no tile fits.
+  size_t (*residual_bytes)(const Problem&, int threads, size_t limit);
   void (*pair_stats)(const Problem&, const ExecutionContext&, const Slopes&, const Stats& out);
   void (*pair_stats_backward)(const Problem&, const ExecutionContext&, const Slopes&, const Stats&,
                               const StatsGradient& rows, const StatsGradient& cols, const Gradients&);

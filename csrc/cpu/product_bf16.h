@@ -14,7 +14,7 @@ template <int kPlanes_>
 struct Bf16Product {
   using T = float;
   using E = uint16_t;
-  static constexpr int kPair = 2, kPlanes = kPlanes_;
+  static constexpr int kPair = 2, kPlanes = kPlanes_, kGroup = 1;
   static constexpr bool kScalesOperand = false;  // scaling a bfloat16 operand would round it again
 #if defined(PYCL_AMX) || defined(PYCL_AMX_EMULATED)
   static constexpr int kRows = 32, kPanel = 32, kAlign = 32, kBlockUnit = 32, kMinBlock = 64, kMaxBlock = 192;
@@ -131,7 +131,7 @@ struct Bf16Product {
         }
       }
     }
-    AView<E> as_a() const { return {w, block, 1, int64_t(block) * block}; }
+    AView<E> as_a() const { return {w, int64_t(kRows) * block, block, 1, int64_t(block) * block}; }
     BView<E> as_b() const { return {v, kPanel * 2, int64_t(block) * 2, int64_t(block) * block}; }
   };
   static constexpr size_t weights_elements(int block) { return size_t(2) * kPlanes * block * block; }

@@ -83,7 +83,7 @@ struct StatsWeights {
       const T bias = sweep.row_bias[gi];
       out.start(i);
       for (int j = 0; j < block; j += kLanes<T>) {
-        const Vec<T> product = load<T>(tile.products + int64_t(i) * block + j);
+        const Vec<T> product = load<T>(tile.found() + int64_t(i) * block + j);
         const int64_t gj = tile.j0 + j;
         // The logit is rounded as in the forward before lse is subtracted. So a pair that is the whole sum weighs 1.
         const Vec<T> l = sweep.template scaled<kColFactor>(product, a, gj) + (bias + load<T>(sweep.col_bias + gj));
@@ -148,17 +148,15 @@ void find_gradients(Sweep<P>& sweep, const Stats& stats, const StatsGradient& d_
   else
     weights.cols.fill(host, problem.cols.z.n, sweep.col_blocks, block, stats.cols, d_cols);
   T* buffers = allocate<T>(host, int64_t(sweep.workers) * 2 * block);
-  apply_weights(sweep, out,
-                [&](const Tile<T>& tile, auto emit) { weights(tile, buffers + tile.worker * 2 * block, emit); });
+  apply_weights<true>(sweep, out,
+                      [&](const Tile<T>& tile, auto emit) { weights(tile, buffers + tile.worker * 2 * block, emit); });
 }
 
-// Both passes share the packed points, and the products, which stay in memory of the call.
+// Both passes share the packed points and the residuals.
 template <class P>
-void pair_cross_entropy_fused(const Problem& given, const ExecutionContext& host, const CrossEntropy& weights,
+void pair_cross_entropy_fused(const Problem& problem, const ExecutionContext& host, const CrossEntropy& weights,
                               void* total, const Gradients& out) {
   using T = typename P::T;
-  Problem problem = given;
-  problem.residuals = host.allocate(host, residual_bytes<P>(problem, host.threads));
   Sweep<P> sweep(problem, host, true, &out, weights.both_sides);
   const int64_t m = problem.rows.z.n, n = weights.both_sides ? problem.cols.z.n : 0;
   const Stats stats{allocate<T>(host, kStats * m), n ? allocate<T>(host, kStats * n) : nullptr};

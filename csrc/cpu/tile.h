@@ -15,7 +15,10 @@ struct Tile {
   TileKind kind;
   bool both_sides;  // columns take their share, too; false on the diagonal of a symmetric problem
   T* products;
-  T* row_share = nullptr;  // dL/dl of the rows' share alone, where a modifier wants the two apart
+  const T* kept = nullptr;  // where products of an earlier sweep are, if they are not in `products`
+  T* row_share = nullptr;   // dL/dl of the rows' share alone, where a modifier wants the two apart
+
+  const T* found() const { return kept ? kept : products; }
 
   Tile of_rows_alone() const {
     Tile tile = *this;

@@ -87,6 +87,24 @@ template <class T>
 PYCL_INLINE Vec<T> min(Vec<T> a, Vec<T> b) {
   return b > a ? a : b;
 }
+#ifdef __AVX2__
+template <>
+PYCL_INLINE Vec<float> max<float>(Vec<float> a, Vec<float> b) {  // one instruction, which takes b where one is a NaN
+#if PYCL_VECTOR_BYTES == 64
+  return _mm512_max_ps(a, b);
+#else
+  return _mm256_max_ps(a, b);
+#endif
+}
+template <>
+PYCL_INLINE Vec<float> min<float>(Vec<float> a, Vec<float> b) {
+#if PYCL_VECTOR_BYTES == 64
+  return _mm512_min_ps(a, b);
+#else
+  return _mm256_min_ps(a, b);
+#endif
+}
+#endif
 template <class T>
 PYCL_INLINE T reduce_add(Vec<T> x) {
   T sum = 0;
@@ -107,6 +125,33 @@ PYCL_INLINE float reduce_add<float>(Vec<float> x) {
 template <>
 PYCL_INLINE float reduce_max<float>(Vec<float> x) {
   return _mm512_reduce_max_ps(x);
+}
+#endif
+
+// Lines of 8 numbers, `from_row` apart, become columns: out(k, i) = from(i, k), rows of out `to_row` apart.
+template <class T>
+PYCL_INLINE void transpose8(const T* from, int64_t from_row, T* to, int64_t to_row) {
+  for (int k = 0; k < 8; ++k)
+    for (int i = 0; i < 8; ++i) to[k * to_row + i] = from[i * from_row + k];
+}
+#ifdef __AVX2__
+template <>
+PYCL_INLINE void transpose8<float>(const float* from, int64_t from_row, float* to, int64_t to_row) {
+  __m256 x[8], y[8];
+  for (int i = 0; i < 8; ++i) x[i] = _mm256_loadu_ps(from + i * from_row);
+  for (int i = 0; i < 8; i += 2) {
+    y[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
+    y[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int k = 0; k < 2; ++k) {
+      x[i + 2 * k] = _mm256_shuffle_ps(y[i + k], y[i + k + 2], 0x44);
+      x[i + 2 * k + 1] = _mm256_shuffle_ps(y[i + k], y[i + k + 2], 0xee);
+    }
+  for (int k = 0; k < 4; ++k) {
+    _mm256_storeu_ps(to + k * to_row, _mm256_permute2f128_ps(x[k], x[k + 4], 0x20));
+    _mm256_storeu_ps(to + (k + 4) * to_row, _mm256_permute2f128_ps(x[k], x[k + 4], 0x31));
+  }
 }
 #endif
 
@@ -140,8 +185,8 @@ struct Exp2<float> {
     p = p * r + 0.6931469776f;
     return p * r + 1.f;
   }
-  static constexpr float kRound = 12582912.f, kSmallest = -126.f, kClamp = -150.f;
-  static constexpr int kMantissa = 23, kBias = 127;
+  static constexpr float kRound = 12582912.f, kSmallest = -126.f;
+  static constexpr Int<float> kMantissa = 23, kBias = 127;
 };
 template <>
 struct Exp2<double> {
@@ -158,18 +203,16 @@ struct Exp2<double> {
     p = p * r + 0.69314718055994533;
     return p * r + 1.0;
   }
-  static constexpr double kRound = 6755399441055744., kSmallest = -1022., kClamp = -1080.;
-  static constexpr int kMantissa = 52, kBias = 1023;
+  static constexpr double kRound = 6755399441055744., kSmallest = -1022.;
+  static constexpr Int<double> kMantissa = 52, kBias = 1023;
 };
 
 template <class T>
 PYCL_INLINE Vec<T> exp2(Vec<T> x) {
   using E = Exp2<T>;
-  x = max<T>(splat<T>(E::kClamp), x);
   const Vec<T> shifted = x + E::kRound;  // the integer part sits in the low mantissa bits
   const Vec<T> whole = shifted - E::kRound;
-  const IVec<T> bits = reinterpret_cast<IVec<T>>(shifted) - reinterpret_cast<IVec<T>>(splat<T>(E::kRound));
-  const IVec<T> power = (bits + E::kBias) << E::kMantissa;
+  const IVec<T> power = (reinterpret_cast<IVec<T>>(shifted) << E::kMantissa) + (E::kBias << E::kMantissa);
   const Vec<T> y = E::polynomial(x - whole) * reinterpret_cast<Vec<T>>(power);
   return x < E::kSmallest ? Vec<T>{} : y;
 }

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycl.backends import buffers
+from pycl.backends import buffers, workspace
 from pycl.backends.compiled import extension
 
 # these have no tile loop: torch's product takes nearly all of their time, and chosen pairs are few
@@ -41,13 +40,6 @@ from pycl.core.problem import (
     slopes_or_one,
 )
 from pycl.core.sinkhorn import solve
-
-# Up to this many bytes of logits, which stay in a cache, are saved for the backward. The backward then computes two
-# matrix products instead of three.
-MAX_RESIDUAL_BYTES = 8 << 20
-# Up to this size of the matrix a mean or a sum returns value and gradients from one call. A logistic loss saves a
-# product at any size, a cross entropy only the overhead of a call.
-FUSED_MAX_BYTES = {"pair_sum_fused": math.inf, "pair_cross_entropy_fused": MAX_RESIDUAL_BYTES}
 
 DEVICES = ("cpu",)
 MODIFIERS = ("label_table", "agreement", "pair_mlp", "limit", "row_shift")
@@ -137,23 +129,21 @@ def _narrow_pair(rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _write_residuals(problem: Problem, compiled: Any, save: bool) -> Tensor:
-    """Let the forward of a small problem save its products in the memory of the tensor that is returned.
-
-    The tensor is empty for tracing, which knows no number of bytes; its storage holds the products.
-    """
-    size = compiled.residual_bytes() if save else 0
-    if not 0 < size <= MAX_RESIDUAL_BYTES:
-        return no_residuals(problem)
-    residuals = problem.rows.new_empty(-(-size // problem.rows.itemsize))
-    compiled.residuals_at(residuals.data_ptr())
-    return residuals.resize_(0)
+    """Let the forward keep products in the workspace; the tensor that is returned keeps them there."""
+    number = workspace.take(compiled.residual_bytes) if save else 0
+    _use_workspace(compiled, number)
+    return workspace.ticket(number) if number else no_residuals(problem)
 
 
 def _read_residuals(compiled: Any, residuals: Tensor) -> None:
-    """Let the backward read the products of its forward. A copy of the residuals has no storage, and so no products."""
-    storage = residuals.untyped_storage()
-    if storage.nbytes() >= compiled.residual_bytes():
-        compiled.residuals_at(storage.data_ptr())
+    """Let the backward read the products of its forward."""
+    _use_workspace(compiled, int(residuals))
+
+
+def _use_workspace(compiled: Any, number: int) -> None:
+    memory = workspace.memory_of(number)
+    if memory is not None:
+        compiled.residuals_at(memory.data_ptr(), memory.numel())
 
 
 def pair_stats(
@@ -239,7 +229,13 @@ def pair_cross_entropy_fused(
     total = torch.empty((), dtype=accumulation_dtype(problem.rows.dtype))
     gradients = empty_gradients(problem, needs)
     out = total.data_ptr(), list(map(_pointer, gradients))
-    _C.pair_cross_entropy_fused(_compiled(problem), lse, pos_sum, both_sides, *out)
+    compiled = _compiled(problem)
+    number = workspace.take(compiled.residual_bytes)
+    _use_workspace(compiled, number)
+    try:
+        _C.pair_cross_entropy_fused(compiled, lse, pos_sum, both_sides, *out)
+    finally:
+        workspace.give_back(number)
     return total, *gradients
 
 

@@ -134,11 +134,7 @@ class PairBackend(_Backend, Protocol):
 
 
 class FusedPairBackend(PairBackend, Protocol):
-    """One that returns a loss and its gradients from one call, for matrices up to a number of bytes."""
-
-    @property
-    def FUSED_MAX_BYTES(self) -> dict[str, float]:
-        """For each of the two operators, the bytes of the largest matrix it is taken for."""
+    """One that returns a loss and its gradients from one call."""
 
     def pair_cross_entropy_fused(
         self, problem: Problem, both_sides: bool, lse: float, pos_sum: float, needs: Needs

@@ -8,7 +8,7 @@ import importlib
 import logging
 import os
 from types import ModuleType
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 
@@ -54,11 +54,6 @@ def load(name: str) -> ModuleType:
 def has(name: str, operator: str) -> bool:
     """Whether a backend that can be loaded has an operator."""
     return hasattr(load(name), operator)
-
-
-def fused_limit(name: str, operator: str) -> float:
-    """The bytes of the largest matrix for which a backend has value and gradients from one call; -1 without any."""
-    return cast("float", getattr(load(name), "FUSED_MAX_BYTES", {}).get(operator, -1))
 
 
 @functools.cache

@@ -24,7 +24,7 @@ anonymous = pytest.mark.skipif(not hasattr(mmap, "MAP_ANONYMOUS"), reason="no an
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buffers, "_idle", [])
+    monkeypatch.setattr(buffers.results, "idle", [])
 
 
 def of(mib: int) -> Tensor:
@@ -60,22 +60,22 @@ def test_what_is_referred_to_is_not(alias: Callable[[Tensor], Any]) -> None:
 
 @anonymous
 def test_idle_buffers_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buffers, "MAX_CACHED_BYTES", 100 * MiB)
+    monkeypatch.setattr(buffers, "MAX_IDLE_BYTES", 100 * MiB)
     results = [of(40), of(41), of(42)]
     newest = [r.data_ptr() for r in results[1:]]
     for _ in range(3):
         results.pop(0)
-    assert [len(b) // MiB for b in buffers._idle] == [41, 42]  # the oldest went
+    assert [len(b) // MiB for b in buffers.results.idle] == [41, 42]  # the oldest went
     large = of(120)
     del large
-    assert [len(b) // MiB for b in buffers._idle] == [41, 42]  # what is too large stays with nobody
+    assert [len(b) // MiB for b in buffers.results.idle] == [41, 42]  # what is too large stays with nobody
     assert [of(41).data_ptr(), of(42).data_ptr()] == newest
 
 
 def test_small_results_are_torchs() -> None:
     result = of(1)
     del result
-    assert not buffers._idle
+    assert not buffers.results.idle
 
 
 @anonymous
@@ -95,7 +95,7 @@ def test_threads_never_share() -> None:
     for thread in threads:
         thread.join()
     assert not shared
-    assert len(buffers._idle) <= 2 * 4  # a new result and the one before it
+    assert len(buffers.results.idle) <= 2 * 4  # a new result and the one before it
 
 
 @anonymous

@@ -341,7 +341,21 @@ def test_codes_have_the_dtype_of_the_scores_or_float32(monkeypatch: pytest.Monke
 def test_memory_for_products_is_at_an_address(address: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments, _alive = arguments_of("Problem", "statistics", monkeypatch)
     with pytest.raises(TypeError):
-        apply(C.Problem, arguments).residuals_at(address)
+        apply(C.Problem, arguments).residuals_at(address, 1 << 20)
+
+
+@pytest.mark.parametrize("size", [-1, 2.5, 2**64, None])
+def test_memory_for_products_has_a_size(size: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, _alive = arguments_of("Problem", "statistics", monkeypatch)
+    problem = apply(C.Problem, arguments)
+    with pytest.raises(TypeError):
+        problem.residuals_at(64, size)
+    with pytest.raises(TypeError):
+        problem.residual_bytes(size)
+    with pytest.raises(ValueError, match="room for a header"):
+        problem.residuals_at(64, 8)
+    with pytest.raises(ValueError, match="must be an address"):
+        problem.residuals_at(0, 1 << 20)
 
 
 def test_modifiers_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products that a small problem saves for its backward: used, and never mistaken for another problem's."""
+"""Products that a forward keeps for its backward: used, and never mistaken for another problem's."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from helpers.dense import ALL, POS_OTHER, SELF, Case, engine, make, run
 from helpers.global_settings import matmul_precision, threads
 from torch import Tensor
 
+import pycl
 import pycl.functional as F
 from pycl import Pairs, Points, pair_stats, pair_sum
 from pycl.backends.registry import why_not
@@ -19,7 +20,7 @@ from pycl.backends.registry import why_not
 if reason := why_not("cpu", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
-from pycl.backends import cpu
+from pycl.backends import cpu, workspace
 from pycl.core.problem import N_STATS, Needs, Problem
 
 CASES = {
@@ -46,16 +47,38 @@ def everything(case: Case, dtype: torch.dtype) -> list[Tensor]:
     return [*found, *gradients.values()]
 
 
+@pytest.mark.parametrize("share", [0, 0.4, 0.9])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", CASES)
-def test_saved_or_computed_again_is_the_same(
-    isa: str, case: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kept_or_computed_again_is_the_same(isa: str, case: str, dtype: torch.dtype, share: float) -> None:
     problem = CASES[case]()
-    saved = everything(problem, dtype)
-    monkeypatch.setattr(cpu, "MAX_RESIDUAL_BYTES", 0)
-    for one, other in zip(saved, everything(problem, dtype), strict=True):
-        assert torch.equal(one, other)
+    kept = everything(problem, dtype)
+    width = max(4, dtype.itemsize)
+    with pycl.set_workspace(int(share * 192 * 192 * width)):  # some tiles, or none
+        for one, other in zip(kept, everything(problem, dtype), strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("tiles", [0, 1, 4, 6])
+@pytest.mark.parametrize("loss", ["clip", "nt_xent"])
+def test_any_number_of_tiles_is_the_same(loss: str, tiles: int) -> None:
+    """Of 3 x 3 blocks, or of the 6 tiles of half a symmetric matrix; in one call and in two."""
+    z = unit_rows(2, 520, 20)
+
+    def everything_at(budget: int | None, reduction: str) -> list[Tensor]:
+        leaf = z.clone().requires_grad_()
+        with pycl.set_workspace(budget), threads(1):
+            value = F.clip(*leaf, 9.0, reduction=reduction) if loss == "clip" else F.nt_xent(leaf, reduction=reduction)
+            return [value.detach(), *torch.autograd.grad(value.mean(), leaf)]
+
+    for reduction in ("mean", "none"):
+        some = everything_at(tiles * 192 * 192 * 4 + 1000, reduction)
+        for one, other in zip(some, everything_at(None, reduction), strict=True):
+            assert torch.equal(one, other)
+
+
+def unit_rows(*shape: int) -> Tensor:
+    return torch.nn.functional.normalize(torch.randn(shape), dim=-1)
 
 
 def problem_of(n: int) -> Problem:
@@ -64,8 +87,12 @@ def problem_of(n: int) -> Problem:
     return Problem(rows, cols, *labels, *labels, torch.tensor(2.0), None, None, ALL, POS_OTHER, None, False)
 
 
+def memory_of(residuals: Tensor) -> Tensor | None:
+    return workspace.memory_of(int(residuals))
+
+
 def has_room(residuals: Tensor) -> bool:
-    return residuals.untyped_storage().nbytes() > 0
+    return memory_of(residuals) is not None
 
 
 @torch.no_grad()
@@ -90,8 +117,9 @@ def test_residuals_are_what_a_backward_reads() -> None:
     problem = problem_of(96)
     stats = cpu.pair_stats(problem, (), False, True)
     expected = gradient(problem, stats)
-    memory = stats[2].new_empty(0).set_(stats[2].untyped_storage())
-    memory[-96 * 96 :] = 0  # logits of 0 everywhere
+    memory = memory_of(stats[2])
+    assert memory is not None
+    memory[-4 * 96 * 96 :] = 0  # logits of 0 everywhere
     assert not torch.allclose(gradient(problem, stats), expected)
 
 
@@ -118,7 +146,7 @@ def test_a_backward_under_other_settings_does_not_take_them(isa: str, n: int, ki
             stats = cpu.pair_stats(problem, (), False, True)
         for backward in settings_of(kind):
             with backward:
-                expected = gradient(problem, (*stats[:2], torch.empty(0)))
+                expected = gradient(problem, (*stats[:2], torch.zeros(1, dtype=torch.int64)))
                 found = gradient(problem, stats)
             assert (found - expected).abs().max() <= tolerance * expected.abs().max()
 
@@ -127,7 +155,8 @@ def test_a_backward_under_other_settings_does_not_take_them(isa: str, n: int, ki
 def test_nothing_is_saved_without_need() -> None:
     assert has_room(cpu.pair_stats(problem_of(64), (), False, True)[2])
     assert not has_room(cpu.pair_stats(problem_of(64), (), False, False)[2])
-    assert not has_room(cpu.pair_stats(problem_of(2000), (), False, True)[2])
+    with pycl.set_workspace(2000):
+        assert not has_room(cpu.pair_stats(problem_of(64), (), False, True)[2])
     assert has_room(cpu.pair_sum(problem_of(64), "softplus", None, False, True)[2])
 
 

@@ -308,7 +308,7 @@ def test_what_is_not_wanted_is_not_computed(wanted: Sequence[str]) -> None:
         total = sum((t.masked_fill(t == -torch.inf, 0) * torch.linspace(0.5, 1.5, t.numel()).view(t.shape)).sum()
                     for t in found)  # fmt: skip
         (gradient,) = torch.autograd.grad(total / case.scale, some[name])
-        assert_close(gradient, every[name], rtol=1e-4, atol=1e-4)
+        assert_close(gradient, every[name], rtol=0, atol=1e-6 * float(every[name].abs().max()))  # most entries cancel
 
 
 @pytest.mark.parametrize(

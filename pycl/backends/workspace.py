@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The workspace: memory for what a CPU would compute again otherwise, within a budget of bytes.
+
+A forward keeps products of tiles in it for its backward, as many as fit, and Sinkhorn its scores. The budget bounds
+what is in use and what waits for the next use together. Results do not depend on it, bit by bit.
+"""
+
+from __future__ import annotations
+
+import array
+import itertools
+import os
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from pycl.backends.buffers import Pool
+from pycl.core.notices import warn_once
+
+VARIABLE = "PYCL_WORKSPACE"
+DEFAULT_BYTES = 512 << 20
+DEFAULT_SHARE = 8  # of the free memory, where an eighth is less
+
+_chosen: int | None = None  # None: not looked at yet, or the default
+_default: int | None = None
+_numbers = itertools.count(1)
+_in_use: dict[int, Tensor] = {}  # by number
+_pool = Pool(lambda: _left())
+
+
+def _left() -> int:
+    return budget() - sum(memory.nbytes for memory in tuple(_in_use.values()))
+
+
+class set_workspace:  # a function that is a context manager, too, as torch.set_grad_enabled
+    """How many bytes of intermediate results pycl may keep on a CPU: for good, or in a ``with`` block.
+
+    A loss of m rows and n columns has logits of ``m * n`` numbers. As many of them as fit wait for the backward, which
+    then takes two matrix products instead of three; the rest is computed again. Values and gradients are the same bits
+    at any budget. 0 is the strictly linear mode. The memory stays with the process for the next step.
+
+    Args:
+        bytes: an integer from 0 to the memory of the machine; ``None`` for the default: ``PYCL_WORKSPACE`` where the
+            environment has it, else 512 MiB or an eighth of the memory that was free at the first use, whichever is
+            less.
+
+    Raises:
+        TypeError: bytes that are no integer.
+        ValueError: bytes that are negative or more than the machine has.
+
+    Example:
+        >>> import pycl
+        >>> with pycl.set_workspace(0):  # nothing is kept
+        ...     pass
+    """
+
+    def __init__(self, bytes: int | None) -> None:
+        global _chosen
+        checked = None if bytes is None else _checked("bytes", bytes)
+        self._before, _chosen = _chosen, checked
+        _pool.trim(_left())
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        global _chosen
+        _chosen = self._before
+        _pool.trim(_left())
+
+
+def budget() -> int:
+    """The bytes that are allowed."""
+    global _default
+    if _chosen is not None:
+        return _chosen
+    if _default is None:
+        asked = os.environ.get(VARIABLE)
+        _default = min(DEFAULT_BYTES, _free_memory() // DEFAULT_SHARE) if asked is None else _from_environment(asked)
+    return _default
+
+
+def _from_environment(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        raise ValueError(f"{VARIABLE} must be an integer, the number of bytes, got {text!r}") from None
+    return _checked(VARIABLE, number)
+
+
+def _checked(name: str, number: int) -> int:
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise TypeError(f"{name} must be an integer or None, got {number!r}")
+    most = _memory()
+    if not 0 <= number <= most:
+        raise ValueError(f"{name} must be from 0 to the {most} bytes of this machine's memory, got {number}")
+    return number
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _free_memory() -> int:
+    """Bytes that are free, or can be; no more than a container may use."""
+    found = [_memory()]
+    for path, key in (("/proc/meminfo", "MemAvailable:"), ("/sys/fs/cgroup/memory.max", "")):
+        try:
+            lines = [line[len(key) :].split() for line in Path(path).read_text().splitlines() if line.startswith(key)]
+            found += [int(words[0]) * (1024 if "kB" in words else 1) for words in lines]
+        except (OSError, ValueError, IndexError):  # not there, or "max"
+            continue
+    return min(found)
+
+
+def take(fitting: Callable[[int], int]) -> int:
+    """The number of new memory, of as many bytes as ``fitting(bytes that are left)`` wants; 0 where that is 0."""
+    size = fitting(max(0, _left()))
+    if size <= 0:
+        return 0
+    try:
+        memory = _pool.empty((size,), torch.uint8)
+    except (OSError, RuntimeError) as error:  # of mmap, of torch
+        warn_once("workspace", f"pycl computes logits again instead of keeping them: no {size} bytes ({error})")
+        return 0
+    number = next(_numbers)
+    _in_use[number] = memory
+    _pool.trim(_left())
+    return number
+
+
+def memory_of(number: int) -> Tensor | None:
+    return _in_use.get(number)
+
+
+def give_back(number: int) -> None:
+    _in_use.pop(number, None)
+
+
+def ticket(number: int) -> Tensor:
+    """A tensor that holds the number; the memory is given back when the last tensor on its storage is gone."""
+    view = memoryview(array.array("q", [number]))
+    weakref.finalize(view, give_back, number).atexit = False
+    return torch.frombuffer(view, dtype=torch.int64)
