@@ -3,6 +3,7 @@
 #pragma once
 #include "product_fma.h"
 #include "schedule.h"
+#include "storage.h"
 
 namespace {
 
@@ -27,6 +28,18 @@ void load_row_of(const Matrix& z, int64_t i, T* line, Convert convert) {
     for (int64_t k = 0; k < z.d; ++k) line[k] = T(convert(from[k * z.col_stride]));
 }
 
+// Vectors as long as they are whole.
+template <class T, class S, class Convert>
+void load_halves_of(const Matrix& z, int64_t i, T* line, Convert convert) {
+  int64_t k = 0;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    const S* from = static_cast<const S*>(z.data) + i * z.row_stride;
+    for (; z.col_stride == 1 && k + kLanes<T> <= z.d; k += kLanes<T>) store<T>(line + k, Storage<T, S>::load(from + k));
+  }
+  const uint16_t* from = static_cast<const uint16_t*>(z.data) + i * z.row_stride;
+  for (; k < z.d; ++k) line[k] = T(convert(from[k * z.col_stride]));
+}
+
 template <class T>
 void load_row(const Matrix& z, int64_t i, T* line) {
   switch (z.dtype) {
@@ -35,9 +48,9 @@ void load_row(const Matrix& z, int64_t i, T* line) {
     case DType::kFloat64:
       return load_row_of<T, double>(z, i, line, [](double x) { return x; });
     case DType::kBFloat16:
-      return load_row_of<T, uint16_t>(z, i, line, [](uint16_t x) { return bf16_to_float(x); });
+      return load_halves_of<T, BFloat16>(z, i, line, [](uint16_t x) { return bf16_to_float(x); });
     case DType::kFloat16:
-      return load_row_of<T, uint16_t>(z, i, line, [](uint16_t x) { return half_to_float(x); });
+      return load_halves_of<T, Float16>(z, i, line, [](uint16_t x) { return half_to_float(x); });
   }
 }
 

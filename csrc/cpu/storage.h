@@ -55,6 +55,26 @@ struct Storage<float, BFloat16> {
   }
 };
 
+#ifdef __F16C__
+template <>
+struct Storage<float, Float16> {
+#if PYCL_VECTOR_BYTES == 64
+  static PYCL_INLINE Vec<float> load(const Float16* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static PYCL_INLINE void store(Float16* p, Vec<float> x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  }
+#else
+  static PYCL_INLINE Vec<float> load(const Float16* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static PYCL_INLINE void store(Float16* p, Vec<float> x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  }
+#endif
+};
+#else
 template <>
 struct Storage<float, Float16> {
   // As half_to_float() and float_to_half(), a vector at a time.
@@ -76,6 +96,7 @@ struct Storage<float, Float16> {
     store_halves(p, y | sign);
   }
 };
+#endif
 
 // memcpy to memory that is not read soon. It writes whole lines of the cache and does not read them first.
 PYCL_INLINE void copy_past_cache(void* to, const void* from, size_t bytes) {

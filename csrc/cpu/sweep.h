@@ -3,7 +3,6 @@
 // for the weights dL/dl of a tile into gradients of everything the logits depend on.
 #pragma once
 #include "modifiers.h"
-#include "storage.h"
 
 namespace {
 

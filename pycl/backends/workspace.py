@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The workspace: memory for what a CPU would compute again otherwise, within a budget of bytes.
 
-A forward keeps products of tiles in it for its backward, as many as fit, and Sinkhorn its scores. The budget bounds
-what is in use and what waits for the next use together. Results do not depend on it, bit by bit.
+A forward keeps products of tiles in it for its backward, as many as fit. The budget bounds what is in use and what
+waits for the next use together.
 """
 
 from __future__ import annotations
@@ -29,11 +29,7 @@ _chosen: int | None = None  # None: not looked at yet, or the default
 _default: int | None = None
 _numbers = itertools.count(1)
 _in_use: dict[int, Tensor] = {}  # by number
-_pool = Pool(lambda: _left())
-
-
-def _left() -> int:
-    return budget() - sum(memory.nbytes for memory in tuple(_in_use.values()))
+_pool = Pool(lambda: left())
 
 
 class set_workspace:  # a function that is a context manager, too, as torch.set_grad_enabled
@@ -41,7 +37,8 @@ class set_workspace:  # a function that is a context manager, too, as torch.set_
 
     A loss of m rows and n columns has logits of ``m * n`` numbers. As many of them as fit wait for the backward, which
     then takes two matrix products instead of three; the rest is computed again. Values and gradients are the same bits
-    at any budget. 0 is the strictly linear mode. The memory stays with the process for the next step.
+    at any budget. Sinkhorn of features computes its scores once where all of them fit, and in every sweep where they do
+    not: the same up to rounding. 0 is the strictly linear mode. The memory stays with the process for the next step.
 
     Args:
         bytes: an integer from 0 to the memory of the machine; ``None`` for the default: ``PYCL_WORKSPACE`` where the
@@ -62,7 +59,7 @@ class set_workspace:  # a function that is a context manager, too, as torch.set_
         global _chosen
         checked = None if bytes is None else _checked("bytes", bytes)
         self._before, _chosen = _chosen, checked
-        _pool.trim(_left())
+        _pool.trim(left())
 
     def __enter__(self) -> None:
         pass
@@ -72,7 +69,7 @@ class set_workspace:  # a function that is a context manager, too, as torch.set_
     ) -> None:
         global _chosen
         _chosen = self._before
-        _pool.trim(_left())
+        _pool.trim(left())
 
 
 def budget() -> int:
@@ -84,6 +81,11 @@ def budget() -> int:
         asked = os.environ.get(VARIABLE)
         _default = min(DEFAULT_BYTES, _free_memory() // DEFAULT_SHARE) if asked is None else _from_environment(asked)
     return _default
+
+
+def left() -> int:
+    """The bytes that are not in use."""
+    return max(0, budget() - sum(memory.nbytes for memory in tuple(_in_use.values())))
 
 
 def _from_environment(text: str) -> int:
@@ -121,7 +123,7 @@ def _free_memory() -> int:
 
 def take(fitting: Callable[[int], int]) -> int:
     """The number of new memory, of as many bytes as ``fitting(bytes that are left)`` wants; 0 where that is 0."""
-    size = fitting(max(0, _left()))
+    size = fitting(left())
     if size <= 0:
         return 0
     try:
@@ -131,7 +133,7 @@ def take(fitting: Callable[[int], int]) -> int:
         return 0
     number = next(_numbers)
     _in_use[number] = memory
-    _pool.trim(_left())
+    _pool.trim(left())
     return number
 
 

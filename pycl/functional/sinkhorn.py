@@ -135,7 +135,7 @@ def sinkhorn_potentials(
 
     ``exp(<z_b, c_k> / epsilon + u_b + v_k)`` is the code of sample b for prototype k: give ``u`` and ``v`` to the
     engine as row and column bias. Costs ``2 iterations`` sweeps of ``B K d`` multiply-adds and memory for vectors. On a
-    CPU up to 64 MiB of scores, and no more, are computed once and kept until the end.
+    CPU scores that fit the workspace (:class:`pycl.set_workspace`) are computed once and kept until the end.
 
     A finite penalty makes a marginal soft (unbalanced transport): its Kullback-Leibler divergence costs ``penalty`` in
     units of the scores, and its step is multiplied by ``penalty / (penalty + epsilon)``; at 0 the marginal is free.

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
+import pycl
 from pycl.backends.registry import why_not
-from pycl.functional import _features, sinkhorn_potentials, swav
+from pycl.functional import sinkhorn_potentials, swav
 from pycl.functional._common import unit
 
 if reason := why_not("cpu", "cpu"):
@@ -33,9 +34,7 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("epsilon", [0.05, 0.003])
 @pytest.mark.parametrize("given", ["plain", "marginals", "normalize"])
-def test_potentials(
-    given: str, epsilon: float, dtype: torch.dtype, stored: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_potentials(given: str, epsilon: float, dtype: torch.dtype, stored: list[int]) -> None:
     z, c = (normalize(torch.randn(n, 24), dim=1).to(dtype) for n in (131, 77))
     options: dict[str, Any] = {"normalize": True} if given == "normalize" else {}
     if given == "marginals":
@@ -45,17 +44,17 @@ def test_potentials(
         z = z * 30
     few = sinkhorn_potentials(z, c, epsilon=epsilon, backend="cpu", **options)
     assert stored == [131 * 77] * 3
-    monkeypatch.setattr(_features, "WORKSPACE", 0)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     z, c = z.to(wide), c.to(wide)  # a sweep rounds normalised bfloat16 to bfloat16
-    swept = sinkhorn_potentials(z, c, epsilon=epsilon, backend="cpu", **options)
+    with pycl.set_workspace(0):
+        swept = sinkhorn_potentials(z, c, epsilon=epsilon, backend="cpu", **options)
     for one, other in zip(few, swept, strict=True):
         assert one.dtype == other.dtype == wide
         atol = 1e-12 if dtype == torch.float64 else 1e-6 / epsilon
         assert_close(one, other, rtol=0, atol=atol)
 
 
-def test_swav_and_its_gradients(stored: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_swav_and_its_gradients(stored: list[int]) -> None:
     crops = normalize(torch.randn(4, 19, 16), dim=-1).requires_grad_()
     prototypes = normalize(torch.randn(33, 16), dim=-1).requires_grad_()
     queue = normalize(torch.randn(2, 40, 16), dim=-1)
@@ -66,8 +65,8 @@ def test_swav_and_its_gradients(stored: list[int], monkeypatch: pytest.MonkeyPat
 
     few = run()
     assert stored == [(19 + 40) * 33] * 6
-    monkeypatch.setattr(_features, "WORKSPACE", 0)
-    assert_close(few, run(), rtol=1e-4, atol=1e-6)
+    with pycl.set_workspace(0):
+        assert_close(few, run(), rtol=1e-4, atol=1e-6)
 
 
 def test_under_autocast(stored: list[int]) -> None:
@@ -78,13 +77,13 @@ def test_under_autocast(stored: list[int]) -> None:
     assert len(stored) == 6
 
 
-def test_what_is_swept(stored: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_swept(stored: list[int]) -> None:
     z, c = torch.randn(9, 5), torch.randn(7, 5)
     for penalty in ("sample_penalty", "prototype_penalty"):
         sinkhorn_potentials(z, c, epsilon=1.0, backend="cpu", **{penalty: 2.0})
     sinkhorn_potentials(z, c, epsilon=1.0, backend="reference")
-    monkeypatch.setattr(_features, "WORKSPACE", 9 * 7 * 4 - 1)
-    sinkhorn_potentials(z, c, epsilon=1.0, backend="cpu")
+    with pycl.set_workspace(9 * 7 * 4 - 1):
+        sinkhorn_potentials(z, c, epsilon=1.0, backend="cpu")
     assert not stored
 
 
