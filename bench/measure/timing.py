@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import quantiles
 from typing import NamedTuple
@@ -32,6 +33,41 @@ class Timing(NamedTuple):
             return cls(samples[0], samples[0], samples[0], 1)
         q1, median, q3 = quantiles(samples, n=4, method="inclusive")
         return cls(median, q1, q3, len(samples))
+
+
+class Ratio(NamedTuple):
+    """Quartiles of the ratios of two times of the same round, and what the median may be.
+
+    ``low`` and ``high`` enclose the 95 % intervals of the medians of all groups; ``None`` where a group has too few
+    rounds for one. A group is what one pair of processes did.
+    """
+
+    median: float
+    q1: float
+    q3: float
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, groups: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Ratio:
+        ratios = [sorted(a / b for a, b in zip(above, below, strict=True)) for above, below in groups]
+        timing = Timing.of(list(itertools.chain(*ratios)))
+        intervals = [around_median(group) for group in ratios]
+        known = [interval for interval in intervals if interval is not None]
+        whole = len(known) == len(intervals)
+        low, high = (min(low for low, _ in known), max(high for _, high in known)) if whole else (None, None)
+        return cls(timing.median, timing.q1, timing.q3, low, high)
+
+
+def around_median(ordered: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % interval of the median, of ordered samples; ``None`` below six.
+
+    A sample is as often below the median as above it, whatever the distribution: how many are below is binomial.
+    """
+    n = len(ordered)
+    below = itertools.accumulate(math.comb(n, k) / 2**n for k in range(n))
+    outside = sum(chance <= 0.025 for chance in below)  # samples at either end that the interval can do without
+    return (ordered[outside - 1], ordered[-outside]) if outside else None
 
 
 def once(step: Step) -> float:
@@ -62,12 +98,43 @@ def interleaved(
     try:
         while (done := min(map(len, samples.values()))) < most and (done < least or time.perf_counter() < stop):
             for name, step in steps.items():
-                samples[name].append(clock(partial(_repeat, step, calls[name])) / calls[name])
+                samples[name].append(clock(partial(repeat, step, calls[name])) / calls[name])
     finally:
         gc.enable()
     return {name: Timing.of(taken) for name, taken in samples.items()}
 
 
-def _repeat(step: Step, times: int) -> None:
+def in_turn(
+    samplers: Mapping[str, Callable[[int], float]],
+    one_call: Mapping[str, float],
+    *,
+    seconds: float,
+    rounds: int | None = None,
+    least: int = MIN_ROUNDS,
+) -> dict[str, list[float]]:
+    """The seconds of a call, one sample of everyone a round, as ``interleaved`` but of steps in other processes.
+
+    Args:
+        samplers: take a number of calls and return the seconds of one, by name. Every other round goes backwards, so
+            that who comes first has no advantage.
+        one_call: about the seconds of a call.
+        seconds: how long to go on; at least ``least`` rounds, at most ``MAX_ROUNDS``.
+        rounds: exactly that many rounds instead.
+        least: see ``seconds``.
+    """
+    least, most = (rounds, rounds) if rounds else (least, MAX_ROUNDS)
+    stop = time.perf_counter() + seconds
+    calls = {name: max(1, math.ceil(SAMPLE_SECONDS / one_call[name])) for name in samplers}
+    samples: dict[str, list[float]] = {name: [] for name in samplers}
+    order = list(samplers)
+    while (done := len(samples[order[0]])) < most and (done < least or time.perf_counter() < stop):
+        for name in order:
+            samples[name].append(samplers[name](calls[name]))
+        order.reverse()
+    return samples
+
+
+def repeat(step: Step, times: int) -> None:
+    """Call a step several times."""
     for _ in range(times):
         step()
