@@ -82,9 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     seconds = options.seconds or (QUICK_SECONDS if options.quick else SECONDS[options.suite])
     plan = Plan(tuple(baselines), seconds, options.repeats)
     command = " ".join(["python -m pycl.bench", *_repeatable(arguments)])
-    record = records.new_record(options.suite, command, options.commit)
     if options.base is not None:
-        return _against(options.base, record, cases, plan)
+        return _against(options, command, cases, plan)
+    record = records.new_record(options.suite, command, options.commit)
     with _fresh_compiler_cache():
         try:
             _run(record, cases, plan, device, options)
@@ -122,14 +122,14 @@ def _cannot_run(argument: str, reason: str) -> int:
     return 2
 
 
-def _against(ref: str, record: Record, cases: Sequence[Case], plan: Plan) -> int:
+def _against(options: argparse.Namespace, command: str, cases: Sequence[Case], plan: Plan) -> int:
     """Compare with another commit; as ``main``."""
     root = Path(pycl.__file__).parent.parent
     try:
-        base = build.built(ref, root)
+        base = build.built(options.base, root)
     except build.CannotBuild as error:
-        return _cannot_run(f"--base {ref}", str(error))
-    record["base"] = base._asdict()
+        return _cannot_run(f"--base {options.base}", str(error))
+    record = records.new_record(options.suite, command) | {"base": base._asdict()}
     compare.run(record, cases, plan, Pair({compare.BASE: base.folder, compare.NOW: root}), _progress)
     _progress("")
     print(against.text(record))

@@ -41,7 +41,7 @@ print(json.dumps([case.name for cases in SUITES.values() for case in cases]))
 """
 
 PAIRS = 3  # of processes, one after the other: where a process has its memory makes it some percent faster or slower
-LEAST = 6  # rounds of a pair from which the median of their ratios has a 95 % interval
+LEAST = 6  # rounds of a pair, however long they take
 
 Record = dict[str, Any]
 Samples = dict[str, list[float]]  # seconds of a call, by side
@@ -54,19 +54,30 @@ class Pair:
         self.folders = folders
         self.own: dict[str, str] = {}  # why workloads are a build's own
         self._workers: dict[str, Hosted] = {}
+        self._broken: dict[str, Died] = {}  # what cannot be imported; every row would find out again
         self._known: set[str] | None = None
 
     def call(self, side: str, *call: Any) -> Any:
         """As ``Worker.call``; the next call after one that raised has another process."""
         try:
             if side not in self._workers:
-                self._workers[side] = Hosted(self.folders[side])
-                if reason := self._workers[side].own:
-                    self.own[side] = reason
+                self._workers[side] = self._start(side)
             return self._workers[side].call(*call, limit=LIMIT)
         except Died:
             self.end(side)
             raise
+
+    def _start(self, side: str) -> Hosted:
+        if side in self._broken:
+            raise self._broken[side]
+        try:
+            worker = Hosted(self.folders[side])
+        except Died as died:
+            self._broken[side] = died
+            raise
+        if worker.own:
+            self.own[side] = worker.own
+        return worker
 
     def call_alone(self, side: str, *call: Any) -> Any:
         """As ``call``, in a process that does nothing before and nothing after."""

@@ -44,7 +44,13 @@ def load(bench: Path) -> str | None:
     for name in [name for name in sys.modules if f"{name}.".startswith("pycl.bench.")]:
         del sys.modules[name]
     _put("pycl.bench.measure", bench / "measure")
-    importlib.import_module(WORK)
+    try:
+        importlib.import_module(WORK)
+    except Exception as error:
+        own = in_a_line(error)
+        raise ImportError(
+            f"these benchmarks want what it lacks ({reason}), and its own are too different ({own})"
+        ) from None
     return reason
 
 
@@ -56,7 +62,9 @@ def _put(name: str, folder: Path) -> None:
 
 
 def in_a_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+    """The error without the paths that an import error ends with."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {line.partition(' (/')[0][:200]}"
 
 
 if __name__ == "__main__":

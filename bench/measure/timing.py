@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import NamedTuple
 
 MIN_ROUNDS = 3
@@ -38,8 +38,9 @@ class Timing(NamedTuple):
 class Ratio(NamedTuple):
     """Quartiles of the ratios of two times of the same round, and what the median may be.
 
-    ``low`` and ``high`` enclose the 95 % intervals of the medians of all groups; ``None`` where a group has too few
-    rounds for one. A group is what one pair of processes did.
+    A group is what one pair of processes did. ``low`` and ``high`` enclose the 95 % interval of the median and the
+    medians of all groups: chance between rounds, and what makes one process faster than another. They are ``None``
+    where the rounds are too few.
     """
 
     median: float
@@ -50,12 +51,11 @@ class Ratio(NamedTuple):
 
     @classmethod
     def of(cls, groups: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Ratio:
-        ratios = [sorted(a / b for a, b in zip(above, below, strict=True)) for above, below in groups]
-        timing = Timing.of(list(itertools.chain(*ratios)))
-        intervals = [around_median(group) for group in ratios]
-        known = [interval for interval in intervals if interval is not None]
-        whole = len(known) == len(intervals)
-        low, high = (min(low for low, _ in known), max(high for _, high in known)) if whole else (None, None)
+        ratios = [[a / b for a, b in zip(above, below, strict=True)] for above, below in groups]
+        together = sorted(itertools.chain(*ratios))
+        timing, interval = Timing.of(together), around_median(together)
+        ends = None if interval is None else [*interval, *map(median, ratios)]
+        low, high = (None, None) if ends is None else (min(ends), max(ends))
         return cls(timing.median, timing.q1, timing.q3, low, high)
 
 

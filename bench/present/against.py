@@ -16,7 +16,7 @@ from .text import WIDTH, grid
 SAME = 0.02  # what nobody notices
 TIMES = (
     "The steps of both builds, in turn; base / now is the median (quartiles) of the ratios of the rounds, above 1 "
-    f"where now is faster; the interval encloses the 95 % intervals of this median from {PAIRS} pairs of processes; "
+    f"where now is faster; the interval encloses its 95 % interval and the medians of the {PAIRS} pairs of processes; "
     f"now is faster or slower where all of it is more than {SAME:.0%} away from 1, the same where none of it is"
 )
 PEAKS = "Peak memory of one step of either build above its inputs, gradients included; measured once"
