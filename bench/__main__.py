@@ -3,7 +3,7 @@
 
 The suites are "losses", "modifiers", "objectives" and "sinkhorn", on a CPU, and "gpu". Every case is checked against
 float64 first and has no times if it is wrong. ``--suite gpu`` measures the first CUDA GPU, against its own matmul rate
-and the peers that are installed.
+and the peers that are installed. ``--base REF`` compares with another commit instead.
 """
 
 from __future__ import annotations
@@ -22,12 +22,16 @@ from typing import Any
 
 import torch
 
+import pycl
+
+from .base import build, compare
+from .base.compare import Pair
 from .measure.device import Device
 from .measure.runner import Plan
 from .measure.suite import DEVICES, compared_with, run
 from .measure.sweep import QUICK_SIZES, SIZES, sweep
 from .measure.worker import Died
-from .present import plots
+from .present import against, plots
 from .present import record as records
 from .present.text import text
 from .suites.case import Case
@@ -49,6 +53,7 @@ SUITES: dict[str, tuple[Case, ...]] = {
 EVERYONE = (*FORMS, "compile", "peers")
 EAGER = ("eager", "compile")
 BASELINES = {"losses": EAGER, "modifiers": EVERYONE, "objectives": EAGER, "sinkhorn": EVERYONE, "gpu": EVERYONE}
+NOT_WITH_BASE = ("--baselines", "--json", "--csv", "--plot", "--commit", "--budget")
 NOT_REPEATED = ("--json", "--csv", "--plot", "--commit")  # the business of who ran it
 QUICK_DIVISOR = 8
 SECONDS = {"losses": 10.0, "modifiers": 10.0, "objectives": 3.0, "sinkhorn": 10.0, "gpu": 2.0}
@@ -73,16 +78,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(reason)
     device = DEVICES[cases[0].device]
     if reason := device.why_not():
-        return _cannot_run(options.suite, reason)
+        return _cannot_run(f"--suite {options.suite}", reason)
     seconds = options.seconds or (QUICK_SECONDS if options.quick else SECONDS[options.suite])
     plan = Plan(tuple(baselines), seconds, options.repeats)
     command = " ".join(["python -m pycl.bench", *_repeatable(arguments)])
+    if options.base is not None:
+        return _against(options, command, cases, plan)
     record = records.new_record(options.suite, command, options.commit)
     with _fresh_compiler_cache():
         try:
             _run(record, cases, plan, device, options)
         except Died as died:
-            return _cannot_run(options.suite, str(died))
+            return _cannot_run(f"--suite {options.suite}", str(died))
     _progress("")
     print(text(record))
     if "compile" not in baselines:
@@ -93,6 +100,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _contradiction(options: argparse.Namespace, cases: Sequence[Case], baselines: Sequence[str]) -> str | None:
     """What is wrong with options that are right one by one."""
+    if options.base is not None:
+        given = [name for name in NOT_WITH_BASE if getattr(options, name.removeprefix("--")) is not None]
+        if given:
+            return f"{given[0]} is not for --base, which compares two builds with each other"
+        if options.suite == "gpu":
+            return "--base is for suites on a CPU, not for --suite gpu"
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         return "--plot needs matplotlib"
     if unknown := set(baselines) - set(BASELINES[options.suite]):
@@ -104,9 +117,23 @@ def _contradiction(options: argparse.Namespace, cases: Sequence[Case], baselines
     return None
 
 
-def _cannot_run(suite: str, reason: str) -> int:
-    print(f"pycl.bench: --suite {suite} cannot run: {reason}", file=sys.stderr)
+def _cannot_run(argument: str, reason: str) -> int:
+    print(f"pycl.bench: {argument} cannot run: {reason}", file=sys.stderr)
     return 2
+
+
+def _against(options: argparse.Namespace, command: str, cases: Sequence[Case], plan: Plan) -> int:
+    """Compare with another commit; as ``main``."""
+    root = Path(pycl.__file__).parent.parent
+    try:
+        base = build.built(options.base, root)
+    except build.CannotBuild as error:
+        return _cannot_run(f"--base {options.base}", str(error))
+    record = records.new_record(options.suite, command) | {"base": base._asdict()}
+    compare.run(record, cases, plan, Pair({compare.BASE: base.folder, compare.NOW: root}), _progress)
+    _progress("")
+    print(against.text(record))
+    return int(any(row["refused"] for row in record["rows"]))
 
 
 def _run(record: Record, cases: Sequence[Case], plan: Plan, device: Device, options: argparse.Namespace) -> None:
@@ -189,6 +216,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--baselines", type=_names, metavar="NAME,...", help=f"what to compare with: {', '.join(EVERYONE)}")
     defaults = ", ".join(f"{name}: {seconds:g}" for name, seconds in SECONDS.items())
+    add(
+        "--base", metavar="REF", help="compare our own steps with those of this commit, which is built once, in a cache"
+    )
     add("--seconds", type=float, help=f"spent on the timing of a row (default {defaults}), at least three rounds")
     add(
         "--budget",

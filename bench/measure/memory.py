@@ -50,18 +50,9 @@ def measure(case: Case, baselines: Sequence[str]) -> dict[str, Any]:
 
 def peak(case: Case, provider: str) -> dict[str, float]:
     """MiB and seconds of one step of ``"ours"`` or ``"eager"``; raises ``Failed``."""
-    job = {
-        "loss": case.loss,
-        "provider": provider,
-        "size": case.size,
-        "dim": case.dim,
-        "dtype": case.kind,
-        "precision": case.precision,
-        "threads": torch.get_num_threads(),
-    }
     # the pycl that is imported here, wherever the process is started
     here = {"PYTHONPATH": os.pathsep.join([str(Path(pycl.__file__).parent.parent), *filter(None, sys.path)])}
-    command = [sys.executable, "-m", "pycl.bench.measure.memory", json.dumps(job)]
+    command = [sys.executable, "-m", "pycl.bench.measure.memory", json.dumps(job_of(case, provider))]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | here)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
@@ -70,7 +61,21 @@ def peak(case: Case, provider: str) -> dict[str, float]:
     return found
 
 
-def _peak_here(job: dict[str, Any]) -> dict[str, float]:
+def job_of(case: Case, provider: str) -> dict[str, Any]:
+    """What ``peak_here`` takes in another process: plain values, the threads of this process among them."""
+    return {
+        "loss": case.loss,
+        "provider": provider,
+        "size": case.size,
+        "dim": case.dim,
+        "dtype": case.kind,
+        "precision": case.precision,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def peak_here(job: dict[str, Any]) -> dict[str, float]:
+    """``peak_mib`` and ``seconds`` of one step, right only in a fresh process."""
     torch.set_num_threads(job["threads"])
     torch.set_float32_matmul_precision(job["precision"])
     workload, size, shape = WORKLOADS[job["loss"]], job["size"], (job["dim"], getattr(torch, job["dtype"]))
@@ -106,4 +111,4 @@ def _status_mib(field: str) -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_peak_here(json.loads(sys.argv[1]))))
+    print(json.dumps(peak_here(json.loads(sys.argv[1]))))

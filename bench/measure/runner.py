@@ -206,6 +206,13 @@ def _try(step: Callable[[], Answer], exact: Sequence[Tensor], device: Device) ->
     return Tried(step, trial._replace(answer=[]), max(map(device.apart, trial.answer, exact)))
 
 
+def checked(case: Case, inputs: Sequence[Tensor], exact: Sequence[Tensor], device: Device) -> Tried:
+    """The first call of ours; raises ``Mismatch`` where its answer is wrong at full size."""
+    ours = _try(step_of(case.workload.ours, inputs), exact, device)
+    _check(ours, case, device)
+    return ours
+
+
 def _check(ours: Tried, case: Case, device: Device) -> None:
     limit = device.limits[case.format]
     if not ours.error <= limit:
@@ -230,8 +237,7 @@ def _one_step(case: Case, device: Device) -> dict[str, Any]:
     pick = torch.randperm(case.size, generator=draw, device=on) % len(points[0])
     inputs = [x.detach()[pick].requires_grad_() for x in points]
     exact = float64_reference.repeated(float64_reference.expected(case.loss, points), pick)
-    ours = _try(step_of(case.workload.ours, inputs), exact, device)
-    _check(ours, case, device)
+    ours = checked(case, inputs, exact, device)
     return {
         **_of({"ours": ours}),
         "wrong": {},

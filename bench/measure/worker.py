@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from .correctness import reason_of
 
 PATIENCE = 10.0  # seconds for a process that has ended to say how
 FAREWELL = 2.0  # seconds for one to go by itself
+START_SECONDS = 300.0  # for one to import pycl, on a machine that is busy
+BENCH = Path(__file__).parent.parent  # these benchmarks
 
 Progress = Callable[[str], None]
 
@@ -59,17 +65,26 @@ def prepare() -> None:
 class Process(Worker):
     """Another process, which has imported nothing of this one and shares no GPU context with it."""
 
+    _pipe: Connection
+    _process: Any  # of multiprocessing, or of subprocess
+
     def __init__(self, first: Callable[[], None] = prepare) -> None:
         context = multiprocessing.get_context("spawn")  # a forked process could not use CUDA
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, first))
+        self._process = context.Process(target=serve, args=(theirs, first))
         self._process.start()
         theirs.close()
 
     def call(self, function: Callable[..., Any], *arguments: Any, limit: float) -> Any:
-        at, stop = None, time.monotonic() + limit
         try:
             self._pipe.send((function, arguments))
+        except OSError:
+            raise Died(self._how_it_ended(), None) from None
+        return self._answer(limit)
+
+    def _answer(self, limit: float) -> Any:
+        at, stop = None, time.monotonic() + limit
+        try:
             while self._pipe.poll(max(0.0, stop - time.monotonic())):
                 kind, value = self._pipe.recv()
                 if kind == "answer":
@@ -83,20 +98,51 @@ class Process(Worker):
 
     def close(self) -> None:
         self._pipe.close()
-        self._process.join(FAREWELL)
-        if self._process.is_alive():
+        if self._status(FAREWELL) is None:
             self._process.kill()
-            self._process.join(PATIENCE)
+            self._status(PATIENCE)
+
+    def _status(self, seconds: float) -> int | None:
+        """The exit status once it has ended, minus the signal that ended it; ``None`` if it still runs by then."""
+        self._process.join(seconds)
+        status: int | None = self._process.exitcode
+        return status
 
     def _how_it_ended(self) -> str:
-        self._process.join(PATIENCE)
-        status = self._process.exitcode
+        status = self._status(PATIENCE)
         if status is None:
             return "it answers no more"
         return f"exit status {status}" if status >= 0 else f"ended by {signal.Signals(-status).name}"
 
 
-def _serve(pipe: Connection, first: Callable[[], None]) -> None:
+class Hosted(Process):
+    """A process that has imported the pycl of another folder, under the benchmarks of this one.
+
+    ``own`` says why the workloads are those of that folder; ``None`` where they are those of this one. Raises ``Died``
+    where it cannot be imported.
+    """
+
+    def __init__(self, folder: Path, bench: Path = BENCH) -> None:
+        self._pipe, theirs = multiprocessing.Pipe()
+        file = theirs.fileno()
+        command = [sys.executable, str(bench / "measure" / "start.py"), str(folder), str(bench), str(file)]
+        self._process = subprocess.Popen(command, pass_fds=[file], stdin=subprocess.DEVNULL)
+        theirs.close()
+        try:
+            self.own: str | None = self._answer(START_SECONDS)
+        except Died:
+            self.close()
+            raise
+
+    def _status(self, seconds: float) -> int | None:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        status: int | None = self._process.returncode
+        return status
+
+
+def serve(pipe: Connection, first: Callable[[], None]) -> None:
+    """Answer calls until the other end is closed or a call raises."""
     first()
     try:
         while True:
