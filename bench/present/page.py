@@ -59,6 +59,15 @@ def rewrite(text: str, suite: str, body: str) -> str:
     return f"{before}{start}\n{body}\n{end}{rest.split(end)[1]}"
 
 
+def write_or_print(arguments: Sequence[str], suite: str, body: str) -> None:
+    """Put a suite's block into the page that is the only argument, or print it where there is none."""
+    if arguments:
+        page = Path(arguments[0])
+        page.write_text(rewrite(page.read_text(), suite, body))
+    else:
+        print(body)
+
+
 def results_of(page: Path) -> list[Path]:
     """The records of the checkout that holds the page."""
     roots = (folder for folder in page.resolve().parents if (folder / RESULTS).is_dir())

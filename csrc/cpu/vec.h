@@ -128,7 +128,8 @@ PYCL_INLINE float reduce_max<float>(Vec<float> x) {
 }
 #endif
 
-// Lines of 8 numbers, `from_row` apart, become columns: out(k, i) = from(i, k), rows of out `to_row` apart.
+// Lines of 8 numbers, `from_row` apart, become columns: out(k, i) = from(i, k), rows of out `to_row` apart, written in
+// their order.
 template <class T>
 PYCL_INLINE void transpose8(const T* from, int64_t from_row, T* to, int64_t to_row) {
   for (int k = 0; k < 8; ++k)
@@ -148,10 +149,8 @@ PYCL_INLINE void transpose8<float>(const float* from, int64_t from_row, float* t
       x[i + 2 * k] = _mm256_shuffle_ps(y[i + k], y[i + k + 2], 0x44);
       x[i + 2 * k + 1] = _mm256_shuffle_ps(y[i + k], y[i + k + 2], 0xee);
     }
-  for (int k = 0; k < 4; ++k) {
-    _mm256_storeu_ps(to + k * to_row, _mm256_permute2f128_ps(x[k], x[k + 4], 0x20));
-    _mm256_storeu_ps(to + (k + 4) * to_row, _mm256_permute2f128_ps(x[k], x[k + 4], 0x31));
-  }
+  for (int k = 0; k < 4; ++k) _mm256_storeu_ps(to + k * to_row, _mm256_permute2f128_ps(x[k], x[k + 4], 0x20));
+  for (int k = 0; k < 4; ++k) _mm256_storeu_ps(to + (k + 4) * to_row, _mm256_permute2f128_ps(x[k], x[k + 4], 0x31));
 }
 #endif
 

@@ -137,7 +137,7 @@ def _write_residuals(problem: Problem, compiled: Any, save: bool) -> Tensor:
 
 def _read_residuals(compiled: Any, residuals: Tensor) -> None:
     """Let the backward read the products of its forward."""
-    _use_workspace(compiled, int(residuals))
+    _use_workspace(compiled, workspace.of_ticket(residuals))
 
 
 def _use_workspace(compiled: Any, number: int) -> None:

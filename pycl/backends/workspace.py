@@ -29,6 +29,7 @@ _chosen: int | None = None  # None: not looked at yet, or the default
 _default: int | None = None
 _numbers = itertools.count(1)
 _in_use: dict[int, Tensor] = {}  # by number
+_tickets: dict[int, int] = {}  # numbers by the address of a ticket
 _pool = Pool(lambda: left())
 
 
@@ -146,7 +147,22 @@ def give_back(number: int) -> None:
 
 
 def ticket(number: int) -> Tensor:
-    """A tensor that holds the number; the memory is given back when the last tensor on its storage is gone."""
-    view = memoryview(array.array("q", [number]))
-    weakref.finalize(view, give_back, number).atexit = False
-    return torch.frombuffer(view, dtype=torch.int64)
+    """A tensor for the memory, which is given back when the last tensor on its storage is gone.
+
+    It says no more than that there is memory: which one goes by its address. So two runs of an operator have the same
+    results, as torch.library.opcheck wants them, and a copy is a ticket for nothing.
+    """
+    view = memoryview(array.array("q", [1]))
+    found = torch.frombuffer(view, dtype=torch.int64)
+    _tickets[found.data_ptr()] = number
+    weakref.finalize(view, _redeem, found.data_ptr()).atexit = False
+    return found
+
+
+def of_ticket(ticket: Tensor) -> int:
+    """The number of a ticket's memory; 0 for any other tensor."""
+    return _tickets.get(ticket.data_ptr(), 0)
+
+
+def _redeem(address: int) -> None:
+    give_back(_tickets.pop(address))

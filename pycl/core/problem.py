@@ -286,7 +286,7 @@ def empty_average(problem: Problem, values: Tensor | None) -> tuple[Tensor, Tens
 
 
 def no_residuals(problem: Problem) -> Tensor:
-    """The residuals of a forward that leaves its backward nothing to reuse: 0, which is the number of no memory.
+    """The residuals of a forward that leaves its backward nothing to reuse: 0.
 
     Nobody reads those of a GPU, where a 0 would take a launch.
     """

@@ -264,7 +264,7 @@ def scale_of(logit_scale: float | Tensor, z: Tensor, dtype: torch.dtype, alone: 
     if not isinstance(logit_scale, Tensor):
         return torch.full((), float(logit_scale), dtype=dtype, device=z.device)
     if logit_scale.numel() == 1 and (alone or logit_scale.shape != z.shape[:1]):  # other ranks may have many rows
-        logit_scale = logit_scale.reshape(())
+        logit_scale = logit_scale.reshape(()) if logit_scale.dim() else logit_scale  # a node of the graph takes 15 us
     elif logit_scale.shape != z.shape[:1]:
         raise ValueError(f"logit_scale must be a number or have shape [] or [{len(z)}], got {tuple(logit_scale.shape)}")
     if logit_scale.device != z.device and logit_scale.dim() > 0:

@@ -82,7 +82,7 @@ def products(register: str, kind: str, multiply_adds: int) -> list[Loop]:
     ],
 )
 def test_a_step_of_a_product(register: str, kind: str, rows: int, vectors: int) -> None:
-    """``rows`` broadcasts from memory, ``vectors`` loads, their products, two pointers, a counter and its comparison."""
+    """``rows`` broadcasts from memory, ``vectors`` loads, their products, two pointers, a counter and its test."""
     found = products(register, kind, rows * vectors)
     assert found
     for loop in found:

@@ -88,7 +88,7 @@ def problem_of(n: int) -> Problem:
 
 
 def memory_of(residuals: Tensor) -> Tensor | None:
-    return workspace.memory_of(int(residuals))
+    return workspace.memory_of(workspace.of_ticket(residuals))
 
 
 def has_room(residuals: Tensor) -> bool:

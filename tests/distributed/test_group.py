@@ -282,7 +282,7 @@ def saved_of(rank: int, world: int) -> list[int]:
 
     def spy(problem: Problem, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         results = plain(problem, *arguments)
-        memory = workspace.memory_of(int(results[2]))
+        memory = workspace.memory_of(workspace.of_ticket(results[2]))
         found.append(0 if memory is None else memory.nbytes)
         return results
 

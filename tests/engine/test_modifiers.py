@@ -401,6 +401,7 @@ def test_no_matrix_is_stored(kind: str) -> None:
     if reason := why_not("cpu", "cpu"):
         pytest.skip(reason)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "2"}
+    environment["PYCL_WORKSPACE"] = "0"
     code = PEAK.format(kind=kind)
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=240, env=environment
