@@ -40,6 +40,7 @@ FLAGS = {
 ROUNDS = 7
 
 
+@functools.cache
 def compiled(isa: str) -> ctypes.CDLL:
     """The products of this checkout; raises RuntimeError where they cannot be compiled."""
     width, flags = FLAGS[isa]

@@ -52,6 +52,7 @@ def peak(case: Case, provider: str) -> dict[str, float]:
     """MiB and seconds of one step of ``"ours"`` or ``"eager"``; raises ``Failed``."""
     # the pycl that is imported here, wherever the process is started
     here = {"PYTHONPATH": os.pathsep.join([str(Path(pycl.__file__).parent.parent), *filter(None, sys.path)])}
+    here["PYCL_WORKSPACE"] = "0"  # what is needed, not what is kept to save time
     command = [sys.executable, "-m", "pycl.bench.measure.memory", json.dumps(job_of(case, provider))]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | here)
     if done.returncode != 0:

@@ -30,6 +30,14 @@ def markdown(record: Record) -> str:
     return "\n".join([*parts, f"*{tables.header(record)}.* Repeat it with `{record['command']}`."])
 
 
+def cpu_markdown(records: Sequence[Record], suite: str) -> str:
+    """The records of a suite; under the names of their instruction sets where there are several."""
+    of_suite = [record for record in records if record["suite"] == suite]
+    if len(of_suite) == 1:
+        return markdown(of_suite[0])
+    return "\n\n".join(f"**Instruction set {record['cpu']['isa']}**\n\n{markdown(record)}" for record in of_suite)
+
+
 def gpu_markdown(records: Sequence[Record], folder: Path) -> str:
     """One section a GPU, with its picture where the page's folder has one; what would be measured without a record."""
     if not records:
@@ -77,7 +85,8 @@ def results_of(page: Path) -> list[Path]:
 def written(text: str, records: Sequence[Record], folder: Path, gpu: bool) -> str:
     """The page's text with the blocks of the records, and of the suite "gpu" where ``gpu`` says so or it has one."""
     on_gpus = [record for record in records if record["suite"] == "gpu"]
-    bodies = {record["suite"]: markdown(record) for record in records if record["suite"] != "gpu"}
+    on_cpus = [record for record in records if record["suite"] != "gpu"]
+    bodies = {record["suite"]: cpu_markdown(on_cpus, record["suite"]) for record in on_cpus}
     if on_gpus or gpu:
         bodies["gpu"] = gpu_markdown(on_gpus, folder)
     for suite, body in bodies.items():

@@ -195,7 +195,10 @@ class FromFeatures(Workload):
     backward = False
     what = "From features and prototypes; potentials: forward, swav: forward and backward"
     rows_are = "samples"
-    memory = "Peak memory of one step above its inputs, gradients included, in units of the scores of all crops"
+    memory = (
+        "Peak memory of one step above its inputs with a workspace of 0, gradients included, "
+        "in units of the scores of all crops"
+    )
     memory_unit = "scores"
     crops: ClassVar[int] = 1
 

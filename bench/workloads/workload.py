@@ -30,7 +30,8 @@ class Workload(ABC):
     bare: ClassVar[str] = "one torch.mm(X, Y.T) of the same shape and dtype"  # G
     rows_are: ClassVar[str] = "rows of the similarity matrix"
     memory: ClassVar[str] = (
-        "Peak memory of one step above its inputs, gradients included; ~ is scaled from a smaller size squared"
+        "Peak memory of one step above its inputs with a workspace of 0, gradients included; "
+        "~ is scaled from a smaller size squared"
     )
     memory_unit: ClassVar[str] = "GiB"
 

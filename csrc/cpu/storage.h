@@ -17,10 +17,20 @@ typedef uint16_t HalfVec __attribute__((vector_size(PYCL_VECTOR_BYTES / 2)));
 typedef uint16_t HalfVecU __attribute__((vector_size(PYCL_VECTOR_BYTES / 2), aligned(2), may_alias));
 
 PYCL_INLINE UVec load_halves(const void* p) {
+#if defined(__AVX2__) && PYCL_VECTOR_BYTES == 32
+  return UVec(_mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))));
+#else
   return __builtin_convertvector(HalfVec(*static_cast<const HalfVecU*>(p)), UVec);
+#endif
 }
+// Of numbers below 2^16.
 PYCL_INLINE void store_halves(void* p, UVec bits) {
+#if defined(__AVX2__) && PYCL_VECTOR_BYTES == 32
+  const __m256i pairs = _mm256_packus_epi32(__m256i(bits), __m256i(bits));  // each half of the vector by itself
+  _mm_storeu_si128(static_cast<__m128i*>(p), _mm256_castsi256_si128(_mm256_permute4x64_epi64(pairs, 0xd8)));
+#else
   *static_cast<HalfVecU*>(p) = __builtin_convertvector(bits, HalfVec);
+#endif
 }
 
 // kLanes<T> numbers at p, kept there as S.
