@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pycl: exact contrastive losses that never store the similarity matrix."""
+"""pycl: exact contrastive losses that need no similarity matrix."""
 
 from __future__ import annotations
 
