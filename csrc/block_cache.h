@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Large blocks of memory of calls, which the next calls of the same sizes take over. The system clears the pages that
-// it hands out: with 512 points that took a fifth of a step.
+// it hands out: with 512 points that took a fifth of a step. Nobody waits for the lock: who does not get it does
+// without the cache, and so does the child of a fork whose parent held it.
 #pragma once
 #include <sys/mman.h>
 
@@ -27,38 +28,36 @@ class BlockCache {
   Block take(size_t bytes) {
     bytes = (bytes + 63) / 64 * 64;
     if (bytes < kMinBytes) return {std::aligned_alloc(64, bytes), bytes, 0};
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      for (size_t k = idle_.size(); k-- > 0;)
-        if (idle_[k].bytes == bytes) {
-          const Block found = idle_[k];
-          idle_.erase(idle_.begin() + k);
-          idle_bytes_ -= bytes;
-          return found;
-        }
-    }
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    for (size_t k = lock ? idle_.size() : 0; k-- > 0;)
+      if (idle_[k].bytes == bytes) {
+        const Block found = idle_[k];
+        idle_.erase(idle_.begin() + k);
+        idle_bytes_ -= bytes;
+        return found;
+      }
     return {fresh(bytes), bytes, 0};
   }
 
   // What a call has taken.
   void give_back(const std::vector<Block>& blocks) {
-    std::vector<Block> leaving;
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      ++calls_;
-      for (Block block : blocks) {
-        block.last_call = calls_;
-        if (block.bytes < kMinBytes)
-          leaving.push_back(block);
-        else
-          idle_.push_back(block), idle_bytes_ += block.bytes;
-      }
-      size_t oldest = 0;  // blocks are in the order in which they came
-      while (oldest < idle_.size() && (idle_bytes_ > kMaxIdleBytes || idle_[oldest].last_call + kMaxAge < calls_))
-        idle_bytes_ -= idle_[oldest].bytes, leaving.push_back(idle_[oldest++]);
-      idle_.erase(idle_.begin(), idle_.begin() + oldest);
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (lock) ++calls_;
+    for (Block block : blocks) {
+      block.last_call = calls_;
+      if (!lock || block.bytes < kMinBytes)
+        std::free(block.memory);
+      else
+        idle_.push_back(block), idle_bytes_ += block.bytes;
     }
-    for (const Block& block : leaving) std::free(block.memory);
+    if (!lock) return;
+    size_t oldest = 0;  // blocks are in the order in which they came
+    for (; oldest < idle_.size() && (idle_bytes_ > kMaxIdleBytes || idle_[oldest].last_call + kMaxAge < calls_);
+         ++oldest) {
+      idle_bytes_ -= idle_[oldest].bytes;
+      std::free(idle_[oldest].memory);
+    }
+    idle_.erase(idle_.begin(), idle_.begin() + oldest);
   }
 
  private:

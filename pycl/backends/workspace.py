@@ -25,8 +25,8 @@ VARIABLE = "PYCL_WORKSPACE"
 DEFAULT_BYTES = 512 << 20
 DEFAULT_SHARE = 8  # of the free memory, where an eighth is less
 
-_chosen: int | None = None  # None: not looked at yet, or the default
-_default: int | None = None
+_chosen: int | None = None  # by set_workspace
+_default: int | None = None  # once it was needed
 _numbers = itertools.count(1)
 _in_use: dict[int, Tensor] = {}  # by number
 _tickets: dict[int, int] = {}  # numbers by the address of a ticket
@@ -113,7 +113,8 @@ def _memory() -> int:
 def _free_memory() -> int:
     """Bytes that are free, or can be; no more than a container may use."""
     found = [_memory()]
-    for path, key in (("/proc/meminfo", "MemAvailable:"), ("/sys/fs/cgroup/memory.max", "")):
+    groups = "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"
+    for path, key in (("/proc/meminfo", "MemAvailable:"), *((group, "") for group in groups)):
         try:
             lines = [line[len(key) :].split() for line in Path(path).read_text().splitlines() if line.startswith(key)]
             found += [int(words[0]) * (1024 if "kB" in words else 1) for words in lines]
@@ -122,6 +123,7 @@ def _free_memory() -> int:
     return min(found)
 
 
+# Memory is taken by a number, which whoever took it gives back: at the end of a call, or by a ticket.
 def take(fitting: Callable[[int], int]) -> int:
     """The number of new memory, of as many bytes as ``fitting(bytes that are left)`` wants; 0 where that is 0."""
     size = fitting(left())

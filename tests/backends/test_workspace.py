@@ -174,3 +174,30 @@ def test_a_copy_of_what_a_graph_saves_is_another_problem() -> None:
     with torch.autograd.graph.saved_tensors_hooks(Tensor.clone, lambda x: x):
         loss = terms(z).mean()
     assert torch.equal(torch.autograd.grad(loss, z)[0], expected)
+
+
+MANY_SIZES = """
+import torch
+from pycl import Pairs, Points, pair_stats
+
+def resident():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmRSS"))
+
+x, y = torch.randn(200_000, 64), torch.randn(64, 64)
+
+def call(n):
+    pair_stats(Points(x[:n]), Points(y), denominator=Pairs.ALL, offset=None)
+
+call(1000)
+before = resident()
+for n in range(20_000, 200_001, 10_000):  # packed points of 5 to 51 MB, half a GB together
+    call(n)
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the system tells no resident size")
+def test_memory_of_calls_that_waits_has_a_bound() -> None:
+    run = subprocess.run([sys.executable, "-c", MANY_SIZES], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 300 * MiB
