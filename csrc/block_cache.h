@@ -20,7 +20,8 @@ class BlockCache {
     size_t bytes;
     uint64_t last_call;
   };
-  static constexpr size_t kMinBytes = 1 << 16;        // malloc has smaller ones at hand
+  static constexpr size_t kMinBytes = 1 << 16;  // malloc has smaller ones at hand
+  static constexpr size_t kMinMappedBytes = 1 << 20;
   static constexpr size_t kMaxIdleBytes = 256 << 20;  // of all that wait
   static constexpr uint64_t kMaxAge = 8;              // calls that a block waits for one that needs it
 
@@ -43,32 +44,40 @@ class BlockCache {
   void give_back(const std::vector<Block>& blocks) {
     const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
     if (lock) ++calls_;
-    for (Block block : blocks) {
-      block.last_call = calls_;
+    for (const Block& block : blocks)
       if (!lock || block.bytes < kMinBytes)
-        std::free(block.memory);
+        release(block);
       else
-        idle_.push_back(block), idle_bytes_ += block.bytes;
-    }
+        idle_.push_back({block.memory, block.bytes, calls_}), idle_bytes_ += block.bytes;
     if (!lock) return;
     size_t oldest = 0;  // blocks are in the order in which they came
     for (; oldest < idle_.size() && (idle_bytes_ > kMaxIdleBytes || idle_[oldest].last_call + kMaxAge < calls_);
          ++oldest) {
       idle_bytes_ -= idle_[oldest].bytes;
-      std::free(idle_[oldest].memory);
+      release(idle_[oldest]);
     }
     idle_.erase(idle_.begin(), idle_.begin() + oldest);
   }
 
  private:
+  // From the system, to which free() would not give back all.
+  static bool is_mapped(size_t bytes) { return bytes >= kMinMappedBytes; }
+
   static void* fresh(size_t bytes) {
-    constexpr size_t kHugePage = 2 << 20;
-    if (bytes < 2 * kHugePage) return std::aligned_alloc(64, bytes);
-    void* memory = std::aligned_alloc(kHugePage, (bytes + kHugePage - 1) / kHugePage * kHugePage);
+    if (!is_mapped(bytes)) return std::aligned_alloc(64, bytes);
+    void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) return nullptr;
 #ifdef MADV_HUGEPAGE
-    if (memory) madvise(memory, bytes, MADV_HUGEPAGE);
+    madvise(memory, bytes, MADV_HUGEPAGE);
 #endif
     return memory;
+  }
+
+  static void release(const Block& block) {
+    if (is_mapped(block.bytes))
+      munmap(block.memory, block.bytes);
+    else
+      std::free(block.memory);
   }
 
   std::mutex mutex_;

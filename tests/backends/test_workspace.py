@@ -7,6 +7,7 @@ import gc
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -197,7 +198,7 @@ print(resident() - before)
 """
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the system tells no resident size")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system tells no resident size")
 def test_memory_of_calls_that_waits_has_a_bound() -> None:
     run = subprocess.run([sys.executable, "-c", MANY_SIZES], capture_output=True, text=True, check=True)
     assert int(run.stdout) < 300 * MiB
