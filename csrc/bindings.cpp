@@ -33,7 +33,7 @@ bool use_thread_pool_of(const std::string& library) {
   return torch_parallel_for != nullptr;
 }
 
-// Never destroyed: a thread that outlives the module's statics may still be in a call.
+// Never destroyed: a thread may still be in a call when a process ends.
 BlockCache& block_cache() {
   static auto* const cache = new BlockCache;
   return *cache;
