@@ -161,11 +161,12 @@ def no_autocast(z: Tensor) -> torch.autocast:
 def logits_of_views(z: Tensor, n_views: int, scale: Scalar, normalize: bool) -> Tensor:
     """``scale <u_ai, u_bi>`` of every instance's pairs of views, [V, V, N], from its V * N points.
 
-    One product of rows for each pair: an einsum of all is a batch of tiny matrices, whose backward takes 25 times as
-    long on a CPU (88 ms of a step of 300 at [4, 4096, 128], torch 2.13).
+    The selection of all columns hands a contiguous gradient to the product. As it comes, with the instances innermost,
+    torch's backward copies each instance's matrix: 88 ms of a step of 300 at [4, 4096, 128] (torch 2.13,
+    findings/bmm-clones-each-matrix.sh).
     """
-    u = unit(z, normalize).view(n_views, -1, z.shape[1]).unbind()
-    with no_autocast(z):
-        of_pairs = [[torch.linalg.vecdot(u[a], u[b]) for b in range(a + 1)] for a in range(n_views)]
-    both = [torch.stack([of_pairs[max(a, b)][min(a, b)] for b in range(n_views)]) for a in range(n_views)]
-    return scale * torch.stack(both)
+    u = unit(z, normalize).view(n_views, -1, z.shape[1]).transpose(0, 1)
+    with no_autocast(u):
+        products = torch.bmm(u, u.transpose(1, 2)).view(-1, n_views * n_views)
+    every = torch.arange(n_views * n_views, device=z.device)
+    return scale * products.index_select(1, every).t().view(n_views, n_views, -1)
