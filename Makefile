@@ -138,13 +138,13 @@ lint: $(VENV)/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(shell find csrc tests $(NATIVE))
+	$(BIN)/clang-format --dry-run -Werror $(shell find csrc tests bench $(NATIVE))
 	$(BIN)/codespell
 
 format: $(VENV)/lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(shell find csrc tests $(NATIVE))
+	$(BIN)/clang-format -i $(shell find csrc tests bench $(NATIVE))
 
 # torch first: the constraint then finds the small CPU build, and nothing else can pull in another one
 $(VENV)/installed: $(SOURCES)

@@ -43,11 +43,15 @@ ROUNDS = 7
 @functools.cache
 def compiled(isa: str) -> ctypes.CDLL:
     """The products of this checkout; raises RuntimeError where they cannot be compiled."""
-    width, flags = FLAGS[isa]
     compiler, headers = os.environ.get("CXX", "g++"), SOURCES / "csrc" / "cpu"
     if not headers.exists() or not shutil.which(compiler):
         raise RuntimeError(f"takes a checkout with {headers} and a C++ compiler, {compiler}")
-    library = Path(tempfile.mkdtemp()) / "products.so"
+    with tempfile.TemporaryDirectory() as folder:  # what is loaded outlives its file
+        return _loaded(isa, compiler, headers, Path(folder) / "products.so")
+
+
+def _loaded(isa: str, compiler: str, headers: Path, library: Path) -> ctypes.CDLL:
+    width, flags = FLAGS[isa]
     always = "-std=c++17 -O3 -shared -fPIC -ffp-contract=fast -fno-math-errno -Wno-psabi"
     command = [compiler, *always.split(), *flags.split(), f"-DPRODUCTS_VECTOR_BYTES={width}", f"-I{headers}"]
     subprocess.run([*command, str(Path(__file__).with_suffix(".cpp")), "-o", str(library)], check=True)

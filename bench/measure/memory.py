@@ -52,7 +52,6 @@ def peak(case: Case, provider: str) -> dict[str, float]:
     """MiB and seconds of one step of ``"ours"`` or ``"eager"``; raises ``Failed``."""
     # the pycl that is imported here, wherever the process is started
     here = {"PYTHONPATH": os.pathsep.join([str(Path(pycl.__file__).parent.parent), *filter(None, sys.path)])}
-    here["PYCL_WORKSPACE"] = "0"  # what is needed, not what is kept to save time
     command = [sys.executable, "-m", "pycl.bench.measure.memory", json.dumps(job_of(case, provider))]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | here)
     if done.returncode != 0:
@@ -77,6 +76,7 @@ def job_of(case: Case, provider: str) -> dict[str, Any]:
 
 def peak_here(job: dict[str, Any]) -> dict[str, float]:
     """``peak_mib`` and ``seconds`` of one step, right only in a fresh process."""
+    os.environ["PYCL_WORKSPACE"] = "0"  # what is needed, not what is kept to save time; another build may not know it
     torch.set_num_threads(job["threads"])
     torch.set_float32_matmul_precision(job["precision"])
     workload, size, shape = WORKLOADS[job["loss"]], job["size"], (job["dim"], getattr(torch, job["dtype"]))

@@ -100,8 +100,8 @@ double norm_of(const T* line, int64_t d) {
   return peak * __builtin_sqrt(sum);
 }
 
-// At least the norm, and hardly more: sums of float squares, where those neither overflow nor vanish. It takes a
-// twentieth of the time of norm_of().
+// At least the norm, and hardly more: sums of float squares, where those neither overflow nor vanish. norm_of() in its
+// place was 4 % of a step with 128 points and 512 features (AVX2).
 template <class T>
 double bound_of_norm(const T* line, int64_t d) {
   if (sizeof(T) != 4) return norm_of(line, d);
