@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drop-ins against the libraries they stand for: ``python -m pycl.bench.dropins [--sizes 128,512,2048] [--json DIR]``.
+"""Drop-ins against the libraries they stand for: ``python -m pycl.bench.dropins [--sizes 128,512] [--json DIR]``.
 
 Forward and backward, both in one process, in turn; each row's values and gradients are compared first.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from .measure.timing import interleaved
 from .present import record as records
 from .present.text import text
-from .suites.dropins import DIM, DROPINS, SIZES, DropIn
+from .suites.dropins import DIMS, DROPINS, SIZES, DropIn
 from .workloads.baselines import declare_torchvision
 from .workloads.workload import step_of
 
@@ -27,10 +28,10 @@ SECONDS = 4.0
 TOLERANCE = 1e-3  # of the largest entry, float32
 
 
-def measure(dropin: DropIn, size: int, theirs: Any, seconds: float) -> dict[str, Any]:
+def measure(dropin: DropIn, dim: int, size: int, theirs: Any, seconds: float) -> dict[str, Any]:
     """One row: times of ours and, where its memory allows, the peer's, after their answers were compared."""
     generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(size, DIM, generator=generator).requires_grad_() for _ in range(dropin.views)]
+    inputs = [torch.randn(size, dim, generator=generator).requires_grad_() for _ in range(dropin.views)]
     ours = step_of(dropin.make(importlib.import_module(f"pycl.compat.{dropin.ours}")), inputs)
     steps: dict[str, Callable[[], Any]] = {"ours": ours}
     answer = ours()
@@ -39,15 +40,21 @@ def measure(dropin: DropIn, size: int, theirs: Any, seconds: float) -> dict[str,
         for mine, right in zip(answer, steps["peer"](), strict=True):
             apart = float((mine - right).abs().max() / right.abs().max())
             if not apart <= TOLERANCE:
-                raise AssertionError(f"{dropin.name}, N = {size}: {apart:.2g} from the peer, limit {TOLERANCE:g}")
+                raise AssertionError(f"{dropin.name}, d = {dim}, N = {size}: {apart:.2g} from the peer, limit {TOLERANCE:g}")
     times = interleaved(steps, seconds=seconds)
-    return {"name": dropin.name, "size": size, "time_s": {name: time._asdict() for name, time in times.items()}}
+    time_s = {name: time._asdict() for name, time in times.items()}
+    return {"name": dropin.name, "dim": dim, "size": size, "time_s": time_s}
+
+
+def _integers(text: str) -> list[int]:
+    return [int(n) for n in text.split(",")]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure every library that is installed."""
     parser = argparse.ArgumentParser(prog="python -m pycl.bench.dropins", description=(__doc__ or "").split(":")[0])
-    parser.add_argument("--sizes", type=lambda text: [int(n) for n in text.split(",")], default=SIZES, metavar="N,...")
+    parser.add_argument("--sizes", type=_integers, default=SIZES, metavar="N,...")
+    parser.add_argument("--dims", type=_integers, default=DIMS, metavar="d,...")
     parser.add_argument("--only", default="", metavar="TEXT", help="drop-ins with this in their name")
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"spent on a row (default {SECONDS:g})")
     parser.add_argument("--json", type=Path, metavar="DIR", help="write the record there as cpu-dropins.json")
@@ -63,9 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         version = importlib.metadata.version(dropin.distribution)
         record["peers"][dropin.distribution] = {"version": version, "why_not": None}
-        for size in options.sizes:
-            print(f"{dropin.name}, N = {size}", file=sys.stderr)
-            record["rows"].append(measure(dropin, size, theirs, options.seconds))
+        for dim, size in itertools.product(options.dims, options.sizes):
+            print(f"{dropin.name}, d = {dim}, N = {size}", file=sys.stderr)
+            record["rows"].append(measure(dropin, dim, size, theirs, options.seconds))
     print(text(record))
     if options.json:
         records.write_json(record, options.json)

@@ -163,9 +163,10 @@ SMALL = (
 
 
 def _dropins(record: Record) -> Table:
-    title = f"Forward and backward, d = {dropins.DIM}, float32, both in one process, medians"
+    title = "Forward and backward, float32, both in one process, medians"
     columns = (
         Column("drop-in", lambda row: str(row["name"])),
+        Column("d", lambda row: str(row["dim"])),
         Column("N", lambda row: str(row["size"])),
         Column("the library (ms)", _library),
         Column("ours (ms)", lambda row: figures.milliseconds(figures.seconds_of(row))),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..workloads.workload import Function
 
-DIM, SIZES = 128, (128, 512, 2048)
+DIMS, SIZES = (128, 512), (128, 512, 2048)
 Make = Callable[[Any], Function]  # the loss on tensors, from the module that has its class
 
 

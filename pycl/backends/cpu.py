@@ -146,6 +146,10 @@ def _use_workspace(compiled: Any, number: int) -> None:
         compiled.residuals_at(memory.data_ptr(), memory.numel())
 
 
+def _gradients(problem: Problem, needs: Needs) -> Gradients:
+    return empty_gradients(problem, needs, buffers.empty)
+
+
 def pair_stats(
     problem: Problem, slopes: Sequence[float], both_sides: bool, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -169,7 +173,7 @@ def pair_stats_backward(
     d_col_stats: list[Tensor | None],
     needs: Needs,
 ) -> Gradients:
-    out = empty_gradients(problem, needs)
+    out = _gradients(problem, needs)
     d_stats = [[_pointer(d) for d in side] for side in (d_row_stats, d_col_stats)]
     stats = _pointer(row_stats), _pointer(col_stats)
     compiled = _compiled(problem)
@@ -200,7 +204,7 @@ def prefix_stats_backward(
     d_col_stats: list[Tensor | None],
     needs: Needs,
 ) -> PrefixGradients:
-    of_points = empty_gradients(problem, needs)
+    of_points = _gradients(problem, needs)
     out = PrefixGradients(of_points.rows, of_points.cols, torch.empty_like(row_factor), torch.empty_like(col_factor))
     given = row_factor.data_ptr(), col_factor.data_ptr(), row_stats.data_ptr(), _pointer(col_stats)
     d_stats = [[_pointer(d) for d in side] for side in (d_row_stats, d_col_stats)]
@@ -227,7 +231,7 @@ def pair_cross_entropy_fused(
     problem: Problem, both_sides: bool, lse: float, pos_sum: float, needs: Needs
 ) -> tuple[Tensor, ...]:
     total = torch.empty((), dtype=accumulation_dtype(problem.rows.dtype))
-    gradients = empty_gradients(problem, needs)
+    gradients = _gradients(problem, needs)
     out = total.data_ptr(), list(map(_pointer, gradients))
     compiled = _compiled(problem)
     number = workspace.take(compiled.residual_bytes)
@@ -243,7 +247,7 @@ def pair_sum_fused(
     problem: Problem, map: str, positive_weight: Tensor | None, weight: float, needs: Needs
 ) -> tuple[Tensor, ...]:
     total = torch.empty((), dtype=accumulation_dtype(problem.rows.dtype))
-    gradients = empty_gradients(problem, needs)
+    gradients = _gradients(problem, needs)
     out = total.data_ptr(), [_pointer(gradient) for gradient in gradients]
     _C.pair_sum_fused(_compiled(problem), *_terms(map, positive_weight), weight, *out)
     return total, *gradients
@@ -252,7 +256,7 @@ def pair_sum_fused(
 def pair_sum_backward(
     problem: Problem, map: str, positive_weight: Tensor | None, residuals: Tensor, d_sum: Tensor, needs: Needs
 ) -> Gradients:
-    out = empty_gradients(problem, needs)
+    out = _gradients(problem, needs)
     compiled = _compiled(problem)
     _read_residuals(compiled, residuals)
     _C.pair_sum_backward(
@@ -271,7 +275,7 @@ def pair_average(problem: Problem, values: Tensor | None) -> tuple[Tensor, Tenso
 def pair_average_backward(
     problem: Problem, values: Tensor, d_out: Tensor, along: Tensor, of_values: bool, needs: Needs
 ) -> tuple[Tensor, ...]:
-    out, d_values = empty_gradients(problem, needs), empty_values_gradient(problem, values, of_values)
+    out, d_values = _gradients(problem, needs), empty_values_gradient(problem, values, of_values)
     given = _matrix(values), _matrix(d_out), along.data_ptr()
     _C.pair_average_backward(_compiled(problem), *given, _pointer(d_values), list(map(_pointer, out)))
     return d_values, *out

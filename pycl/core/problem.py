@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -253,15 +253,21 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def empty_gradients(problem: Problem, needs: Needs) -> Gradients:
-    """Uninitialised gradients of the right shapes: what a backend fills and what tracing sees."""
+def empty_gradients(
+    problem: Problem, needs: Needs, points: Callable[[tuple[int, int], torch.dtype], Tensor] | None = None
+) -> Gradients:
+    """Uninitialised gradients of the right shapes: what a backend fills and what tracing sees.
+
+    ``points`` allocates those of the points, the large ones, where a backend has memory of its own.
+    """
     rows, cols = problem.rows, problem.cols
     (m, d), n = rows.shape, problem.n_cols()
     new, dtype = rows.new_empty, accumulation_dtype(rows.dtype)
     numbers = new if dtype == rows.dtype else partial(new, dtype=dtype)  # a dtype by name takes a fifth of the time
+    large = points or (lambda shape, _: new(shape))
     return Gradients(
-        rows=new(m, d) if needs.rows else new(0),
-        cols=new(n, d) if needs.cols and cols is not None else new(0),
+        rows=large((m, d), rows.dtype) if needs.rows else new(0),
+        cols=large((n, d), rows.dtype) if needs.cols and cols is not None else new(0),
         logit_scale=numbers(m if needs.rows else 0),
         row_bias=numbers(m if needs.bias else 0),
         col_bias=numbers(n if needs.bias and cols is not None else 0),

@@ -67,7 +67,7 @@ def sinkhorn(
             no group.
 
     Returns:
-        Codes ``[B, K]``; every row sums to 1. On a CPU more than 1 MiB of them take the memory of earlier ones that
+        Codes ``[B, K]``; every row sums to 1. On a CPU 128 KiB of them or more take the memory of earlier ones that
         are gone, whose pages the system need not clear; up to 256 MiB of such memory stay with the process.
 
     Raises:

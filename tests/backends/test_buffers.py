@@ -73,7 +73,7 @@ def test_idle_buffers_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_small_results_are_torchs() -> None:
-    result = of(1)
+    result = buffers.empty((buffers.MIN_BYTES - 1,), torch.uint8)
     del result
     assert not buffers.results.idle
 

@@ -38,7 +38,7 @@ def test_a_row_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     absent = ROW._replace(distribution="no-such-library", peer="no_such_library", name="absent")
     monkeypatch.setattr(dropins, "DROPINS", (ROW._replace(largest=20), absent))
     monkeypatch.setattr(torch, "InfoNCE", InfoNCE, raising=False)
-    assert dropins.main(["--sizes", "16,24", "--seconds", "0.01", "--json", str(tmp_path)]) == 0
+    assert dropins.main(["--sizes", "16,24", "--dims", "8", "--seconds", "0.01", "--json", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "cpu-dropins.json").read_text())
     assert [(row["size"], sorted(row["time_s"])) for row in record["rows"]] == [(16, ["ours", "peer"]), (24, ["ours"])]
     assert "not run: 9 GB or more" in capsys.readouterr().out
@@ -46,14 +46,14 @@ def test_a_row_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     path.write_text("<!-- bench:dropins -->\n<!-- /bench:dropins -->\n")
     page.main([str(tmp_path / "cpu-dropins.json"), str(path)])
     text = path.read_text()
-    assert "| package InfoNCE | 16 |" in text
+    assert "| package InfoNCE | 8 | 16 |" in text
     assert "peer no-such-library: No module named 'no_such_library'" in text
 
 
 def test_a_wrong_answer_is_not_timed() -> None:
     library: Any = SimpleNamespace(InfoNCE=lambda: InfoNCE(1.01))
-    with pytest.raises(AssertionError, match=r"package InfoNCE, N = 16: 0\.0099 from the peer"):
-        dropins.measure(ROW, 16, library, 0.01)
+    with pytest.raises(AssertionError, match=r"package InfoNCE, d = 8, N = 16: 0\.0099 from the peer"):
+        dropins.measure(ROW, 8, 16, library, 0.01)
 
 
 @pytest.mark.thorough
