@@ -40,7 +40,8 @@ def measure(dropin: DropIn, dim: int, size: int, theirs: Any, seconds: float) ->
         for mine, right in zip(answer, steps["peer"](), strict=True):
             apart = float((mine - right).abs().max() / right.abs().max())
             if not apart <= TOLERANCE:
-                raise AssertionError(f"{dropin.name}, d = {dim}, N = {size}: {apart:.2g} from the peer, limit {TOLERANCE:g}")
+                row = f"{dropin.name}, d = {dim}, N = {size}"
+                raise AssertionError(f"{row}: {apart:.2g} from the peer, limit {TOLERANCE:g}")
     times = interleaved(steps, seconds=seconds)
     time_s = {name: time._asdict() for name, time in times.items()}
     return {"name": dropin.name, "dim": dim, "size": size, "time_s": time_s}

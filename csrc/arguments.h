@@ -50,9 +50,13 @@ inline Terms terms_of(int map, Address positive_weight) {
   return {PairMap(map), pointer(positive_weight)};
 }
 
-inline int thread_count(int threads) {
+constexpr double kElementsPerThread = 1 << 15;  // a parallel region costs as much as copying them
+
+// No more threads than are worth waking for work that takes as long as copying this many elements.
+inline int thread_count(int threads, double elements) {
   demand(threads >= 1, "threads must be at least 1, got ", threads);
-  return threads;
+  const double worth = elements / kElementsPerThread + 1;
+  return worth < threads ? int(worth) : threads;
 }
 
 inline Matrix matrix(const char* name, const MatrixTuple& z) {

@@ -15,6 +15,7 @@
 #include "arguments.h"
 #include "block_cache.h"
 #include "cpu/dispatch.h"
+#include "team.h"
 
 namespace py = pybind11;
 using namespace pycl;
@@ -46,6 +47,7 @@ struct Call : ExecutionContext {
   static constexpr auto kBetweenSignals = std::chrono::milliseconds(200);
 
   std::vector<BlockCache::Block> blocks;
+  Team team;
   const std::thread::id caller = std::this_thread::get_id();
   Clock::time_point next = Clock::now() + kBetweenSignals;
   std::atomic<bool> is_cancelled{false};
@@ -59,6 +61,7 @@ struct Call : ExecutionContext {
       call->take_signals();
       return call->is_cancelled.load(std::memory_order_relaxed);
     };
+    relax = Team::relax;
     allocate = [](const ExecutionContext& host, size_t bytes) {
       auto& blocks = static_cast<Call*>(host.owner)->blocks;
       blocks.push_back({nullptr, 0, 0});
@@ -67,20 +70,8 @@ struct Call : ExecutionContext {
       if (!memory) blocks.pop_back(), throw std::bad_alloc();
       return memory;
     };
-    run = [](const ExecutionContext&, int tasks, void (*body)(void*, int), void* arg) {
-      if (tasks == 1) return body(arg, 0);
-      if (!torch_parallel_for) return run_threads(tasks, body, arg);
-      struct Range {
-        void (*body)(void*, int);
-        void* arg;
-      } range{body, arg};
-      torch_parallel_for(
-          0, tasks, 1,
-          [](int64_t begin, int64_t end, void* context) {
-            const Range& r = *static_cast<Range*>(context);
-            for (int64_t task = begin; task < end; ++task) r.body(r.arg, int(task));
-          },
-          &range);
+    run = [](const ExecutionContext& host, int tasks, Team::Body body, void* arg) {
+      static_cast<Call*>(host.owner)->team.run(tasks, body, arg);
     };
   }
 
@@ -97,13 +88,37 @@ struct Call : ExecutionContext {
     next = Clock::now() + kBetweenSignals;
   }
 
-  static void run_threads(int tasks, void (*body)(void*, int), void* arg) {
-    std::vector<std::thread> threads;
-    for (int task = 1; task < tasks; ++task) threads.emplace_back(body, arg, task);
-    body(arg, 0);
-    for (std::thread& thread : threads) thread.join();
+  // Runs a kernel in this thread while the others help; afterwards `error` is what it, or Python, has raised.
+  template <class Kernel>
+  void lead(Kernel& kernel) {
+    try {
+      kernel(*this);
+    } catch (...) {  // not through the region, which may have no way for it
+      error = std::current_exception();
+    }
+    team.finish();
   }
 };
+
+// body(arg, k) for every k in [0, n), in threads of torch's pool where there is one; 0 in this thread.
+void in_threads(int n, Team::Body body, void* arg) {
+  if (torch_parallel_for) {
+    struct Range {
+      Team::Body body;
+      void* arg;
+    } range{body, arg};
+    auto run = [](int64_t begin, int64_t end, void* context) {
+      const Range& r = *static_cast<Range*>(context);
+      for (int64_t k = begin; k < end; ++k) r.body(r.arg, int(k));
+    };
+    torch_parallel_for(0, n, 1, run, &range);
+    return;
+  }
+  std::vector<std::thread> threads;
+  for (int k = 1; k < n; ++k) threads.emplace_back(body, arg, k);
+  body(arg, 0);
+  for (std::thread& thread : threads) thread.join();
+}
 
 struct PyProblem : Problem {
   bool halves;
@@ -116,9 +131,20 @@ struct PyProblem : Problem {
 template <class Kernel>
 void run_kernel(int threads, Kernel kernel) {
   Call call(threads);
-  kernel(call);
+  struct Region {
+    Call& call;
+    Kernel& kernel;
+  } region{call, kernel};
+  auto take_part = [](void* arg, int k) {
+    Region& r = *static_cast<Region*>(arg);
+    k == 0 ? r.call.lead(r.kernel) : r.call.team.help();
+  };
+  threads == 1 ? take_part(&region, 0) : in_threads(threads, take_part, &region);
   if (call.error) std::rethrow_exception(call.error);
 }
+
+double elements(const Matrix& m) { return double(m.n) * double(m.d); }
+constexpr double kProductsPerElement = 16;  // that a thread computes while it could copy an element
 
 Side side(const char* name, const MatrixTuple& z, Address ids, Address views, int64_t n_views, Address bias) {
   const Matrix m = matrix(name, z);
@@ -150,7 +176,8 @@ PyProblem make_problem(const MatrixTuple& rows, const MatrixTuple& cols, const s
   p.residuals = nullptr;
   p.residual_bytes = 0;
   p.halves = halves;
-  p.threads = thread_count(threads);
+  const double pairs_of_features = double(p.rows.z.n) * double(p.cols.z.n) * double(p.rows.z.d);
+  p.threads = thread_count(threads, pairs_of_features / kProductsPerElement);
   return p;
 }
 
@@ -354,7 +381,7 @@ PYBIND11_MODULE(_C, m) {
          int threads) {
         const SinkhornProblem t = sinkhorn_problem(scores, epsilon, sample_target);
         void* const lse = required("out", out);
-        run_kernel(thread_count(threads), [&](const ExecutionContext& host) {
+        run_kernel(thread_count(threads, elements(t.scores)), [&](const ExecutionContext& host) {
           kernels_for(t.scores.dtype, false).sinkhorn_columns(t, host, pointer(potential), lse);
         });
       },
@@ -366,7 +393,7 @@ PYBIND11_MODULE(_C, m) {
         const SinkhornProblem t = sinkhorn_problem(scores, epsilon, 0);
         const void* const v = required("potential", potential);
         void* const lse = required("out", out);
-        run_kernel(thread_count(threads), [&](const ExecutionContext& host) {
+        run_kernel(thread_count(threads, elements(t.scores)), [&](const ExecutionContext& host) {
           kernels_for(t.scores.dtype, false).sinkhorn_samples(t, host, v, lse);
         });
       },
@@ -379,7 +406,7 @@ PYBIND11_MODULE(_C, m) {
         const DType code = code_dtype(t, dtype);
         const void* const v = required("potential", potential);
         void *const to = required("codes", codes), *const samples = required("u", u);
-        run_kernel(thread_count(threads), [&](const ExecutionContext& host) {
+        run_kernel(thread_count(threads, elements(t.scores)), [&](const ExecutionContext& host) {
           kernels_for(t.scores.dtype, false).sinkhorn_codes(t, host, v, code, to, samples);
         });
       },
@@ -390,7 +417,7 @@ PYBIND11_MODULE(_C, m) {
       [](const MatrixTuple& z, Address out, int threads) {
         const Matrix rows = matrix("z", z);
         void* const to = required("out", out);
-        run_kernel(thread_count(threads),
+        run_kernel(thread_count(threads, elements(rows)),
                    [&](const ExecutionContext& host) { kernels_for(rows.dtype, false).unit(rows, host, to); });
       },
       unlocked, exact("z"), exact("out"), exact("threads"));
@@ -400,7 +427,7 @@ PYBIND11_MODULE(_C, m) {
         const Matrix rows = matrix("z", z), g = matrix("d_unit", d_unit);
         demand(g.n == rows.n && g.d == rows.d, "d_unit must have the shape of z, got ", g.n, " and ", g.d);
         void* const to = required("out", out);
-        run_kernel(thread_count(threads), [&](const ExecutionContext& host) {
+        run_kernel(thread_count(threads, elements(rows)), [&](const ExecutionContext& host) {
           kernels_for(rows.dtype, false).unit_backward(rows, host, g, to);
         });
       },

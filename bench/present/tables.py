@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from ..suites import dropins
 from ..suites.case import Case
 from ..workloads.baselines import PEERS
 from ..workloads.registry import FORMS, WORKLOADS

@@ -77,7 +77,7 @@ auto all(const Problem& p) {
 }
 
 auto all(const ResidualHeader& header) {
-  return std::tuple_cat(all(header.problem), std::tie(header.product, header.block, header.workers));
+  return std::tuple_cat(all(header.problem), std::tie(header.product, header.block, header.groups));
 }
 
 }  // namespace

@@ -25,13 +25,13 @@ struct PairMlp final : TileModifier<T> {
   T b, unit, base;  // base: b and all w
   bool wide;        // e and f hold p and q
   bool symmetric;
-  int block, workers;
+  int block, groups;
   int64_t n_rows, n_cols;
   T *e, *f;            // [padded rows][width], [col_blocks][width][block]
   T* sigmoids;         // of each worker: sigmoid(-z), the slope of log sigmoid(z)
   T *d_rows, *d_cols;  // laid out as e and f: sums of g r (1 - r), for the slope of tanh 4 r (1 - r)
   T* rows;             // of each worker: g of a row
-  double* sums;        // of each worker: of g r for each unit, of g
+  double* sums;        // of each group: of g r for each unit, of g
 
   PairMlp(const Grid& g, const Modifier& m) {
     const pycl::Modifiers& data = g.problem.modifiers;
@@ -44,7 +44,7 @@ struct PairMlp final : TileModifier<T> {
     b = w[width];
     unit = T(g.unit);
     block = g.block;
-    workers = g.workers;
+    groups = g.groups;
     symmetric = g.problem.symmetric;
     n_rows = g.problem.rows.z.n;
     n_cols = g.problem.cols.z.n;
@@ -64,11 +64,11 @@ struct PairMlp final : TileModifier<T> {
       for (int64_t k = 0; k < width; ++k) to[k * block] = put(q[j * col_width + k] + middle[k], kCutOff<T>);
     });
     const bool wanted = g.wants_gradients;
-    sigmoids = allocate<T>(g.host, wanted ? int64_t(workers) * block * block : 0);
-    rows = allocate<T>(g.host, wanted ? int64_t(workers) * block : 0);
+    sigmoids = allocate<T>(g.host, wanted ? int64_t(g.workers) * block * block : 0);
+    rows = allocate<T>(g.host, wanted ? int64_t(g.workers) * block : 0);
     d_rows = zeros<T>(g.host, wanted, g.padded_rows() * width);
     d_cols = zeros<T>(g.host, wanted, g.padded_cols() * width);
-    sums = zeros<double>(g.host, wanted, workers * (width + 1));
+    sums = zeros<double>(g.host, wanted, groups * (width + 1));
   }
 
   // The middle of each unit's p; whether all are within reach of it.
@@ -144,7 +144,7 @@ struct PairMlp final : TileModifier<T> {
   void add_gradients_of_tile(const Tile<T>& tile) const {
     const int block = tile.block;
     T* g = rows + int64_t(tile.worker) * block;
-    double* to = sums + tile.worker * (width + 1);
+    double* to = sums + tile.group * (width + 1);
     for (int i = 0; i < tile.rows; ++i) {
       const T *weight = tile.products + int64_t(i) * block, *sigmoid = sigmoid_of(tile, i);
       Vec<T> total{};
@@ -180,7 +180,7 @@ struct PairMlp final : TileModifier<T> {
         d_row_values[i * row_width + k] = T(4) * w[k] * (d_rows[i * width + k] + (symmetric ? of_col(i, k) : T(0)));
     for (int64_t j = 0; j < n_cols && !symmetric; ++j)
       for (int64_t k = 0; k < width; ++k) d_col_values[j * col_width + k] = T(4) * w[k] * of_col(j, k);
-    store_sums(sums, workers, width + 1, d_shared);
+    store_sums(sums, groups, width + 1, d_shared);
     for (int64_t k = 0; k < width; ++k) d_shared[k] = d_shared[width] - T(2) * d_shared[k];
   }
 };

@@ -22,14 +22,14 @@ struct LabelTable final : TileModifier<T> {
   int64_t height, width;
   T unit;
   int64_t n_cols;
-  int block, workers;
+  int block, groups;
   bool symmetric;
   Int<T>* col_label;
   int* line;           // of each row, within its block
   Int<T>* line_label;  // of each line
   int* n_lines;        // of each block of rows
   T* lines;            // of each worker
-  double* sums;        // of each worker, [height, width]
+  double* sums;        // of each group, [height, width]
 
   LabelTable(const Grid& g, const Modifier& m) {
     const pycl::Modifiers& data = g.problem.modifiers;
@@ -39,7 +39,7 @@ struct LabelTable final : TileModifier<T> {
     unit = T(g.unit);
     n_cols = g.problem.cols.z.n;
     block = g.block;
-    workers = g.workers;
+    groups = g.groups;
     symmetric = g.problem.symmetric;
     const int64_t m_rows = g.problem.rows.z.n;
     col_label = allocate<Int<T>>(g.host, g.padded_cols());
@@ -50,8 +50,8 @@ struct LabelTable final : TileModifier<T> {
     line_label = allocate<Int<T>>(g.host, g.padded_rows());
     n_lines = allocate<int>(g.host, g.row_blocks);
     for (int64_t b = 0; b < g.row_blocks; ++b) number_lines(b, label + b * block, m_rows - b * block);
-    lines = allocate<T>(g.host, int64_t(workers) * block * block);
-    sums = zeros<double>(g.host, g.wants_gradients, workers * height * width);
+    lines = allocate<T>(g.host, int64_t(g.workers) * block * block);
+    sums = zeros<double>(g.host, g.wants_gradients, groups * height * width);
   }
 
   void number_lines(int64_t b, const Int<T>* label, int64_t left) {
@@ -86,7 +86,7 @@ struct LabelTable final : TileModifier<T> {
   }
 
   void add_gradients(const Tile<T>& tile) const override {
-    double* to = sums + tile.worker * height * width;
+    double* to = sums + tile.group * height * width;
     if (!tile.row_share) {
       add_up(tile, [&](int64_t at) { return load<T>(tile.products + at); });
       return add_lines(tile, to, width, 1);
@@ -116,26 +116,26 @@ struct LabelTable final : TileModifier<T> {
     }
   }
 
-  void store_gradients(T*, T*, T* d_shared) const override { store_sums(sums, workers, height * width, d_shared); }
+  void store_gradients(T*, T*, T* d_shared) const override { store_sums(sums, groups, height * width, d_shared); }
 };
 
 // Adds weights[number of labels that agree].
 template <class T>
 struct AgreementWeights final : TileModifier<T> {
   const T* weights;  // natural logarithms
-  int n_labels, workers;
+  int n_labels, groups;
   int64_t padded_cols;
   T* scaled;                 // weights in the unit of the tiles
   Int<T>*row_ids, *col_ids;  // [rows][n_labels] and [n_labels][columns]
   Int<T>* counts;            // of each worker, a row
-  double* sums;              // of each worker, [n_labels + 1]
+  double* sums;              // of each group, [n_labels + 1]
 
   AgreementWeights(const Grid& g, const Modifier& m) {
     const pycl::Modifiers& data = g.problem.modifiers;
     const int64_t m_rows = g.problem.rows.z.n, n = g.problem.cols.z.n;
     weights = static_cast<const T*>(data.shared) + m.shared;
     n_labels = int(m.sizes[0]);
-    workers = g.workers;
+    groups = g.groups;
     padded_cols = g.padded_cols();
     scaled = allocate<T>(g.host, n_labels + 1);
     for (int t = 0; t <= n_labels; ++t) scaled[t] = T(weights[t] * g.unit);
@@ -146,8 +146,8 @@ struct AgreementWeights final : TileModifier<T> {
       fill_codes<T>(data.row_codes, m_rows, data.n_codes, which, base, g.padded_rows(), row_ids + t, n_labels);
       fill_codes<T>(data.col_codes, n, data.n_codes, which, base, padded_cols, col_ids + t * padded_cols, 1);
     }
-    counts = allocate<Int<T>>(g.host, int64_t(workers) * g.block);
-    sums = zeros<double>(g.host, g.wants_gradients, workers * (n_labels + 1));
+    counts = allocate<Int<T>>(g.host, int64_t(g.workers) * g.block);
+    sums = zeros<double>(g.host, g.wants_gradients, groups * (n_labels + 1));
   }
 
   static int64_t lowest_code(const pycl::Modifiers& data, int64_t which, int64_t m, int64_t n) {
@@ -186,7 +186,7 @@ struct AgreementWeights final : TileModifier<T> {
     const int n = n_labels, block = tile.block;
     const int64_t next = padded_cols;
     Int<T>* agreeing = counts + int64_t(tile.worker) * block;
-    double* to = sums + int64_t(tile.worker) * (n + 1);
+    double* to = sums + int64_t(tile.group) * (n + 1);
     for (int i = 0; i < tile.rows; ++i) {
       const T* w = tile.products + int64_t(i) * block;
       const Int<T>*of_row = row_ids + (tile.i0 + i) * n, *ids = col_ids + tile.j0;
@@ -200,7 +200,7 @@ struct AgreementWeights final : TileModifier<T> {
     }
   }
 
-  void store_gradients(T*, T*, T* d_shared) const override { store_sums(sums, workers, n_labels + 1, d_shared); }
+  void store_gradients(T*, T*, T* d_shared) const override { store_sums(sums, groups, n_labels + 1, d_shared); }
 };
 
 }  // namespace

@@ -70,7 +70,7 @@ struct alignas(64) ResidualHeader {
   Problem problem;
   const void* product;
   int64_t block;
-  int64_t workers;  // of a symmetric problem: they decide which of two mirrored tiles is visited
+  int64_t groups;  // of a symmetric problem: they decide which of two mirrored tiles is visited
 
   // Not inline: the linker could take the copy compiled for AVX-512 for everybody.
   bool operator==(const ResidualHeader& other) const;
@@ -87,10 +87,11 @@ struct Gradients {
 // What kernels need from outside: threads and memory. run() calls body(arg, task) for every task in [0, tasks), maybe
 // in parallel, and returns when all are done. allocate() returns 64-byte aligned memory that lives until the call ends.
 // cancelled() is asked before every tile. True means that nobody will read the outputs, so the other tiles may be left
-// out.
+// out. relax() is what a thread does that waits for another, between two looks, whose number it is given.
 struct ExecutionContext {
   int threads;
   bool (*cancelled)(const ExecutionContext&);
+  void (*relax)(int polls);
   void (*run)(const ExecutionContext&, int tasks, void (*body)(void* arg, int task), void* arg);
   void* (*allocate)(const ExecutionContext&, size_t bytes);
   void* owner;

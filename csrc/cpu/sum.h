@@ -142,7 +142,7 @@ void pair_sum_fused(const Problem& problem, const ExecutionContext& host, const 
   using T = typename P::T;
   Sweep<P> sweep(problem, host, true, &gradients, false);
   const T* weights = positive_weights(sweep, terms);
-  auto* totals = zeros<double>(host, true, sweep.workers);
+  auto* totals = zeros<double>(host, true, sweep.groups);
   with_map(terms.map, [&](auto chosen) {
     using Map = decltype(chosen);
     apply_weights(sweep, gradients, [&](const Tile<T>& tile, auto emit) {
@@ -157,11 +157,11 @@ void pair_sum_fused(const Problem& problem, const ExecutionContext& host, const 
         sum = Vec<T>{};
         flush_rows(i, tile.rows, emit);
       });
-      totals[tile.worker] += total_of_tile;
+      totals[tile.group] += total_of_tile;
     });
   });
   double sum = 0;
-  for (int worker = 0; worker < sweep.workers; ++worker) sum += totals[worker];
+  for (int group = 0; group < sweep.groups; ++group) sum += totals[group];
   *static_cast<T*>(total) = T(weight * sum);
 }
 

@@ -68,7 +68,7 @@ struct Sweep {
 
   const Problem& problem;
   const ExecutionContext& host;
-  int block, workers;
+  int block, workers, groups;
   bool by_col;  // something is written by column
   int64_t row_blocks, col_blocks;
   Packed<P> row_points, col_points;
@@ -95,6 +95,7 @@ struct Sweep {
     col_blocks = (n + block - 1) / block;
     const int64_t most = p.symmetric ? row_blocks / 2 : by_col && col_blocks < row_blocks ? col_blocks : row_blocks;
     workers = most < 1 ? 1 : most < h.threads ? int(most) : h.threads;
+    groups = group_count(p.symmetric, workers, p.symmetric ? row_blocks : most);
     find_residuals(forward);
     const bool computes = !reuse || kept < tile_count(p.symmetric, row_blocks, col_blocks);
     const bool d_rows = wanted && (wanted->rows != nullptr || p.symmetric);
@@ -116,7 +117,7 @@ struct Sweep {
   void find_residuals(bool forward) {
     if (!problem.residuals) return;
     auto* header = static_cast<pycl::ResidualHeader*>(problem.residuals);
-    const pycl::ResidualHeader mine{problem, &kProduct<P>, block, problem.symmetric ? workers : 0};
+    const pycl::ResidualHeader mine{problem, &kProduct<P>, block, problem.symmetric ? groups : 0};
     if (forward) *header = mine;
     reuse = !forward && *header == mine;
     if (!reuse && !forward) return;
@@ -160,7 +161,7 @@ struct Sweep {
   }
 
   void lay_out_modifiers(double unit, bool wants_gradients) {
-    modifiers.lay_out({problem, host, block, workers, row_blocks, col_blocks, unit, wants_gradients},
+    modifiers.lay_out({problem, host, block, workers, groups, row_blocks, col_blocks, unit, wants_gradients},
                       {row_factor, row_bias, col_bias});
     bound += unit * modifiers.bound();
     row_factor = allocate<T>(host, row_blocks * block);
@@ -209,11 +210,12 @@ struct Sweep {
   // The same, its products not computed.
   template <class Visit>
   void run_tiles(Visit visit) {
-    auto visit_tile = [&](int worker, int64_t ib, int64_t jb) {
+    auto visit_tile = [&](int worker, int group, int64_t ib, int64_t jb) {
       const TileKind kind = classes.kind(ib, jb);
       if (kind == TileKind::kSkip) return;
       const int64_t left = problem.rows.z.n - ib * block;
       const Tile<T> tile{worker,
+                         group,
                          ib,
                          jb,
                          ib * block,
@@ -227,7 +229,10 @@ struct Sweep {
       visit(tile);
       P::end_thread();
     };
-    for_each_tile(host, problem.symmetric, by_col, row_blocks, col_blocks, workers, visit_tile);
+    int* rounds = allocate<int>(host, 2 * groups);
+    Schedule<decltype(visit_tile)>{host,   problem.symmetric, by_col, row_blocks, col_blocks, workers,
+                                   groups, visit_tile,        rounds}
+        .run();
   }
 };
 

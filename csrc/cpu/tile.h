@@ -8,7 +8,8 @@ namespace {
 // Logits in units of log 2 are row_factor[i] * products[i][j] + row_bias[i] + col_bias[j].
 template <class T>
 struct Tile {
-  int worker;
+  int worker;       // who visits it, and has memory of its own
+  int group;        // sums over all tiles are kept apart by it: it decides their order, whoever visits
   int64_t ib, jb;   // blocks
   int64_t i0, j0;   // first row and column
   int rows, block;  // rows < block at the lower edge; columns beyond the last have a bias of -inf
@@ -31,7 +32,7 @@ struct Tile {
 struct Grid {
   const Problem& problem;
   const ExecutionContext& host;
-  int block, workers;
+  int block, workers, groups;
   int64_t row_blocks, col_blocks;
   double unit;           // tiles hold logits in nats times this
   bool wants_gradients;  // gradients of the modifiers' data
@@ -68,12 +69,12 @@ T* zeros(const ExecutionContext& host, bool wanted, int64_t n) {
   return x;
 }
 
-// n numbers of every worker, added in the order of the workers, to an output.
+// n numbers of every group, added in the order of the groups, to an output.
 template <class T>
-void store_sums(const double* sums, int workers, int64_t n, T* out) {
+void store_sums(const double* sums, int groups, int64_t n, T* out) {
   for (int64_t k = 0; k < n; ++k) {
     double sum = 0;
-    for (int worker = 0; worker < workers; ++worker) sum += sums[worker * n + k];
+    for (int group = 0; group < groups; ++group) sum += sums[group * n + k];
     out[k] = T(sum);
   }
 }
