@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -84,6 +86,18 @@ def python(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@contextmanager
+def busy_cores() -> Iterator[None]:
+    """Two other programs that never sleep."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", CASES)
 def test_instruction_sets(isa: str, case: str, dtype: torch.dtype) -> None:
@@ -147,6 +161,20 @@ def test_runs_repeat_bit_by_bit(case: str, n_threads: int) -> None:
         for _ in range(3):
             assert all(torch.equal(a, b) for a, b in zip(first, outputs(problem), strict=True))
     assert_near(first, alone, 3e-6 * max(1.0, problem.leaves["scale"].item() / 4))
+
+
+@pytest.mark.parametrize("n_threads", [2, 3])
+@pytest.mark.parametrize("n_cols", [1600, None], ids=["rectangle", "itself"])
+def test_who_takes_a_task_changes_nothing(n_cols: int | None, n_threads: int) -> None:
+    """More tasks than workers, which other programs interrupt: who gets which differs from run to run."""
+    problem = make(2400, n_cols, 8, offset=0 if n_cols is None else None)
+    with threads(1):
+        alone = totals(problem, torch.float64)
+    with threads(n_threads), busy_cores():
+        first = totals(problem, torch.float64)
+        for _ in range(5):
+            assert all(map(torch.equal, first, totals(problem, torch.float64)))
+    assert_close(first, alone, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("n_threads", [2, 5, 16])

@@ -228,9 +228,23 @@ FAULTS = [
     Fault(
         "CPU: the blocks on the diagonal are dropped",
         "csrc/cpu/schedule.h",
-        "for (int64_t j = i; j < row_blocks; j += 2 * workers)",
-        "for (int64_t j = i + 2 * workers; j < row_blocks; j += 2 * workers)",
+        "for (int64_t j = i; j < row_blocks; j += groups)",
+        "for (int64_t j = i + groups; j < row_blocks; j += groups)",
         CPU,
+    ),
+    Fault(
+        "CPU: a task does not wait for who has its columns",
+        "csrc/cpu/schedule.h",
+        "wait_for(*of_cols, round);",
+        "",
+        "test_who_takes_a_task_changes_nothing",
+    ),
+    Fault(
+        "CPU: sums over all tiles belong to who computes them",
+        "csrc/cpu/sum.h",
+        "totals[tile.group] += total_of_tile;",
+        "totals[tile.worker] += total_of_tile;",
+        "test_who_takes_a_task_changes_nothing",
     ),
     Fault(
         "CPU: far shifts share one exponential",
@@ -347,8 +361,8 @@ FAULTS = [
     Fault(
         "CPU module: nothing ends a kernel before its last tile",
         "csrc/cpu/schedule.h",
-        "if (!host.cancelled(host)) visit(w, i, j);",
-        "visit(w, i, j);",
+        "if (!host.cancelled(host)) visit(worker, group, i, j);",
+        "visit(worker, group, i, j);",
         "test_cpu_process",
     ),
     Fault(
