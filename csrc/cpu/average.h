@@ -55,16 +55,16 @@ void average_values(Sweep<P>& sweep, const pycl::Matrix& values, const pycl::Ave
   Packed<P> packed;
   packed.lay_out(host, values, false, sweep.block, {false, false, true, false}, nullptr, false);
   pack<P>(host, packed, nullptr);
-  const int64_t width = packed.sum_row;
+  const int64_t row = packed.sum_row;
   const int64_t padded = sweep.row_blocks * sweep.block;
-  T *sums = allocate<T>(host, padded * width), *totals = zeros<T>(host, true, padded);
-  add_products<false>(sweep, {nullptr, &packed, sums, nullptr, totals, nullptr}, [&](const Tile<T>& tile, auto emit) {
+  T *sums = allocate<T>(host, padded * row), *totals = zeros<T>(host, true, padded);
+  add_products(sweep, {nullptr, &packed, sums, nullptr, totals, nullptr}, [&](const Tile<T>& tile, auto emit) {
     exponentiate(sweep, tile, [&](int i) { flush_rows(i, tile.rows, emit); });
   });
-  parallel(host, sweep.problem.rows.z.n, width, [&](int64_t i) {
+  parallel(host, sweep.problem.rows.z.n, row, [&](int64_t i) {
     const T total = totals[i], inverse = total == 0 ? T(0) : 1 / total;
     T* mean = static_cast<T*>(out.means) + i * values.d;
-    for (int64_t k = 0; k < values.d; ++k) mean[k] = sums[i * width + k] * inverse;
+    for (int64_t k = 0; k < values.d; ++k) mean[k] = sums[i * row + k] * inverse;
     static_cast<T*>(out.lse)[i] = shifted_lse(shifts[i], total);
   });
 }

@@ -19,13 +19,14 @@ T* allocate(const ExecutionContext& host, int64_t n) {
 }
 inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
+// From element k on.
 template <class T, class S, class Convert>
-void load_row_of(const Matrix& z, int64_t i, T* line, Convert convert) {
+void load_row_of(const Matrix& z, int64_t i, T* line, Convert convert, int64_t k = 0) {
   const S* from = static_cast<const S*>(z.data) + i * z.row_stride;
   if (z.col_stride == 1)
-    for (int64_t k = 0; k < z.d; ++k) line[k] = T(convert(from[k]));
+    for (; k < z.d; ++k) line[k] = T(convert(from[k]));
   else
-    for (int64_t k = 0; k < z.d; ++k) line[k] = T(convert(from[k * z.col_stride]));
+    for (; k < z.d; ++k) line[k] = T(convert(from[k * z.col_stride]));
 }
 
 // Vectors as long as they are whole.
@@ -36,8 +37,7 @@ void load_halves_of(const Matrix& z, int64_t i, T* line, Convert convert) {
     const S* from = static_cast<const S*>(z.data) + i * z.row_stride;
     for (; z.col_stride == 1 && k + kLanes<T> <= z.d; k += kLanes<T>) store<T>(line + k, Storage<T, S>::load(from + k));
   }
-  const uint16_t* from = static_cast<const uint16_t*>(z.data) + i * z.row_stride;
-  for (; k < z.d; ++k) line[k] = T(convert(from[k * z.col_stride]));
+  load_row_of<T, uint16_t>(z, i, line, convert, k);
 }
 
 template <class T>
@@ -315,9 +315,7 @@ struct Packed {
   }
 
   void scatter_point(int64_t b, int r, const T* line, T factor) const {
-    if (has.by_row)
-      scatter<P::kAlign>(line, P::kScalesOperand ? factor : T(1), by_row + b * by_row_block() + r * row, row_plane(),
-                         P::kAlign, 1);
+    if (has.by_row) scatter<P::kAlign>(line, 1, by_row + b * by_row_block() + r * row, row_plane(), P::kAlign, 1);
     if (has.by_col)
       scatter<P::kAlign>(line, factor, by_col + b * by_col_block() + r, by_col_plane(), P::kAlign * block, block);
     if (has.panels_t)
@@ -339,8 +337,6 @@ struct Packed {
         for (int r = 0; r < width - k; ++r) encode(p + r * step, plane, line[k + r] * factor);
     }
   }
-  static PYCL_INLINE void encode(float* p, int64_t, float x) { *p = x; }
-  static PYCL_INLINE void encode(double* p, int64_t, double x) { *p = x; }
   static PYCL_INLINE void encode(uint16_t* p, int64_t plane, float x) {
     *p = float_to_bf16(x);
     if (P::kPlanes == 2) p[plane] = float_to_bf16(x - bf16_to_float(*p));

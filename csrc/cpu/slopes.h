@@ -131,18 +131,16 @@ struct SlopedWeights {
     const int64_t tile_size = int64_t(tile.block) * tile.block;
     T *const buffer = memory + tile.worker * size(tile.block), *const saved = buffer + 2 * tile.block;
     if (n_slopes == 1) return fill(0, tile, buffer, emit);
-    std::memcpy(saved, tile.products, sizeof(T) * size_t(tile_size));
+    std::memcpy(saved, tile.found(), sizeof(T) * size_t(tile_size));
     auto nothing = [](int) {};
     fill(0, tile, buffer, nothing);
     for (int k = 1; k + 1 < n_slopes; ++k) {
-      Tile<T> own = tile;
-      own.products = saved + tile_size;
+      Tile<T> own = tile.with_products(saved + tile_size);
       std::memcpy(own.products, saved, sizeof(T) * size_t(tile_size));
       fill(k, own, buffer, nothing);
       add(own, tile, nothing);
     }
-    Tile<T> last = tile;
-    last.products = saved;
+    const Tile<T> last = tile.with_products(saved);
     fill(n_slopes - 1, last, buffer, nothing);
     add(last, tile, emit);
   }

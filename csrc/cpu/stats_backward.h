@@ -148,8 +148,8 @@ void find_gradients(Sweep<P>& sweep, const Stats& stats, const StatsGradient& d_
   else
     weights.cols.fill(host, problem.cols.z.n, sweep.col_blocks, block, stats.cols, d_cols);
   T* buffers = allocate<T>(host, int64_t(sweep.workers) * 2 * block);
-  apply_weights<true>(sweep, out,
-                      [&](const Tile<T>& tile, auto emit) { weights(tile, buffers + tile.worker * 2 * block, emit); });
+  apply_weights(sweep, out,
+                [&](const Tile<T>& tile, auto emit) { weights(tile, buffers + tile.worker * 2 * block, emit); });
 }
 
 // Both passes share the packed points and the residuals.

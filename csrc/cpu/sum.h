@@ -12,12 +12,14 @@ namespace {
 template <bool kPartial, class P, class Value, class RowDone>
 void map_tile(Sweep<P>& sweep, const Tile<typename P::T>& tile, Value value, RowDone row_done) {
   using T = typename P::T;
+  const T* const products = tile.found();
   for (int i = 0; i < tile.rows; ++i) {
     const auto row = sweep.classes.row(tile.i0 + i, tile.jb);
     const Vec<T> a = splat<T>(sweep.row_factor[tile.i0 + i]), b = splat<T>(sweep.row_bias[tile.i0 + i]);
     for (int j = 0; j < tile.block; j += kLanes<T>) {
       T* at = tile.products + int64_t(i) * tile.block + j;
-      const Vec<T> l = load<T>(at) * a + (b + load<T>(sweep.col_bias + tile.j0 + j));
+      const Vec<T> l =
+          load<T>(products + int64_t(i) * tile.block + j) * a + (b + load<T>(sweep.col_bias + tile.j0 + j));
       if (kPartial) {
         const IVec<T> cls = sweep.classes.of(row, tile.jb, j);
         const IVec<T> negative = (cls & Int<T>(sweep.classes.pairs)) != 0;

@@ -177,15 +177,15 @@ struct Sweep {
     return kColFactor ? product * a * load<T>(col_factor + j) : product * a;
   }
 
-  // Calls visit(tile) for every tile with a pair that counts, its products computed. With `kReadsKept` those of an
-  // earlier sweep stay where they are unless modifiers change them: where that is memory and not a cache, a copy of
-  // its own took 4 % of a step (2048 points, 512 features, AVX2).
-  template <bool kReadsKept = false, class Visit>
+  // Calls visit(tile) for every tile with a pair that counts, its products at tile.found(). Those of an earlier sweep
+  // stay where they are unless modifiers change them: where that is memory and not a cache, a copy of its own took 4 %
+  // of a step (2048 points, 512 features, AVX2).
+  template <class Visit>
   void run(Visit visit) {
     const size_t bytes = sizeof(T) * size_t(block) * block;
     run_tiles([&](Tile<T> tile) {
       T* stored = residual(tile.ib, tile.jb);
-      if (reuse && stored && kReadsKept && !modifiers.count)
+      if (reuse && stored && !modifiers.count)
         tile.kept = stored;
       else if (reuse && stored)
         std::memcpy(tile.products, stored, bytes);
@@ -284,16 +284,16 @@ PYCL_INLINE void flush_rows(int i, int rows, Emit emit) {
   if (i % 2 == 1 || i + 1 == rows) emit(i / 2 * 2);
 }
 
-// make_weights(tile, emit) overwrites the products of a tile with weights. A pair that does not count has the weight 0.
-// It calls emit(i) after each pair of rows i, i + 1. With `kReadsKept` it takes products from tile.found().
-template <bool kReadsKept, class P, class MakeWeights>
+// make_weights(tile, emit) writes weights to tile.products, from the products at tile.found(). A pair that does not
+// count has the weight 0. It calls emit(i) after each pair of rows i, i + 1.
+template <class P, class MakeWeights>
 void add_products(Sweep<P>& sweep, const Products<P>& sums, MakeWeights make_weights) {
   using T = typename P::T;
   const int block = sweep.block;
   const int64_t tile_size = int64_t(block) * block;
   auto* scratch = allocate<typename P::E>(sweep.host, int64_t(sweep.workers) * P::weights_elements(block));
   FirstWrite rows(sweep.host, sweep.row_blocks), cols(sweep.host, sweep.col_blocks);
-  sweep.template run<kReadsKept>([&](const Tile<T>& tile) {
+  sweep.run([&](const Tile<T>& tile) {
     auto weights = P::weights(tile.products, scratch + tile.worker * P::weights_elements(block), block);
     std::memset(tile.products + int64_t(tile.rows) * block, 0, sizeof(T) * (tile_size - int64_t(tile.rows) * block));
     make_weights(tile, [&](int i) { weights.emit_rows(i); });
@@ -345,7 +345,7 @@ void store_gradients(Sweep<P>& sweep, const typename P::T* direct, const typenam
 }
 
 // Gradients by recomputing tiles. make_weights, as in add_products(), overwrites products with dL/dl.
-template <bool kReadsKept = false, class P, class MakeWeights>
+template <class P, class MakeWeights>
 void apply_weights(Sweep<P>& sweep, const Gradients& out, MakeWeights make_weights) {
   using T = typename P::T;
   const Problem& p = sweep.problem;
@@ -360,16 +360,16 @@ void apply_weights(Sweep<P>& sweep, const Gradients& out, MakeWeights make_weigh
   const int64_t size = int64_t(block) * block;
   const bool apart = out.modifiers && sweep.modifiers.tell_sides_apart();
   T* shares = apart ? allocate<T>(host, sweep.workers * size) : nullptr;
-  add_products<kReadsKept>(sweep, {&sweep.row_points, &sweep.col_points, direct, transposed, d_row_bias, d_col_bias},
-                           [&](Tile<T> tile, auto emit) {
-                             if (apart && tile.both_sides) {
-                               tile.row_share = shares + tile.worker * size;
-                               std::memcpy(tile.row_share, tile.products, sizeof(T) * size_t(size));
-                               make_weights(tile.of_rows_alone(), emit);  // what it emits is overwritten
-                             }
-                             make_weights(tile, emit);
-                             if (out.modifiers) sweep.modifiers.add_gradients(tile);
-                           });
+  add_products(sweep, {&sweep.row_points, &sweep.col_points, direct, transposed, d_row_bias, d_col_bias},
+               [&](Tile<T> tile, auto emit) {
+                 if (apart && tile.both_sides) {
+                   tile.row_share = shares + tile.worker * size;
+                   std::memcpy(tile.row_share, tile.products, sizeof(T) * size_t(size));
+                   make_weights(tile.of_rows_alone(), emit);  // what it emits is overwritten
+                 }
+                 make_weights(tile, emit);
+                 if (out.modifiers) sweep.modifiers.add_gradients(tile);
+               });
   if (out.modifiers) sweep.modifiers.store_gradients(p, out.modifiers);
   store_gradients(sweep, direct, transposed, out);
   if (out.row_bias) std::memcpy(out.row_bias, d_row_bias, sizeof(T) * p.rows.z.n);

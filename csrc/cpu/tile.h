@@ -21,10 +21,16 @@ struct Tile {
 
   const T* found() const { return kept ? kept : products; }
 
-  Tile of_rows_alone() const {
+  Tile with_products(T* others) const {
     Tile tile = *this;
+    tile.products = others;
+    tile.kept = nullptr;
+    return tile;
+  }
+
+  Tile of_rows_alone() const {
+    Tile tile = with_products(row_share);
     tile.both_sides = false;
-    tile.products = row_share;
     return tile;
   }
 };
