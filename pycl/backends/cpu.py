@@ -290,7 +290,7 @@ def _scores(t: SinkhornProblem) -> tuple[Any, ...]:
 
 def sinkhorn_scores(z: Tensor, prototypes: Tensor) -> Tensor:
     dtype = accumulation_dtype(z.dtype)
-    scores = buffers.empty((len(z), len(prototypes)), dtype)
+    scores = workspace.empty((len(z), len(prototypes)), dtype)
     return torch.mm(z.to(dtype), prototypes.to(dtype).T, out=scores)
 
 
