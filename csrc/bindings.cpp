@@ -376,6 +376,22 @@ PYBIND11_MODULE(_C, m) {
       },
       unlocked, py::arg("problem"), exact("values"), exact("index"), exact("col_values"), exact("col_index"));
   m.def(
+      "sinkhorn",
+      [](const MatrixTuple& scores, double epsilon, Address sample_target, int64_t iterations, Address prototype_target,
+         int dtype, Address codes, Address u, Address v, int threads) {
+        const SinkhornProblem t = sinkhorn_problem(scores, epsilon, sample_target);
+        demand(iterations >= 1, "iterations must be at least 1, got ", iterations);
+        const DType code = code_dtype(t, dtype);
+        const void* const target = required("prototype_target", prototype_target);
+        void *const to = required("codes", codes), *const samples = required("u", u),
+                    *const potential = required("v", v);
+        run_kernel(thread_count(threads, elements(t.scores)), [&](const ExecutionContext& host) {
+          kernels_for(t.scores.dtype, false).sinkhorn(t, host, iterations, target, code, to, samples, potential);
+        });
+      },
+      unlocked, exact("scores"), py::arg("epsilon"), exact("sample_target"), exact("iterations"),
+      exact("prototype_target"), exact("dtype"), exact("codes"), exact("u"), exact("v"), exact("threads"));
+  m.def(
       "sinkhorn_columns",
       [](const MatrixTuple& scores, double epsilon, Address sample_target, Address potential, Address out,
          int threads) {

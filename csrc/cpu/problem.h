@@ -199,6 +199,9 @@ struct Kernels {
   void (*pair_average_backward)(const Problem&, const ExecutionContext&, const Matrix& values, const Matrix& d_out,
                                 const void* along, void* d_values, const Gradients&);
   void (*pair_extremes)(const Problem&, const ExecutionContext&, const Extremes& rows, const Extremes& cols);
+  // contiguous codes [B, K] of a dtype and both potentials [B] and [K] after iterations, from log(B m_k) [K]
+  void (*sinkhorn)(const SinkhornProblem&, const ExecutionContext&, int64_t iterations, const void* prototype_target,
+                   DType, void* codes, void* u, void* v);
   // log sum_b exp(L_bk + u_b) [K], u from the sample step with the prototypes' potential, 0 where that is null
   void (*sinkhorn_columns)(const SinkhornProblem&, const ExecutionContext&, const void* potential, void* out);
   // log sum_k exp(L_bk + v_k) [B], with the prototypes' potential

@@ -31,7 +31,11 @@ struct SinkhornKernels {
   const int64_t n, d, width;  // samples, prototypes, prototypes padded to whole vectors
   const T scale;
   const int workers;
-  T* potential;  // of the prototypes; -inf in the padding
+  T* const potential;  // of the prototypes, in units of log 2; -inf in the padding
+  struct {
+    T *terms, *sums;
+    double* totals;
+  } step{};  // of a step with a potential
 
   SinkhornKernels(const SinkhornProblem& problem, const ExecutionContext& h, const void* v)
       : t(problem),
@@ -40,16 +44,13 @@ struct SinkhornKernels {
         d(t.scores.d),
         width(round_up(d, kLanes<T>)),
         scale(T(kLog2E / t.epsilon)),
-        workers(count_workers()) {
-    potential = allocate<T>(host, width);
-    for (int64_t k = 0; k < width; ++k)
-      potential[k] = k >= d ? -kInf<T> : v ? T(double(static_cast<const T*>(v)[k]) * kLog2E) : T(0);
+        workers(n < host.threads ? int(n) : host.threads),
+        potential(allocate<T>(host, width)) {
+    take(static_cast<const T*>(v));
   }
 
-  int count_workers() const {
-    const int64_t worth = n * d / kElementsPerWorker + 1;
-    const int64_t most = worth < n ? worth : n;
-    return int(most < 1 ? 1 : most < host.threads ? most : host.threads);
+  void take(const T* v) {
+    for (int64_t k = 0; k < width; ++k) potential[k] = k >= d ? -kInf<T> : v ? T(double(v[k]) * kLog2E) : T(0);
   }
 
   // Calls body(worker, first, end) with each worker's share of the samples.
@@ -182,15 +183,15 @@ struct SinkhornKernels {
     }
   }
 
-  // log sum_b exp(L_bk + u_b), with u from the sample step with the potential.
+  // log sum_b exp(L_bk + u_b), with u from the sample step with the potential; `out` may be `v`.
   void columns_after_step(const T* v, T* out) {
     const int64_t terms_size = kRowsAtOnce * width;
-    T* terms = allocate<T>(host, workers * terms_size);
-    T* sums = allocate<T>(host, workers * width);
-    double* totals = allocate<double>(host, workers * width);
+    if (!step.terms)  // further iterations take the same memory
+      step = {allocate<T>(host, workers * terms_size), allocate<T>(host, workers * width),
+              allocate<double>(host, workers * width)};
     share([&](int w, int64_t first, int64_t end) {
-      T *mine = terms + w * terms_size, *sum = sums + w * width;
-      double* total = totals + w * width;
+      T *mine = step.terms + w * terms_size, *sum = step.sums + w * width;
+      double* total = step.totals + w * width;
       std::memset(total, 0, sizeof(double) * width);
       for (int64_t start = first; start < end; start += kRowsPerTotal) {
         const int64_t stop = start + kRowsPerTotal < end ? start + kRowsPerTotal : end;
@@ -203,7 +204,7 @@ struct SinkhornKernels {
     });
     for (int64_t k = 0; k < d; ++k) {
       double total = 0;
-      for (int w = 0; w < workers; ++w) total += totals[w * width + k];
+      for (int w = 0; w < workers; ++w) total += step.totals[w * width + k];
       out[k] = T(::log(total) - double(v[k]));
     }
   }
@@ -231,22 +232,28 @@ struct SinkhornKernels {
   }
 
   template <class Out>
+  PYCL_INLINE void write_codes(const T* terms, T weight, Out* line) const {
+    const int64_t whole = d / kLanes<T> * kLanes<T>;
+    for (int64_t k = 0; k < whole; k += kLanes<T>) Storage<T, Out>::store(line + k, load<T>(terms + k) * weight);
+    if (whole == width) return;
+    Out last[kLanes<T>];
+    Storage<T, Out>::store(last, load<T>(terms + whole) * weight);
+    std::memcpy(line + whole, last, (d - whole) * sizeof(Out));
+  }
+
+  template <class Out>
   void codes(Out* out, T* u) {
     T* terms = allocate<T>(host, workers * width);
-    Out* lines = allocate<Out>(host, workers * width);
     const bool past_cache = n * d * int64_t(sizeof(Out)) >= kPastCache;
+    Out* lines = allocate<Out>(host, past_cache ? workers * width : 1);
     share([&](int w, int64_t first, int64_t end) {
       T* mine = terms + w * width;
-      Out* line = lines + w * width;
       for (int64_t b = first; b < end; ++b) {
         const Softmax s = softmax(b, mine);
         u[b] = T(double(sample_target(b)) - s.lse() * kLn2);
-        const T weight = T(1 / double(s.sum));
-        for (int64_t k = 0; k < width; k += kLanes<T>) Storage<T, Out>::store(line + k, load<T>(mine + k) * weight);
-        if (past_cache)
-          copy_past_cache(out + b * d, line, d * sizeof(Out));
-        else
-          std::memcpy(out + b * d, line, d * sizeof(Out));
+        Out* const line = past_cache ? lines + w * width : out + b * d;
+        write_codes(mine, T(1 / double(s.sum)), line);
+        if (past_cache) copy_past_cache(out + b * d, line, d * sizeof(Out));
       }
       if (past_cache) fence_past_cache();
     });
@@ -268,6 +275,28 @@ void with_storage(DType dtype, Body body) {
     if (dtype == DType::kFloat16) return body(StoredAs<Float16>{});
   }
   body(StoredAs<float>{});
+}
+
+template <class P>
+void sinkhorn(const SinkhornProblem& t, const ExecutionContext& host, int64_t iterations, const void* prototype_target,
+              DType dtype, void* codes, void* u, void* v) {
+  using T = typename P::T;
+  const T* const target = static_cast<const T*>(prototype_target);
+  T* const potential = static_cast<T*>(v);
+  with_storage<T>(t.scores.dtype, [&](auto scores) {
+    SinkhornKernels<T, typename decltype(scores)::Type> kernels(t, host, nullptr);
+    for (int64_t i = 0; i < iterations && !host.cancelled(host); ++i) {
+      if (i == 0)
+        kernels.columns_at_start(potential);
+      else
+        kernels.columns_after_step(potential, potential);
+      for (int64_t k = 0; k < t.scores.d; ++k) potential[k] = target[k] - potential[k];
+      kernels.take(potential);
+    }
+    with_storage<T>(dtype, [&](auto code) {
+      kernels.codes(static_cast<typename decltype(code)::Type*>(codes), static_cast<T*>(u));
+    });
+  });
 }
 
 template <class P>

@@ -154,6 +154,7 @@ PYCL_INLINE void transpose8<float>(const float* from, int64_t from_row, float* t
 }
 #endif
 
+// Whether some lane is all ones; the others are 0.
 template <class T>
 PYCL_INLINE bool any(IVec<T> condition) {
   Int<T> bits = 0;
@@ -169,10 +170,20 @@ template <>
 PYCL_INLINE bool any<double>(IVec<double> condition) {
   return _mm512_test_epi64_mask(__m512i(condition), __m512i(condition)) != 0;
 }
+#elif defined(__AVX2__)
+template <>
+PYCL_INLINE bool any<float>(IVec<float> condition) {
+  return _mm256_movemask_ps(__m256(condition)) != 0;
+}
+template <>
+PYCL_INLINE bool any<double>(IVec<double> condition) {
+  return _mm256_movemask_pd(__m256d(condition)) != 0;
+}
 #endif
 
 // 2^x: minimax polynomials for 2^r on [-1/2, 1/2] that are 1 at 0 (relative error 9.1e-8 and 3e-18), then the exponent.
-// 0 gives exactly 1, so a saturated softmax has no error. -inf and numbers below the normal range give exactly 0.
+// 0 gives exactly 1, so a saturated softmax has no error. -inf and all below 0.7 of the smallest normal number give
+// exactly 0.
 template <class T>
 struct Exp2;
 template <>
@@ -184,8 +195,8 @@ struct Exp2<float> {
     p = p * r + 0.6931469776f;
     return p * r + 1.f;
   }
-  static constexpr float kRound = 12582912.f, kSmallest = -126.f;
-  static constexpr Int<float> kMantissa = 23, kBias = 127;
+  static constexpr float kRound = 12582912.f + 127.f, kSmallest = -127.f;
+  static constexpr Int<float> kMantissa = 23;
 };
 template <>
 struct Exp2<double> {
@@ -202,18 +213,17 @@ struct Exp2<double> {
     p = p * r + 0.69314718055994533;
     return p * r + 1.0;
   }
-  static constexpr double kRound = 6755399441055744., kSmallest = -1022.;
-  static constexpr Int<double> kMantissa = 52, kBias = 1023;
+  static constexpr double kRound = 6755399441055744. + 1023., kSmallest = -1023.;
+  static constexpr Int<double> kMantissa = 52;
 };
 
 template <class T>
 PYCL_INLINE Vec<T> exp2(Vec<T> x) {
   using E = Exp2<T>;
-  const Vec<T> shifted = x + E::kRound;  // the integer part sits in the low mantissa bits
-  const Vec<T> whole = shifted - E::kRound;
-  const IVec<T> power = (reinterpret_cast<IVec<T>>(shifted) << E::kMantissa) + (E::kBias << E::kMantissa);
-  const Vec<T> y = E::polynomial(x - whole) * reinterpret_cast<Vec<T>>(power);
-  return x < E::kSmallest ? Vec<T>{} : y;
+  x = max<T>(splat<T>(E::kSmallest), x);
+  const Vec<T> shifted = x + E::kRound;  // the biased exponent sits in the low mantissa bits
+  const Vec<T> rest = x + (E::kRound - shifted);
+  return E::polynomial(rest) * reinterpret_cast<Vec<T>>(reinterpret_cast<IVec<T>>(shifted) << E::kMantissa);
 }
 #ifdef __AVX512F__
 template <>

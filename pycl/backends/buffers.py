@@ -31,7 +31,7 @@ class Pool:
         """``torch.empty`` in a buffer that is released when the last tensor on it is gone."""
         size = math.prod(shape) * dtype.itemsize
         if size < MIN_BYTES or not hasattr(mmap, "MAP_ANONYMOUS"):
-            return torch.empty(shape, dtype=dtype)
+            return torch.empty(shape, dtype=dtype, device="cpu")  # whatever the default device
         buffer = self._acquire(size) or _new(size)
         view = memoryview(buffer)
         weakref.finalize(view, self._release, buffer).atexit = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,6 @@ from pycl.core.problem import (
     no_residuals,
     slopes_or_one,
 )
-from pycl.core.sinkhorn import solve
 
 DEVICES = ("cpu",)
 MODIFIERS = ("label_table", "agreement", "pair_mlp", "limit", "row_shift")
@@ -296,7 +294,7 @@ def _scores(t: SinkhornProblem) -> tuple[Any, ...]:
 
 def sinkhorn_scores(z: Tensor, prototypes: Tensor) -> Tensor:
     dtype = accumulation_dtype(z.dtype)
-    scores = buffers.empty((len(z), len(prototypes)), dtype)
+    scores = workspace.empty((len(z), len(prototypes)), dtype)
     return torch.mm(z.to(dtype), prototypes.to(dtype).T, out=scores)
 
 
@@ -324,7 +322,12 @@ def sinkhorn_codes(t: SinkhornProblem, potential: Tensor) -> tuple[Tensor, Tenso
     return codes, u
 
 
-sinkhorn = partial(solve, sinkhorn_columns, sinkhorn_codes)
+def sinkhorn(t: SinkhornProblem) -> tuple[Tensor, Tensor, Tensor]:
+    codes = buffers.empty(t.scores.shape, t.dtype) if t.out is None else t.out
+    u, v = t.prototype_target.new_empty(len(t.scores)), torch.empty_like(t.prototype_target)
+    out = DTYPES[t.dtype], codes.data_ptr(), u.data_ptr(), v.data_ptr()
+    _C.sinkhorn(*_scores(t), t.iterations, t.prototype_target.data_ptr(), *out, torch.get_num_threads())
+    return codes, u, v
 
 
 def unit(z: Tensor) -> Tensor:

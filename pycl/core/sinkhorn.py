@@ -75,7 +75,7 @@ def check_finite(t: SinkhornProblem, u: Tensor, v: Tensor, alone: bool = True) -
 
     Looks at CPU tensors only: there it costs B + K comparisons, and a GPU would have to be waited for.
     """
-    if u.device.type != "cpu" or observed() or (u.sum() + v.sum()).isfinite():
+    if u.device.type != "cpu" or observed() or math.isfinite(u.sum().item() + v.sum().item()):
         return
     if u.isfinite().all() and v.isfinite().all():
         return

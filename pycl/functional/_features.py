@@ -14,6 +14,8 @@ from pycl.backends import registry, workspace
 from pycl.core.pairs import Pairs, Points
 from pycl.core.problem import SinkhornProblem, accumulation_dtype
 from pycl.core.sinkhorn import step
+from pycl.core.tracing import observed
+from pycl.engine.average import pair_average
 from pycl.engine.reductions import pair_stats
 from pycl.functional._common import no_autocast, unit
 from pycl.ops import sinkhorn as operators
@@ -65,6 +67,19 @@ class Stored(NamedTuple):
     def sample_lse(self, v: Tensor) -> Tensor:
         return operators.samples(self.transport, v, self.backend)
 
+    def code_means(self, v: Tensor, n: int, values: Tensor) -> Tensor:
+        """``Sweeps.code_means`` by a product with codes that are kept, and one in the backward; sweeps take four.
+
+        The codes take the place of the scores.
+        """
+        scores, given = self.transport.scores, values.to(self.transport.dtype)
+        in_place = n == len(scores) and not observed()
+        mine = self.transport._replace(scores=scores[-n:], out=scores if in_place else None)
+        with torch.no_grad():
+            codes, _ = operators.codes(mine, v, self.backend)
+        with no_autocast(codes):
+            return codes @ given
+
 
 class Sweeps(NamedTuple):
     """Log-sum-exps by sweeps of the engine: no score is stored."""
@@ -87,6 +102,11 @@ class Sweeps(NamedTuple):
     def sample_lse(self, v: Tensor) -> Tensor:
         """``log sum_k exp(L_bk + v_k)`` [B]."""
         return self._lse(self.z, self.prototypes, v)
+
+    def code_means(self, v: Tensor, n: int, values: Tensor) -> Tensor:
+        """The values' means [n, dv] under the last n samples' codes, which are constants: the last sample step."""
+        rows, cols = Points(self.z[-n:]), Points(self.prototypes)
+        return pair_average(rows, cols, values, 1 / self.epsilon, col_bias=v, offset=None, backend=self.backend)
 
     def _lse(self, anchors: Tensor, candidates: Tensor, bias: Tensor | None) -> Tensor:
         return pair_stats(

@@ -14,7 +14,6 @@ from torch import Tensor
 from pycl.core.pairs import Pairs, Points
 from pycl.core.sinkhorn import prototype_potential, step
 from pycl.distributed.ranks import Group, agree, all_reduce_logsumexp, all_reduce_sum, of_the_batch
-from pycl.engine.average import pair_average
 from pycl.engine.reduction import check_reduction, share_of
 from pycl.engine.reductions import pair_stats
 from pycl.engine.validation import check_integer
@@ -50,8 +49,9 @@ def swav(
                = 1/I sum_i 1/(V-1) sum_{v != i}  log sum_k exp(l_v[b, k]) - <z_v[b], o_i[b]> / temperature
 
     where ``l_v[b, k] = <z_v[b], c_k> / temperature`` and ``o_i[b] = sum_k q_i[b, k] c_k``: neither codes nor logits
-    ``[B, K]`` are stored. Codes are constants; crops and prototypes get gradients. Features and prototypes are taken
-    **as they are given** (``normalize=False``): SwAV normalises both, the prototypes in place before each step
+    ``[B, K]`` have to be stored. On a CPU the codes of code crops that fit the workspace (:class:`pycl.set_workspace`)
+    are kept for the backward. Codes are constants; crops and prototypes get gradients. Features and prototypes are
+    taken **as they are given** (``normalize=False``): SwAV normalises both, the prototypes in place before each step
     (:meth:`pycl.Prototypes.normalize_`).
 
     Args:
@@ -150,17 +150,16 @@ def _code_means(
         v = prototype_potential(
             lambda v: all_reduce_logsumexp(logits.prototype_lse(v), group), partial(step, target=target), iterations
         )
-    return pair_average(
-        Points(z), Points(keys), prototypes, 1 / epsilon, col_bias=v, offset=None, backend=backend
-    )  # its softmax is the last sample step
+    return logits.code_means(v, len(z), prototypes)
 
 
 def stack(name: str, tensors: Views, prototypes: Tensor, least: int, most: float = math.inf) -> Tensor:
     """``[V, N, d]`` of the prototypes' width from such a tensor or a sequence of V ``[N, d]``."""
-    if isinstance(tensors, Tensor):
-        if tensors.dim() != 3:
-            raise ValueError(f"{name} must have shape [V, N, d] or be a sequence of [N, d], got {tuple(tensors.shape)}")
-        tensors = tensors.unbind()
+    whole = tensors if isinstance(tensors, Tensor) else None
+    if whole is not None:
+        if whole.dim() != 3:
+            raise ValueError(f"{name} must have shape [V, N, d] or be a sequence of [N, d], got {tuple(whole.shape)}")
+        tensors = whole.unbind()
     if not least <= len(tensors) <= most:
         wanted = f"{least}, one for each code crop" if most == least else f"at least {least}"
         raise ValueError(f"{name} must be {wanted}, got {len(tensors)}")
@@ -169,7 +168,7 @@ def stack(name: str, tensors: Views, prototypes: Tensor, least: int, most: float
     for key, t in named.items():
         if t.shape != tensors[0].shape:
             raise ValueError(f"{key} must have the shape of {name}[0], {tuple(tensors[0].shape)}, got {tuple(t.shape)}")
-    return torch.stack(list(tensors))
+    return torch.stack(list(tensors)) if whole is None else whole
 
 
 def check_mask(mask: Tensor, n: int | None) -> None:

@@ -21,6 +21,8 @@ if reason := why_not("cpu", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
 from pycl.backends import cpu
+from pycl.core.problem import SinkhornProblem
+from pycl.core.sinkhorn import solve
 
 C = cpu._C
 Path = tuple[Any, ...]
@@ -107,6 +109,15 @@ def extremes() -> PairExtremes:
     return pair_extremes(Points(z := leaves()[0], torch.arange(len(z)) % 3), **sets, backend="cpu")
 
 
+def transport() -> SinkhornProblem:
+    return SinkhornProblem(leaves()[0].detach(), 0.05, 3, torch.zeros(9), torch.zeros(5), torch.float32)
+
+
+def steps() -> Tensor:
+    codes, _, _ = solve(cpu.sinkhorn_columns, cpu.sinkhorn_codes, transport())
+    return codes.sum()
+
+
 CALLS: dict[str, Callable[[], Tensor]] = {
     "cross_entropy": lambda: F.nt_xent(leaves(), backend="cpu"),
     "statistics": statistics,
@@ -116,6 +127,7 @@ CALLS: dict[str, Callable[[], Tensor]] = {
     "average": average,
     "extremes": lambda: extremes().negative.sum(),
     "sinkhorn": lambda: F.sinkhorn(leaves()[0], backend="cpu").sum(),
+    "sinkhorn_steps": steps,
     "unit": lambda: unit(leaves()[0]).sum(),
 }
 
@@ -228,8 +240,9 @@ FUNCTIONS = {  # by the loss that calls them: addresses that are a must, and seq
     "pair_average": ("average", (2, 3), (1,)),
     "pair_average_backward": ("average", (3,), (1, 2, 5)),
     "pair_extremes": ("extremes", (1, 2), ()),
-    "sinkhorn_columns": ("sinkhorn", (4,), (0,)),
-    "sinkhorn_codes": ("sinkhorn", (3, 5, 6), (0,)),
+    "sinkhorn": ("sinkhorn", (4, 6, 7, 8), (0,)),
+    "sinkhorn_columns": ("sinkhorn_steps", (4,), (0,)),
+    "sinkhorn_codes": ("sinkhorn_steps", (3, 5, 6), (0,)),
     "unit": ("unit", (1,), (0,)),
     "unit_backward": ("unit", (2,), (0, 1)),
 }
@@ -310,7 +323,7 @@ def test_a_gradient_of_means_has_their_shape(monkeypatch: pytest.MonkeyPatch) ->
         assert "the width of the values" in refused(C.pair_average_backward, arguments, (2, 2), dv)
 
 
-@pytest.mark.parametrize("name", ["sinkhorn_columns", "sinkhorn_codes", "unit", "unit_backward"])
+@pytest.mark.parametrize("name", ["sinkhorn", "sinkhorn_columns", "sinkhorn_codes", "unit", "unit_backward"])
 def test_matrices_and_threads_that_cannot_be(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments, _alive = arguments_of(name, FUNCTIONS[name][0], monkeypatch)
     for at, values in MATRIX.values():
@@ -319,9 +332,9 @@ def test_matrices_and_threads_that_cannot_be(name: str, monkeypatch: pytest.Monk
     refused(getattr(C, name), arguments, (max(arguments),), 0)  # threads
 
 
-@pytest.mark.parametrize("name", ["sinkhorn_columns", "sinkhorn_codes"])
+@pytest.mark.parametrize("name", ["sinkhorn", "sinkhorn_columns", "sinkhorn_codes"])
 def test_scores_have_no_stride_of_columns(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments, _alive = arguments_of(name, "sinkhorn", monkeypatch)
+    arguments, _alive = arguments_of(name, FUNCTIONS[name][0], monkeypatch)
     assert "column stride" in refused(getattr(C, name), arguments, (0, 4), 2)
 
 
@@ -331,10 +344,17 @@ def test_a_gradient_of_unit_rows_has_their_shape(monkeypatch: pytest.MonkeyPatch
         assert "the shape of z" in refused(C.unit_backward, arguments, (1, at), other)
 
 
-def test_codes_have_the_dtype_of_the_scores_or_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments, _alive = arguments_of("sinkhorn_codes", "sinkhorn", monkeypatch)
+@pytest.mark.parametrize(("name", "at"), [("sinkhorn", 5), ("sinkhorn_codes", 4)])
+def test_codes_have_the_dtype_of_the_scores_or_float32(name: str, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, _alive = arguments_of(name, FUNCTIONS[name][0], monkeypatch)
     for dtype in (1, 2, 3, 4, -1):
-        refused(C.sinkhorn_codes, arguments, (4,), dtype)
+        refused(getattr(C, name), arguments, (at,), dtype)
+
+
+@pytest.mark.parametrize("iterations", [0, -1, -(2**63)])
+def test_a_solve_has_an_iteration(iterations: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, _alive = arguments_of("sinkhorn", "sinkhorn", monkeypatch)
+    assert "iterations must be at least 1" in refused(C.sinkhorn, arguments, (3,), iterations)
 
 
 @pytest.mark.parametrize("address", [np.float32(3.7), 64.0, -64, 2**64, None])

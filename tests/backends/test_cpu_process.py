@@ -113,6 +113,19 @@ loss(x).backward()
 (right,) = torch.autograd.grad(loss(x, "reference"), x)
 print(torch.allclose(x.grad, right, rtol=1e-4, atol=1e-7))
 """
+SOLVE = """
+def interrupt():
+    time.sleep(0.3)
+    sent.append(time.perf_counter())
+    os.kill(os.getpid(), signal.SIGINT)
+
+sent, scores = [], torch.rand(2000, 500)
+threading.Thread(target=interrupt, daemon=True).start()
+try:
+    F.sinkhorn(scores, iterations=10**6, backend="cpu")
+except KeyboardInterrupt:
+    print(time.perf_counter() - sent[0])
+"""
 HANDLED = """
 x, ticks = points(n).detach(), []
 right = loss(x)
@@ -152,6 +165,11 @@ def test_an_interrupt_ends_a_kernel(where: str, forward: str, pool: str, n_threa
     delay, is_right = python(LONG + INTERRUPT, pool, n_threads, forward, where)
     assert float(delay) < 1
     assert is_right == "True"
+
+
+def test_an_interrupt_ends_a_solve() -> None:
+    (delay,) = python(SOLVE, "torch", "2")
+    assert float(delay) < 1
 
 
 def test_a_signal_that_is_handled_changes_nothing() -> None:

@@ -212,6 +212,20 @@ FAULTS = [
         "test_group",
     ),
     Fault(
+        "Sinkhorn on a CPU: a solve goes on with the first potential",
+        "csrc/cpu/sinkhorn.h",
+        "      kernels.take(potential);",
+        "      if (i == 0) kernels.take(potential);",
+        "test_sinkhorn_cpu",
+    ),
+    Fault(
+        "SwAV: the codes of the queue stand for those of the crop",
+        "pycl/functional/_features.py",
+        "self.transport._replace(scores=scores[-n:]",
+        "self.transport._replace(scores=scores[:n]",
+        "test_features test_swav",
+    ),
+    Fault(
         "Sinkhorn: a soft marginal forgets epsilon",
         "pycl/core/sinkhorn.py",
         "potential * (penalty / (penalty + epsilon))",

@@ -19,7 +19,7 @@ from pycl.functional._common import unit
 if reason := why_not("cpu", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
-from pycl.backends import cpu
+from pycl.backends import cpu, workspace
 
 
 @pytest.fixture
@@ -67,6 +67,46 @@ def test_swav_and_its_gradients(stored: list[int]) -> None:
     assert stored == [(19 + 40) * 33] * 6
     with pycl.set_workspace(0):
         assert_close(few, run(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "autocast"),
+    [(torch.float32, True), *((one, False) for one in (torch.float32, torch.float64, torch.bfloat16, torch.float16))],
+    ids=str,
+)
+@pytest.mark.parametrize("queue", [False, True])
+def test_means_of_kept_codes(queue: bool, dtype: torch.dtype, autocast: bool, stored: list[int]) -> None:
+    """One product with the codes in place of the engine's average, of terms with weights of their own."""
+    crops = normalize(torch.randn(3, 21, 16), dim=-1).to(dtype).requires_grad_()
+    prototypes = normalize(torch.randn(35, 16), dim=-1).to(dtype).requires_grad_()
+    earlier = normalize(torch.randn(2, 40, 16), dim=-1).to(dtype) if queue else None
+    weights = torch.rand(21)
+
+    def run() -> list[Tensor]:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            terms = swav(crops, prototypes, queue=earlier, reduction="none", backend="cpu")
+        return [terms, *torch.autograd.grad(terms @ weights.to(terms.dtype), [crops, prototypes])]
+
+    few = run()
+    assert len(stored) == 6
+    with pycl.set_workspace(0):
+        swept = run()
+    half = torch.finfo(dtype).eps if dtype.itemsize == 2 else 0.0
+    for one, other in zip(few, swept, strict=True):
+        assert one.dtype == other.dtype
+        assert_close(one, other, rtol=max(1e-4, 2 * half), atol=max(1e-6, half * float(other.abs().max())))
+
+
+def test_kept_codes_are_in_the_budget() -> None:
+    """As long as the graph lives; the second code crop has what the first has left."""
+    crops, prototypes = torch.randn(2, 19, 16), torch.randn(33, 16, requires_grad=True)
+    size = 19 * 33 * 4
+    with pycl.set_workspace(2 * size - 1):
+        loss = swav(crops, prototypes, backend="cpu")
+        assert workspace.left() < size
+        loss.backward()
+        del loss
+        assert workspace.left() == 2 * size - 1
 
 
 def test_under_autocast(stored: list[int]) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.global_settings import deterministic, threads
 from helpers.oracle import assert_as_accurate
+from helpers.sinkhorn_problems import check, problem
 from helpers.sinkhorn_reference import published
 
 from pycl.backends.registry import why_not
@@ -17,6 +18,7 @@ if reason := why_not("cpu", "cpu"):
 
 from pycl.backends import cpu
 from pycl.core.problem import SinkhornProblem
+from pycl.core.sinkhorn import NotFiniteError, solve
 
 DTYPES = torch.float64, torch.float32, torch.bfloat16, torch.float16
 
@@ -30,6 +32,67 @@ def test_instruction_sets(isa: str, dtype: torch.dtype) -> None:
         assert_as_accurate(sinkhorn(scores, backend="cpu"), eager, truth, dtype, magnitude=truth.max().item())
         wide = sinkhorn(scores, dtype=torch.float32, backend="cpu")
         assert_as_accurate(wide, published(scores.float()), truth, torch.float32, magnitude=truth.max().item())
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 5])
+@pytest.mark.parametrize("marginals", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "codes"), [*((one, one) for one in DTYPES), *((half, torch.float32) for half in DTYPES[2:])], ids=str
+)
+def test_a_solve_is_its_steps(
+    isa: str, dtype: torch.dtype, codes: torch.dtype, marginals: bool, iterations: int
+) -> None:
+    """Bit for bit, and the truth; rows lie apart, some pairs are ruled out."""
+    t = problem(37, 131, dtype, iterations=iterations, codes=codes, marginals=marginals, holes=0.1, stride=140)
+    found = cpu.sinkhorn(t)
+    for one, other in zip(found, solve(cpu.sinkhorn_columns, cpu.sinkhorn_codes, t), strict=True):
+        assert torch.equal(one, other)
+    check(found, t)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_solve_in_place(isa: str, dtype: torch.dtype) -> None:
+    t = problem(70, 259, dtype)
+    expected = cpu.sinkhorn(t)
+    memory = t.scores.clone()
+    found = cpu.sinkhorn(t._replace(scores=memory, out=memory))
+    assert found[0] is memory
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "value", "message"),
+    [
+        (3, 5, torch.nan, r"1 that are not, the first nan at \[3, 5\]"),
+        (0, 0, torch.inf, r"the first inf at \[0, 0\]"),
+        (2, slice(None), -torch.inf, "every row, row 2 has only -inf"),
+        (slice(None), 4, -torch.inf, "every column, column 4 has only -inf"),
+        (1, 1, 1e38, "beyond the range of its dtype, epsilon=0.05"),
+    ],
+)
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_scores_that_are_not_finite(
+    isa: str, iterations: int, row: int | slice, column: int | slice, value: float, message: str
+) -> None:
+    scores = torch.rand(9, 40)
+    scores[row, column] = value
+    with pytest.raises(NotFiniteError, match=message):
+        sinkhorn(scores, iterations=iterations, backend="cpu")
+
+
+def test_the_default_device_is_not_that_of_the_codes() -> None:
+    for n in (3, 700):  # codes by malloc, and in a buffer
+        scores = torch.rand(n, 500)
+        expected = sinkhorn(scores, backend="cpu")
+        with torch.device("meta"):
+            assert torch.equal(sinkhorn(scores, backend="cpu"), expected)
+
+
+def test_a_tracer_sees_the_operator() -> None:
+    scores = torch.rand(6, 9)
+    traced = torch.jit.trace(lambda x: sinkhorn(x, backend="cpu"), scores, check_trace=False)
+    other = torch.rand(6, 9)
+    assert torch.equal(traced(other), sinkhorn(other, backend="cpu"))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
