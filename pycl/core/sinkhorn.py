@@ -73,9 +73,9 @@ def check_finite(t: SinkhornProblem, u: Tensor, v: Tensor, alone: bool = True) -
 
     With ``alone=False`` a prototype that is ruled out here may have samples on other ranks.
 
-    Looks at CPU tensors only: there it costs B + K comparisons, and a GPU would have to be waited for.
+    Looks at CPU tensors only: there it costs B + K products, and a GPU would have to be waited for.
     """
-    if u.device.type != "cpu" or observed() or math.isfinite(u.sum().item() + v.sum().item()):
+    if u.device.type != "cpu" or observed() or math.isfinite(u.dot(u).item() + v.dot(v).item()):
         return
     if u.isfinite().all() and v.isfinite().all():
         return
