@@ -67,14 +67,14 @@ class Stored(NamedTuple):
     def sample_lse(self, v: Tensor) -> Tensor:
         return operators.samples(self.transport, v, self.backend)
 
-    def code_means(self, v: Tensor, n: int, values: Tensor) -> Tensor:
+    def code_means(self, v: Tensor, z: Tensor, values: Tensor) -> Tensor:
         """``Sweeps.code_means`` by a product with codes that are kept, and one in the backward; sweeps take four.
 
         The codes take the place of the scores.
         """
         scores, given = self.transport.scores, values.to(self.transport.dtype)
-        in_place = n == len(scores) and not observed()
-        mine = self.transport._replace(scores=scores[-n:], out=scores if in_place else None)
+        in_place = len(z) == len(scores) and not observed()
+        mine = self.transport._replace(scores=scores[-len(z) :], out=scores if in_place else None)
         with torch.no_grad():
             codes, _ = operators.codes(mine, v, self.backend)
         with no_autocast(codes):
@@ -103,9 +103,9 @@ class Sweeps(NamedTuple):
         """``log sum_k exp(L_bk + v_k)`` [B]."""
         return self._lse(self.z, self.prototypes, v)
 
-    def code_means(self, v: Tensor, n: int, values: Tensor) -> Tensor:
-        """The values' means [n, dv] under the last n samples' codes, which are constants: the last sample step."""
-        rows, cols = Points(self.z[-n:]), Points(self.prototypes)
+    def code_means(self, v: Tensor, z: Tensor, values: Tensor) -> Tensor:
+        """The values' means [n, dv] under the codes of z, the last n samples: constants, by the last sample step."""
+        rows, cols = Points(z), Points(self.prototypes)
         return pair_average(rows, cols, values, 1 / self.epsilon, col_bias=v, offset=None, backend=self.backend)
 
     def _lse(self, anchors: Tensor, candidates: Tensor, bias: Tensor | None) -> Tensor:

@@ -150,7 +150,7 @@ def _code_means(
         v = prototype_potential(
             lambda v: all_reduce_logsumexp(logits.prototype_lse(v), group), partial(step, target=target), iterations
         )
-    return logits.code_means(v, len(z), prototypes)
+    return logits.code_means(v, z, prototypes)
 
 
 def stack(name: str, tensors: Views, prototypes: Tensor, least: int, most: float = math.inf) -> Tensor:
