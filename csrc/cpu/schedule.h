@@ -53,7 +53,10 @@ struct Schedule {
     int *const of_rows = rounds + rows, *const of_cols = symmetric ? rounds + cols : rounds + groups + cols;
     wait_for(*of_rows, round);
     wait_for(*of_cols, round);
-    symmetric&& rows == cols ? within(worker, rows) : match(worker, rows, cols, groups);
+    if (symmetric && rows == cols)
+      within(worker, rows);
+    else
+      match(worker, rows, cols, groups);
     __atomic_store_n(of_rows, round + 1, __ATOMIC_RELEASE);
     __atomic_store_n(of_cols, round + 1, __ATOMIC_RELEASE);
   }
