@@ -54,7 +54,6 @@ EVERYONE = (*FORMS, "compile", "peers")
 EAGER = ("eager", "compile")
 BASELINES = {"losses": EAGER, "modifiers": EVERYONE, "objectives": EAGER, "sinkhorn": EVERYONE, "gpu": EVERYONE}
 NOT_WITH_BASE = ("--baselines", "--json", "--csv", "--plot", "--commit", "--budget")
-NOT_REPEATED = ("--json", "--csv", "--plot", "--commit")  # the business of who ran it
 QUICK_DIVISOR = 8
 SECONDS = {"losses": 10.0, "modifiers": 10.0, "objectives": 3.0, "sinkhorn": 10.0, "gpu": 2.0}
 QUICK_SECONDS = 1.0
@@ -81,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _cannot_run(f"--suite {options.suite}", reason)
     seconds = options.seconds or (QUICK_SECONDS if options.quick else SECONDS[options.suite])
     plan = Plan(tuple(baselines), seconds, options.repeats)
-    command = " ".join(["python -m pycl.bench", *_repeatable(arguments)])
+    command = " ".join(["python -m pycl.bench", *records.repeatable(arguments)])
     if options.base is not None:
         return _against(options, command, cases, plan)
     record = records.new_record(options.suite, command, options.commit)
@@ -158,18 +157,6 @@ def _write(record: Record, options: argparse.Namespace) -> None:
     if options.plot:
         path = plots.draw(record, options.plot)
         print(f"wrote {path}" if path else "nothing was drawn: fewer than two sizes have a time")
-
-
-def _repeatable(arguments: Sequence[str]) -> list[str]:
-    """The arguments without those that say nothing about what is measured."""
-    kept = []
-    rest = iter(arguments)
-    for argument in rest:
-        if argument in NOT_REPEATED:
-            next(rest)
-        elif not argument.startswith(tuple(f"{name}=" for name in NOT_REPEATED)):
-            kept.append(argument)
-    return kept
 
 
 def select(suite: str, patterns: Sequence[str] | None, sizes: Sequence[int] | None, quick: bool) -> list[Case]:

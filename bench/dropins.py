@@ -59,9 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", metavar="TEXT", help="drop-ins with this in their name")
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"spent on a row (default {SECONDS:g})")
     parser.add_argument("--json", type=Path, metavar="DIR", help="write the record there as cpu-dropins.json")
-    options = parser.parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    options = parser.parse_args(arguments)
     declare_torchvision()
-    record = records.new_record("dropins", "python -m pycl.bench.dropins")
+    record = records.new_record("dropins", " ".join(["python -m pycl.bench.dropins", *records.repeatable(arguments)]))
     record["peers"] = {}
     for dropin in (dropin for dropin in DROPINS if options.only in dropin.name):
         try:

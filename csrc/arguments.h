@@ -50,15 +50,9 @@ inline Terms terms_of(int map, Address positive_weight) {
   return {PairMap(map), pointer(positive_weight)};
 }
 
-// A parallel region costs as much as copying these. Sinkhorn of 64 x 512 scores took one thread 76 us, two threads 68,
-// or 32 ms where other programs had the cores.
-constexpr double kElementsPerThread = 1 << 15;
-
-// No more threads than are worth waking for work that takes as long as copying this many elements.
-inline int thread_count(int threads, double elements) {
+inline int thread_count(int threads) {
   demand(threads >= 1, "threads must be at least 1, got ", threads);
-  const double worth = elements / kElementsPerThread;
-  return worth < 1 ? 1 : worth < threads ? int(worth) : threads;
+  return threads;
 }
 
 inline Matrix matrix(const char* name, const MatrixTuple& z) {

@@ -1,124 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 // The module pycl._C: raw pointers in, kernels chosen by dtype, the interpreter lock released while they run.
-#include <dlfcn.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <atomic>
-#include <chrono>
 #include <cstdlib>
 #include <exception>
 #include <optional>
-#include <thread>
 #include <vector>
 
 #include "arguments.h"
-#include "block_cache.h"
+#include "call.h"
 #include "cpu/dispatch.h"
-#include "team.h"
 
 namespace py = pybind11;
 using namespace pycl;
 
 namespace {
-
-// torch_parallel_for of libtorch_cpu, a C symbol of its stable interface.
-using RangeBody = void (*)(int64_t begin, int64_t end, void* context);
-using ParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context);
-ParallelFor torch_parallel_for = nullptr;
-
-bool use_thread_pool_of(const std::string& library) {
-  void* handle = dlopen(library.c_str(), RTLD_NOW | RTLD_NOLOAD);
-  if (!handle) return false;
-  torch_parallel_for = reinterpret_cast<ParallelFor>(dlsym(handle, "torch_parallel_for"));
-  return torch_parallel_for != nullptr;
-}
-
-// Never destroyed: a thread may still be in a call when a process ends.
-BlockCache& block_cache() {
-  static auto* const cache = new BlockCache;
-  return *cache;
-}
-
-// Memory and threads of one call, and the signals that Python gets while it lasts.
-struct Call : ExecutionContext {
-  using Clock = std::chrono::steady_clock;
-  // Shorter calls never ask for signals: where other threads hold the interpreter, asking may take 5 ms.
-  static constexpr auto kBetweenSignals = std::chrono::milliseconds(200);
-
-  std::vector<BlockCache::Block> blocks;
-  Team team;
-  const std::thread::id caller = std::this_thread::get_id();
-  Clock::time_point next = Clock::now() + kBetweenSignals;
-  std::atomic<bool> is_cancelled{false};
-  std::exception_ptr error;
-
-  explicit Call(int n_threads) {
-    threads = n_threads;
-    owner = this;
-    cancelled = [](const ExecutionContext& host) {
-      auto* call = static_cast<Call*>(host.owner);
-      call->take_signals();
-      return call->is_cancelled.load(std::memory_order_relaxed);
-    };
-    relax = Team::relax;
-    allocate = [](const ExecutionContext& host, size_t bytes) {
-      auto& blocks = static_cast<Call*>(host.owner)->blocks;
-      blocks.push_back({nullptr, 0, 0});
-      blocks.back() = block_cache().take(bytes);
-      void* const memory = blocks.back().memory;
-      if (!memory) blocks.pop_back(), throw std::bad_alloc();
-      return memory;
-    };
-    run = [](const ExecutionContext& host, int tasks, Team::Body body, void* arg) {
-      static_cast<Call*>(host.owner)->team.run(tasks, body, arg);
-    };
-  }
-
-  ~Call() { block_cache().give_back(blocks); }
-
-  // Python's handlers run in the thread that called; what they raise ends the call.
-  void take_signals() {
-    if (std::this_thread::get_id() != caller || Clock::now() < next || is_cancelled) return;
-    py::gil_scoped_acquire locked;
-    if (PyErr_CheckSignals()) {
-      error = std::make_exception_ptr(py::error_already_set());
-      is_cancelled = true;
-    }
-    next = Clock::now() + kBetweenSignals;
-  }
-
-  // Runs a kernel in this thread while the others help; afterwards `error` is what it, or Python, has raised.
-  template <class Kernel>
-  void lead(Kernel& kernel) {
-    try {
-      kernel(*this);
-    } catch (...) {  // not through the region, which may have no way for it
-      error = std::current_exception();
-    }
-    team.finish();
-  }
-};
-
-// body(arg, k) for every k in [0, n), in threads of torch's pool where there is one; 0 in this thread.
-void in_threads(int n, Team::Body body, void* arg) {
-  if (torch_parallel_for) {
-    struct Range {
-      Team::Body body;
-      void* arg;
-    } range{body, arg};
-    auto run = [](int64_t begin, int64_t end, void* context) {
-      const Range& r = *static_cast<Range*>(context);
-      for (int64_t k = begin; k < end; ++k) r.body(r.arg, int(k));
-    };
-    torch_parallel_for(0, n, 1, run, &range);
-    return;
-  }
-  std::vector<std::thread> threads;
-  for (int k = 1; k < n; ++k) threads.emplace_back(body, arg, k);
-  body(arg, 0);
-  for (std::thread& thread : threads) thread.join();
-}
 
 struct PyProblem : Problem {
   bool halves;
@@ -127,24 +24,6 @@ struct PyProblem : Problem {
 
   const Kernels& kernels() const { return kernels_for(rows.z.dtype, halves); }
 };
-
-template <class Kernel>
-void run_kernel(int threads, Kernel kernel) {
-  Call call(threads);
-  struct Region {
-    Call& call;
-    Kernel& kernel;
-  } region{call, kernel};
-  auto take_part = [](void* arg, int k) {
-    Region& r = *static_cast<Region*>(arg);
-    k == 0 ? r.call.lead(r.kernel) : r.call.team.help();
-  };
-  threads == 1 ? take_part(&region, 0) : in_threads(threads, take_part, &region);
-  if (call.error) std::rethrow_exception(call.error);
-}
-
-double elements(const Matrix& m) { return double(m.n) * double(m.d); }
-constexpr double kProductsPerElement = 16;  // that a thread computes while it could copy an element
 
 Side side(const char* name, const MatrixTuple& z, Address ids, Address views, int64_t n_views, Address bias) {
   const Matrix m = matrix(name, z);
@@ -176,8 +55,7 @@ PyProblem make_problem(const MatrixTuple& rows, const MatrixTuple& cols, const s
   p.residuals = nullptr;
   p.residual_bytes = 0;
   p.halves = halves;
-  const double pairs_of_features = double(p.rows.z.n) * double(p.cols.z.n) * double(p.rows.z.d);
-  p.threads = thread_count(threads, pairs_of_features / kProductsPerElement);
+  p.threads = thread_count(threads);
   return p;
 }
 
@@ -385,7 +263,7 @@ PYBIND11_MODULE(_C, m) {
         const void* const target = required("prototype_target", prototype_target);
         void *const to = required("codes", codes), *const samples = required("u", u),
                     *const potential = required("v", v);
-        run_kernel(thread_count(threads, elements(t.scores)), [&](const ExecutionContext& host) {
+        run_kernel(thread_count(threads), [&](const ExecutionContext& host) {
           kernels_for(t.scores.dtype, false).sinkhorn(t, host, iterations, target, code, to, samples, potential);
         });
       },
@@ -397,7 +275,7 @@ PYBIND11_MODULE(_C, m) {
          int threads) {
         const SinkhornProblem t = sinkhorn_problem(scores, epsilon, sample_target);
         void* const lse = required("out", out);
-        run_kernel(thread_count(threads, elements(t.scores)), [&](const ExecutionContext& host) {
+        run_kernel(thread_count(threads), [&](const ExecutionContext& host) {
           kernels_for(t.scores.dtype, false).sinkhorn_columns(t, host, pointer(potential), lse);
         });
       },
@@ -409,7 +287,7 @@ PYBIND11_MODULE(_C, m) {
         const SinkhornProblem t = sinkhorn_problem(scores, epsilon, 0);
         const void* const v = required("potential", potential);
         void* const lse = required("out", out);
-        run_kernel(thread_count(threads, elements(t.scores)), [&](const ExecutionContext& host) {
+        run_kernel(thread_count(threads), [&](const ExecutionContext& host) {
           kernels_for(t.scores.dtype, false).sinkhorn_samples(t, host, v, lse);
         });
       },
@@ -422,7 +300,7 @@ PYBIND11_MODULE(_C, m) {
         const DType code = code_dtype(t, dtype);
         const void* const v = required("potential", potential);
         void *const to = required("codes", codes), *const samples = required("u", u);
-        run_kernel(thread_count(threads, elements(t.scores)), [&](const ExecutionContext& host) {
+        run_kernel(thread_count(threads), [&](const ExecutionContext& host) {
           kernels_for(t.scores.dtype, false).sinkhorn_codes(t, host, v, code, to, samples);
         });
       },
@@ -433,7 +311,7 @@ PYBIND11_MODULE(_C, m) {
       [](const MatrixTuple& z, Address out, int threads) {
         const Matrix rows = matrix("z", z);
         void* const to = required("out", out);
-        run_kernel(thread_count(threads, elements(rows)),
+        run_kernel(thread_count(threads),
                    [&](const ExecutionContext& host) { kernels_for(rows.dtype, false).unit(rows, host, to); });
       },
       unlocked, exact("z"), exact("out"), exact("threads"));
@@ -443,7 +321,7 @@ PYBIND11_MODULE(_C, m) {
         const Matrix rows = matrix("z", z), g = matrix("d_unit", d_unit);
         demand(g.n == rows.n && g.d == rows.d, "d_unit must have the shape of z, got ", g.n, " and ", g.d);
         void* const to = required("out", out);
-        run_kernel(thread_count(threads, elements(rows)), [&](const ExecutionContext& host) {
+        run_kernel(thread_count(threads), [&](const ExecutionContext& host) {
           kernels_for(rows.dtype, false).unit_backward(rows, host, g, to);
         });
       },

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ CSV_COLUMNS = (
     "x_value", "y_value_50", "y_value_25", "y_value_75", "dim", "dtype", "matmul_precision", "backend", "cpu", "isa",
     "threads", "torch_version", "pycl_version", "commit", "timestamp", "gpu",
 )  # fmt: skip
+
+
+NOT_REPEATED = ("--json", "--csv", "--plot", "--commit")  # the business of who ran it
 
 
 def new_record(suite: str, command: str, source: str | None = None) -> dict[str, Any]:
@@ -49,6 +52,18 @@ def new_record(suite: str, command: str, source: str | None = None) -> dict[str,
         "rows": [],
         "sweep": [],
     }
+
+
+def repeatable(arguments: Sequence[str]) -> list[str]:
+    """The arguments without those that say nothing about what is measured."""
+    kept = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument in NOT_REPEATED:
+            next(rest)
+        elif not argument.startswith(tuple(f"{name}=" for name in NOT_REPEATED)):
+            kept.append(argument)
+    return kept
 
 
 def commit() -> str | None:

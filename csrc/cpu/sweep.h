@@ -230,9 +230,9 @@ struct Sweep {
       P::end_thread();
     };
     int* rounds = allocate<int>(host, 2 * groups);
-    Schedule<decltype(visit_tile)>{host,   problem.symmetric, by_col, row_blocks, col_blocks, workers,
-                                   groups, visit_tile,        rounds}
-        .run();
+    using Tiles = Schedule<decltype(visit_tile)>;
+    Tiles schedule{host, problem.symmetric, by_col, row_blocks, col_blocks, workers, groups, visit_tile, rounds};
+    schedule.run();
   }
 };
 

@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import pytest
 import torch
+
+from pycl.backends.registry import why_not
 
 
 def during(get: Callable[[], Any], put: Callable[[Any], Any]) -> Callable[[Any], AbstractContextManager[None]]:
@@ -25,7 +28,15 @@ def during(get: Callable[[], Any], put: Callable[[Any], Any]) -> Callable[[Any],
     return setting
 
 
-threads = during(torch.get_num_threads, torch.set_num_threads)
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """So many threads, whether or not the work is worth them."""
+    with during(torch.get_num_threads, torch.set_num_threads)(n), pytest.MonkeyPatch.context() as patch:
+        if why_not("cpu", "cpu") is None:
+            patch.setattr("pycl.backends.cpu.ELEMENTS_PER_THREAD", 1)
+        yield
+
+
 matmul_precision = during(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision)
 # fills what torch.empty returns with NaN
 deterministic = during(torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms)
