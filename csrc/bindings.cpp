@@ -15,6 +15,11 @@
 namespace py = pybind11;
 using namespace pycl;
 
+std::exception_ptr pycl::raised_by_signals() {
+  const py::gil_scoped_acquire locked;
+  return PyErr_CheckSignals() ? std::make_exception_ptr(py::error_already_set()) : nullptr;
+}
+
 namespace {
 
 struct PyProblem : Problem {

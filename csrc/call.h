@@ -2,7 +2,6 @@
 // What a kernel gets from outside for one call: threads of torch's pool, memory, and the signals of Python meanwhile.
 #pragma once
 #include <dlfcn.h>
-#include <pybind11/pybind11.h>
 
 #include <atomic>
 #include <chrono>
@@ -34,6 +33,9 @@ inline BlockCache& block_cache() {
   static auto* const cache = new BlockCache;
   return *cache;
 }
+
+// What a handler of Python raised, for a signal since the last time; null where none did. In bindings.cpp.
+std::exception_ptr raised_by_signals();
 
 // Memory and threads of one call, and the signals that Python gets while it lasts.
 struct Call : ExecutionContext {
@@ -75,11 +77,8 @@ struct Call : ExecutionContext {
   // Python's handlers run in the thread that called; what they raise ends the call.
   void take_signals() {
     if (std::this_thread::get_id() != caller || Clock::now() < next || is_cancelled) return;
-    pybind11::gil_scoped_acquire locked;
-    if (PyErr_CheckSignals()) {
-      error = std::make_exception_ptr(pybind11::error_already_set());
-      is_cancelled = true;
-    }
+    error = raised_by_signals();
+    is_cancelled = error != nullptr;
     next = Clock::now() + kBetweenSignals;
   }
 
