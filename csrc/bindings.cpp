@@ -117,7 +117,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("is_wide", &is_wide, exact("rows"), exact("m"), exact("cols"), exact("n"));
 
   py::class_<PyProblem>(m, "Problem")
-      .def(py::init(&make_problem), py::kw_only(), exact("rows"), exact("cols"), exact("labels"), exact("n_views"),
+      .def(py::init(&make_problem), exact("rows"), exact("cols"), exact("labels"), exact("n_views"),
            exact("row_bias"), exact("col_bias"), exact("symmetric"), exact("logit_scale"), exact("scale_per_row"),
            exact("pairs"), exact("positives"), exact("has_self"), exact("offset"), exact("normalize"), exact("halves"),
            exact("threads"))

@@ -185,12 +185,12 @@ struct Kernels {
   void (*prefix_stats)(const Problem&, const ExecutionContext&, const Prefixes&, const Stats& out);
   void (*prefix_stats_backward)(const Problem&, const ExecutionContext&, const Prefixes&, const Stats&,
                                 const StatsGradient& rows, const StatsGradient& cols, const PrefixGradients&);
-  // the total and its gradients
+  // the total and its gradients, one of the scale where there is one
   void (*pair_cross_entropy_fused)(const Problem&, const ExecutionContext&, const CrossEntropy&, void* total,
                                    const Gradients&);
   void (*pair_sum)(const Problem&, const ExecutionContext&, const Terms&, const Sums& out);
   void (*pair_sum_backward)(const Problem&, const ExecutionContext&, const Terms&, const void* d_sum, const Gradients&);
-  // weight times the total of the sums, and its gradients
+  // weight times the total of the sums, and its gradients likewise
   void (*pair_sum_fused)(const Problem&, const ExecutionContext&, const Terms&, double weight, void* total,
                          const Gradients&);
   // the values of a pair are those of its column, or its logit where there are none

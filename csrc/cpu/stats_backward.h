@@ -157,7 +157,8 @@ template <class P>
 void pair_cross_entropy_fused(const Problem& problem, const ExecutionContext& host, const CrossEntropy& weights,
                               void* total, const Gradients& out) {
   using T = typename P::T;
-  Sweep<P> sweep(problem, host, true, &out, weights.both_sides);
+  const Gradients by_row = with_scale_by_row<T>(problem, host, out);
+  Sweep<P> sweep(problem, host, true, &by_row, weights.both_sides);
   const int64_t m = problem.rows.z.n, n = weights.both_sides ? problem.cols.z.n : 0;
   const Stats stats{allocate<T>(host, kStats * m), n ? allocate<T>(host, kStats * n) : nullptr};
   find_stats(sweep, stats);
@@ -180,7 +181,8 @@ void pair_cross_entropy_fused(const Problem& problem, const ExecutionContext& ho
     return StatsGradient{uniform(weights.lse, points), nullptr, uniform(weights.pos_sum, points)};
   };
   sweep.reuse = true;
-  find_gradients(sweep, stats, d_stats(m), d_stats(n), out);
+  find_gradients(sweep, stats, d_stats(m), d_stats(n), by_row);
+  add_up_scale<T>(problem, by_row, out);
 }
 
 }  // namespace

@@ -140,14 +140,15 @@ void pair_sum_backward(const Problem& problem, const ExecutionContext& host, con
 
 template <class P>
 void pair_sum_fused(const Problem& problem, const ExecutionContext& host, const pycl::Terms& terms, double weight,
-                    void* total, const Gradients& gradients) {
+                    void* total, const Gradients& out) {
   using T = typename P::T;
-  Sweep<P> sweep(problem, host, true, &gradients, false);
+  const Gradients by_row = with_scale_by_row<T>(problem, host, out);
+  Sweep<P> sweep(problem, host, true, &by_row, false);
   const T* weights = positive_weights(sweep, terms);
   auto* totals = zeros<double>(host, true, sweep.groups);
   with_map(terms.map, [&](auto chosen) {
     using Map = decltype(chosen);
-    apply_weights(sweep, gradients, [&](const Tile<T>& tile, auto emit) {
+    apply_weights(sweep, by_row, [&](const Tile<T>& tile, auto emit) {
       double total_of_tile = 0;
       Vec<T> sum{};
       auto value = [&](int i, Vec<T> l, bool positive, IVec<T> counted) PYCL_LAMBDA_INLINE {
@@ -165,6 +166,7 @@ void pair_sum_fused(const Problem& problem, const ExecutionContext& host, const 
   double sum = 0;
   for (int group = 0; group < sweep.groups; ++group) sum += totals[group];
   *static_cast<T*>(total) = T(weight * sum);
+  add_up_scale<T>(problem, by_row, out);
 }
 
 }  // namespace

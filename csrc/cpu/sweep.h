@@ -344,6 +344,21 @@ void store_gradients(Sweep<P>& sweep, const typename P::T* direct, const typenam
     for_each_block<P>(sweep.host, *cols, nullptr, [&](int, int64_t b) { unpack(1, b); });
 }
 
+// Kernels write a gradient of the scale for each row. Of a total, one scale for all rows has one: their sum.
+template <class T>
+Gradients with_scale_by_row(const Problem& p, const ExecutionContext& host, Gradients out) {
+  if (out.logit_scale && !p.scale_per_row) out.logit_scale = allocate<T>(host, p.rows.z.n);
+  return out;
+}
+
+template <class T>
+void add_up_scale(const Problem& p, const Gradients& by_row, const Gradients& out) {
+  if (by_row.logit_scale == out.logit_scale) return;
+  double sum = 0;
+  for (int64_t i = 0; i < p.rows.z.n; ++i) sum += double(static_cast<const T*>(by_row.logit_scale)[i]);
+  *static_cast<T*>(out.logit_scale) = T(sum);
+}
+
 // Gradients by recomputing tiles. make_weights, as in add_products(), overwrites products with dL/dl.
 template <class P, class MakeWeights>
 void apply_weights(Sweep<P>& sweep, const Gradients& out, MakeWeights make_weights) {

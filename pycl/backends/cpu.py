@@ -24,6 +24,7 @@ from pycl.core import precision
 from pycl.core.modifiers import WIDTH, forms
 from pycl.core.problem import (
     MAPS,
+    N_MODIFIER_LEAVES,
     N_STATS,
     Gradients,
     Labels,
@@ -35,8 +36,10 @@ from pycl.core.problem import (
     empty_average,
     empty_gradients,
     empty_values_gradient,
+    modifier_size,
     no_residuals,
     slopes_or_one,
+    split_by_modifier,
 )
 
 DEVICES = ("cpu",)
@@ -68,7 +71,7 @@ def _threads(elements: int) -> int:
 
 
 def _matrix(z: Tensor) -> tuple[int, int, int, int, int, int]:
-    return z.data_ptr(), z.shape[0], z.shape[1], z.stride(0), z.stride(1), DTYPES[z.dtype]
+    return z.data_ptr(), *z.shape, *z.stride(), DTYPES[z.dtype]  # type: ignore[return-value]  # both are pairs
 
 
 def _pointer(x: Tensor | None) -> int:
@@ -78,23 +81,24 @@ def _pointer(x: Tensor | None) -> int:
 def _compiled(problem: Problem) -> Any:
     p = problem
     labels = None if p.row_ids is None else _narrow(p.labels())
-    compiled = _C.Problem(
-        rows=_matrix(p.rows),
-        cols=_matrix(p.rows if p.cols is None else p.cols),
-        labels=(0, 0, 0, 0) if labels is None else tuple(map(Tensor.data_ptr, labels)),
-        n_views=p.n_views,
-        row_bias=_pointer(p.row_bias),
-        col_bias=_pointer(p.row_bias if p.cols is None else p.col_bias),
-        symmetric=p.cols is None,
-        logit_scale=p.logit_scale.data_ptr(),
-        scale_per_row=p.logit_scale.dim() == 1,
-        pairs=p.pairs,
-        positives=p.positives,
-        has_self=p.offset is not None,
-        offset=p.offset or 0,
-        normalize=p.normalize,
-        halves=precision.of_cpu() == "medium",
-        threads=_threads(p.rows.numel() * p.n_cols() // PRODUCTS_PER_ELEMENT),
+    cols, col_bias = (p.rows, p.row_bias) if p.cols is None else (p.cols, p.col_bias)
+    compiled = _C.Problem(  # by position: sixteen names take 3.6 us
+        _matrix(p.rows),
+        _matrix(cols),
+        (0, 0, 0, 0) if labels is None else tuple(map(Tensor.data_ptr, labels)),
+        p.n_views,
+        _pointer(p.row_bias),
+        _pointer(col_bias),
+        p.cols is None,
+        p.logit_scale.data_ptr(),
+        p.logit_scale.dim() == 1,
+        p.pairs,
+        p.positives,
+        p.offset is not None,
+        p.offset or 0,
+        p.normalize,
+        precision.of_cpu() == "medium",
+        _threads(p.rows.numel() * cols.shape[0] // PRODUCTS_PER_ELEMENT),
     )
     compiled.keep_alive = labels
     if p.modifiers:
@@ -156,6 +160,24 @@ def _use_workspace(compiled: Any, number: int) -> None:
 
 def _gradients(problem: Problem, needs: Needs) -> Gradients:
     return empty_gradients(problem, needs, buffers.empty)
+
+
+def _gradients_of_leaves(problem: Problem, wanted: Sequence[bool]) -> tuple[list[Tensor | None], list[int]]:
+    """Memory for the gradients of a total, one for each leaf, None where none is needed; and the addresses."""
+    p, leaves, new = problem, problem.used_leaves(), problem.logit_scale.new_empty
+    rows, cols, scale, *others = wanted
+    out = [
+        buffers.empty_like(p.rows) if rows or scale else None,  # the scale's comes with it
+        buffers.empty_like(p.cols) if cols and p.cols is not None else None,
+        torch.empty_like(p.logit_scale) if scale else None,
+        *(None if x is None or not want else new(x.shape) for x, want in zip(leaves[3:5], others, strict=False)),
+    ]
+    addresses = [*map(_pointer, out), 0]
+    if p.modifiers:
+        joined = new(modifier_size(p) if True in others[2:] else 0)
+        out += split_by_modifier(joined, leaves) if joined.numel() else [None] * N_MODIFIER_LEAVES
+        addresses[-1] = _pointer(joined)
+    return out, addresses
 
 
 def pair_stats(
@@ -236,28 +258,26 @@ def pair_sum(
 
 
 def pair_cross_entropy_fused(
-    problem: Problem, both_sides: bool, lse: float, pos_sum: float, needs: Needs
-) -> tuple[Tensor, ...]:
-    total = torch.empty((), dtype=accumulation_dtype(problem.rows.dtype))
-    gradients = _gradients(problem, needs)
-    out = total.data_ptr(), list(map(_pointer, gradients))
+    problem: Problem, both_sides: bool, lse: float, pos_sum: float, wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    total = problem.logit_scale.new_empty(())
+    gradients, out = _gradients_of_leaves(problem, wanted)
     compiled = _compiled(problem)
     number = workspace.take(compiled.residual_bytes)
     _use_workspace(compiled, number)
     try:
-        _C.pair_cross_entropy_fused(compiled, lse, pos_sum, both_sides, *out)
+        _C.pair_cross_entropy_fused(compiled, lse, pos_sum, both_sides, total.data_ptr(), out)
     finally:
         workspace.give_back(number)
     return total, *gradients
 
 
 def pair_sum_fused(
-    problem: Problem, map: str, positive_weight: Tensor | None, weight: float, needs: Needs
-) -> tuple[Tensor, ...]:
-    total = torch.empty((), dtype=accumulation_dtype(problem.rows.dtype))
-    gradients = _gradients(problem, needs)
-    out = total.data_ptr(), [_pointer(gradient) for gradient in gradients]
-    _C.pair_sum_fused(_compiled(problem), *_terms(map, positive_weight), weight, *out)
+    problem: Problem, map: str, positive_weight: Tensor | None, weight: float, wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    total = problem.logit_scale.new_empty(())
+    gradients, out = _gradients_of_leaves(problem, wanted)
+    _C.pair_sum_fused(_compiled(problem), *_terms(map, positive_weight), weight, total.data_ptr(), out)
     return total, *gradients
 
 
@@ -347,7 +367,7 @@ def unit(z: Tensor) -> Tensor:
 
 
 def unit_backward(z: Tensor, d_unit: Tensor) -> Tensor:
-    rows, gradient, out = _rows(z), _rows(d_unit), buffers.empty(z.shape, z.dtype)
+    rows, gradient, out = _rows(z), _rows(d_unit), buffers.empty_like(z)
     _C.unit_backward(_matrix(rows), _matrix(gradient), out.data_ptr(), _threads(z.numel()))
     return out
 

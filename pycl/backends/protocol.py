@@ -134,17 +134,20 @@ class PairBackend(_Backend, Protocol):
 
 
 class FusedPairBackend(PairBackend, Protocol):
-    """One that returns a loss and its gradients from one call."""
+    """One that returns a loss and its gradients from one call. These are no operators: what is traced has none."""
 
     def pair_cross_entropy_fused(
-        self, problem: Problem, both_sides: bool, lse: float, pos_sum: float, needs: Needs
-    ) -> tuple[Tensor, ...]:
-        """The total over the rows, or over both sides, of lse and pos_sum times their weights; then ``Gradients``."""
+        self, problem: Problem, both_sides: bool, lse: float, pos_sum: float, wanted: Sequence[bool]
+    ) -> tuple[Tensor | None, ...]:
+        """The total over the rows, or over both sides, of lse and pos_sum times their weights.
+
+        Then its gradients: one for each of ``problem.used_leaves()``, maybe None where none is wanted.
+        """
 
     def pair_sum_fused(
-        self, problem: Problem, map: str, positive_weight: Tensor | None, weight: float, needs: Needs
-    ) -> tuple[Tensor, ...]:
-        """The total of ``pair_sum`` times a weight; then ``Gradients``."""
+        self, problem: Problem, map: str, positive_weight: Tensor | None, weight: float, wanted: Sequence[bool]
+    ) -> tuple[Tensor | None, ...]:
+        """The total of ``pair_sum`` times a weight; then its gradients likewise."""
 
 
 class PrefixBackend(PairBackend, Protocol):

@@ -87,7 +87,7 @@ def budget() -> int:
 
 def left() -> int:
     """The bytes that are not in use."""
-    return max(0, budget() - sum(memory.nbytes for memory in tuple(_in_use.values())))
+    return max(0, budget() - sum(memory.nbytes for memory in tuple(_in_use.values()))) if _in_use else budget()
 
 
 def _from_environment(text: str) -> int:
@@ -137,7 +137,8 @@ def take(fitting: Callable[[int], int]) -> int:
         return 0
     number = next(_numbers)
     _in_use[number] = memory
-    _pool.trim(left())
+    if _pool.idle:
+        _pool.trim(left())
     return number
 
 

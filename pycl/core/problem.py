@@ -202,10 +202,8 @@ class Gradients(NamedTuple):
     modifiers: Tensor
 
     def of_modifiers(self, leaves: Sequence[Tensor | None]) -> list[Tensor]:
-        """Views of ``modifiers``: those of the values of the rows and the columns, and of what is shared."""
-        like = leaves[-N_MODIFIER_LEAVES:]
-        parts = self.modifiers.split([0 if x is None else x.numel() for x in like])
-        return [part if x is None else part.view(x.shape) for part, x in zip(parts, like, strict=True)]
+        """Views of ``modifiers``, as :func:`split_by_modifier`."""
+        return split_by_modifier(self.modifiers, leaves)
 
 
 class PrefixGradients(NamedTuple):
@@ -271,12 +269,20 @@ def empty_gradients(
         logit_scale=numbers(m if needs.rows else 0),
         row_bias=numbers(m if needs.bias else 0),
         col_bias=numbers(n if needs.bias and cols is not None else 0),
-        modifiers=numbers(_modifier_size(problem) if needs.modifiers else 0),
+        modifiers=numbers(modifier_size(problem) if needs.modifiers else 0),
     )
 
 
-def _modifier_size(problem: Problem) -> int:
+def modifier_size(problem: Problem) -> int:
+    """The numbers of ``Gradients.modifiers``."""
     return sum(x.numel() for x in problem.leaves()[-N_MODIFIER_LEAVES:] if x is not None)
+
+
+def split_by_modifier(joined: Tensor, leaves: Sequence[Tensor | None]) -> list[Tensor]:
+    """Views of ``Gradients.modifiers``: those of the values of the rows and the columns, and of what is shared."""
+    like = leaves[-N_MODIFIER_LEAVES:]
+    parts = joined.split([0 if x is None else x.numel() for x in like])
+    return [part if x is None else part.view(x.shape) for part, x in zip(parts, like, strict=True)]
 
 
 def empty_values_gradient(problem: Problem, values: Tensor, wanted: bool) -> Tensor:

@@ -54,7 +54,9 @@ def problem_of(
             raise TypeError(f"{name} must be a union of pycl.Pairs, got {_described(pairs)}")
     first, pos = map(int, sets.values())
     z = embeddings_of("rows", rows.z)
-    unlabelled = all(p is None or (p.ids is None and p.views is None) for p in (rows, cols))
+    unlabelled = rows.ids is None and rows.views is None
+    if cols is not None:
+        unlabelled = unlabelled and cols.ids is None and cols.views is None
     bare = unlabelled and group is None and (cols is None or cols.n_views == rows.n_views)
     if rows.n_views > 1 and z.device.type != "cpu":
         bare = False  # made once here, for a forward and a backward that would each make them
@@ -230,7 +232,8 @@ def embeddings_of(name: str, z: Tensor) -> Tensor:
     if not isinstance(z, Tensor) or z.dtype not in FLOATS:
         got = z.dtype if isinstance(z, Tensor) else type(z).__name__
         raise TypeError(f"{name}.z must be a floating-point tensor ({', '.join(map(str, FLOATS))}), got {got}")
-    check_whole(f"{name}.z", z)
+    if type(z) is not Tensor:
+        check_whole(f"{name}.z", z)
     if z.dim() != 2 or 0 in z.shape:
         raise ValueError(f"{name}.z must have shape [n, d] with n >= 1 and d >= 1, got {tuple(z.shape)}")
     return z

@@ -113,6 +113,8 @@ def check_features(**tensors: Tensor) -> None:
         check_whole(name, t)
         if t.dim() != 2 or t.numel() == 0:
             raise ValueError(f"{name} must have shape [n, d] with n, d >= 1, got {tuple(t.shape)}")
+        if t is x:
+            continue
         if t.shape[1] != x.shape[1]:
             raise ValueError(f"{name} must have {x.shape[1]} features as {first} has, got shape {tuple(t.shape)}")
         if t.device != x.device:

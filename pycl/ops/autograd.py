@@ -23,11 +23,11 @@ from pycl.core.problem import (
     N_GRADED,
     N_MODIFIER_LEAVES,
     N_RESULTS,
-    Gradients,
     Needs,
     Problem,
     StatsRow,
     no_residuals,
+    split_by_modifier,
     stats_blocks,
 )
 from pycl.core.tracing import observed
@@ -37,7 +37,7 @@ _LEAVES = [Problem._fields.index(name) for name in LEAVES]
 _MODIFIERS = Problem._fields.index("modifiers")
 _SETTINGS = slice(Problem._fields.index("pairs"), _MODIFIERS + 1)  # all other fields are tensors or None
 _PLAIN = len(LEAVES) - N_MODIFIER_LEAVES  # the leaves of a problem without modifiers
-_SCALE = LEAVES.index("logit_scale")
+_SCALE = Problem._fields.index("logit_scale")
 _BESIDE = 3  # arguments of a fused loss before the leaves
 _ROW_VALUES = Problem._fields.index("row_values")
 
@@ -96,12 +96,7 @@ def _restore(ctx: Any) -> tuple[Problem, tuple[Tensor, ...]]:
 
 def _needs(wanted: Sequence[bool]) -> Needs:
     """From what is wanted of the inputs, in their order."""
-    return _needs_of([wanted[i] for i in _LEAVES])
-
-
-def _needs_of(wanted: Sequence[bool]) -> Needs:
-    """From what is wanted of the leaves."""
-    rows, cols, logit_scale, row_bias, col_bias, *of_modifiers = wanted
+    rows, cols, logit_scale, row_bias, col_bias, *of_modifiers = (wanted[i] for i in _LEAVES)
     return Needs(rows or logit_scale, cols, row_bias or col_bias, True in of_modifiers)
 
 
@@ -132,29 +127,22 @@ def _gradients(
     ctx: Any, leaves: Sequence[Tensor | None], found: Sequence[Tensor], rest: int, *d_results: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """Map an operator's gradients onto the inputs of the Function, ``None`` where none is needed."""
-    gradients: list[Tensor | None] = [None] * (_INPUTS + rest)
-    wanted = [ctx.needs_input_grad[i] for i in _LEAVES]
-    for i, gradient in zip(_LEAVES, _of_leaves(wanted, leaves, found, *d_results), strict=False):
-        gradients[i] = gradient
-    return tuple(gradients)
-
-
-def _of_leaves(
-    wanted: Sequence[bool], leaves: Sequence[Tensor | None], found: Sequence[Tensor], *d_results: Tensor | None
-) -> list[Tensor | None]:
-    """The gradients of the leaves from those of an operator, ``None`` where none is wanted."""
-    create_graph = torch.is_grad_enabled()
     points = found[:_PLAIN]
     if len(found) > _PLAIN and found[_PLAIN].numel():
-        points = (*points, *Gradients(*found).of_modifiers(leaves))
-    gradients: list[Tensor | None] = [None] * len(leaves)
-    for k, (want, leaf, gradient) in enumerate(zip(wanted, leaves, points, strict=False)):
-        if not want:
-            continue
-        if k == _SCALE and leaf is not None and leaf.dim() == 0:
-            gradient = gradient.sum()
-        gradients[k] = apply(OnceDifferentiable, gradient, *leaves, *d_results) if create_graph else gradient
-    return gradients
+        points = (*points, *split_by_modifier(found[_PLAIN], leaves))
+    gradients: list[Tensor | None] = [None] * (_INPUTS + rest)
+    for i, leaf, gradient in zip(_LEAVES, leaves, points, strict=False):
+        if ctx.needs_input_grad[i]:
+            of_scale = i == _SCALE and leaf is not None and leaf.dim() == 0
+            gradients[i] = gradient.sum() if of_scale else gradient
+    return tuple(_once(gradients, *leaves, *d_results))
+
+
+def _once(gradients: list[Tensor | None], *sources: Tensor | None) -> list[Tensor | None]:
+    """The same gradients; with ``create_graph=True`` such as can be differentiated no more."""
+    if not torch.is_grad_enabled():
+        return gradients
+    return [None if gradient is None else apply(OnceDifferentiable, gradient, *sources) for gradient in gradients]
 
 
 class StatsFunction(_Rule):
@@ -281,24 +269,21 @@ class FusedLossFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, operator: str, problem: Problem, weights: tuple[Any, ...], *leaves: Tensor | None) -> Tensor:
         *more, backend = weights
-        needs = _needs_of(ctx.needs_input_grad[_BESIDE:])
-        # not through torch.ops.pycl, whose dispatch takes 50 us: nobody observes this
-        total, *gradients = getattr(registry.load(backend), operator)(problem, *more, needs)
-        ctx.n_gradients = len(gradients) if problem.modifiers else _PLAIN
-        ctx.save_for_backward(*gradients[: ctx.n_gradients], *leaves)
+        wanted = ctx.needs_input_grad[_BESIDE:]
+        total, *gradients = getattr(registry.load(backend), operator)(problem, *more, wanted)
+        ctx.save_for_backward(*gradients, *leaves)
         return cast("Tensor", total)
 
     @staticmethod
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        of_total, leaves = saved[: ctx.n_gradients], saved[ctx.n_gradients :]
-        found = of_total
+        found, leaves = list(saved[: len(saved) // 2]), saved[len(saved) // 2 :]
         # A loss is mostly the end of a graph that is used once: the gradients are handed out as they are. If the graph
         # is kept, they might be changed in place before the next backward, so copies are handed out.
         again = torch._C._autograd._get_current_graph_task_keep_graph()
         if again or observed() or is_legacy_batchedtensor(d_total) or float(d_total) != 1:
-            found = [gradient * d_total if len(gradient) else gradient for gradient in of_total]
-        return *(None,) * _BESIDE, *_of_leaves(ctx.needs_input_grad[_BESIDE:], leaves, found, d_total)
+            found = [None if gradient is None else gradient * d_total for gradient in found]
+        return *(None,) * _BESIDE, *_once(found, *leaves, d_total)
 
 
 class LogitsFunction(_Rule):

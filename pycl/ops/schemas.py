@@ -103,11 +103,6 @@ def _backward_shapes(problem: Problem, *more: Any) -> Gradients:
     return empty_gradients(problem, more[-1])
 
 
-def _fused_shapes(problem: Problem, *more: Any) -> tuple[Tensor, ...]:
-    rows = problem.rows
-    return rows.new_empty((), dtype=accumulation_dtype(rows.dtype)), *empty_gradients(problem, more[-1])
-
-
 class _Operator(NamedTuple):
     """An operator on a ``Problem``: what it takes beyond the problem, its results, and their shapes."""
 
@@ -139,15 +134,6 @@ _OPERATORS = (
     # of one of MAPS; the counts of the terms that are not 0 are empty unless asked for
     _Operator("pair_sum", f"{_TERMS}, bool counted, bool save", "Tensor, Tensor, Tensor", _sum_shapes),
     _Operator("pair_sum_backward", f"{_TERMS}, Tensor residuals, Tensor d_sum, {_NEEDS}", _GRADIENTS, _backward_shapes),
-    # A backend may lack the fused operators. They return a total and its gradients. The first adds up lse and pos_sum,
-    # each times its weight, over the rows or over both sides. The second adds up the sums, times one weight.
-    _Operator(
-        "pair_cross_entropy_fused",
-        f"bool both_sides, float lse, float pos_sum, {_NEEDS}",
-        f"Tensor, {_GRADIENTS}",
-        _fused_shapes,
-    ),
-    _Operator("pair_sum_fused", f"{_TERMS}, float weight, {_NEEDS}", f"Tensor, {_GRADIENTS}", _fused_shapes),
     # The operators below always get columns; d_logits may have any strides.
     _Operator("pair_logits", "", "Tensor", _logits_shape),
     _Operator("pair_logits_backward", f"Tensor d_logits, {_NEEDS}", _GRADIENTS, _backward_shapes),
@@ -173,7 +159,7 @@ _OPERATORS = (
 
 def _problem_first(name: str) -> Callable[..., list[Any]]:
     """From the arguments of an operator to those of the backend's function, which begin with the problem."""
-    has_needs, has_d_stats = name.endswith(("_backward", "_fused")), name.endswith("stats_backward")
+    has_needs, has_d_stats = name.endswith("_backward"), name.endswith("stats_backward")
     has_d_extremes = name.endswith("extremes_backward")
 
     def arrange(*args: Any) -> list[Any]:
