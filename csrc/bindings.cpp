@@ -30,6 +30,20 @@ struct PyProblem : Problem {
   const Kernels& kernels() const { return kernels_for(rows.z.dtype, halves); }
 };
 
+// The memory of a result, which waits for the next one when the last tensor on it is gone.
+struct Memory {
+  BlockCache::Block block;
+  ssize_t bytes;
+
+  explicit Memory(ssize_t size) : bytes(size) {
+    demand(size >= 1, "size must be at least 1, got ", int64_t(size));
+    block = block_cache().take(size_t(size));
+    if (!block.memory) throw std::bad_alloc();
+  }
+  Memory(const Memory&) = delete;
+  ~Memory() { block_cache().give_back(block); }
+};
+
 Side side(const char* name, const MatrixTuple& z, Address ids, Address views, int64_t n_views, Address bias) {
   const Matrix m = matrix(name, z);
   demand(n_views >= 1 && m.n % n_views == 0, "n_views must divide the points of ", name, ", got ", n_views, " of ",
@@ -115,11 +129,15 @@ PYBIND11_MODULE(_C, m) {
   m.def("supported_isas", &supported_isas);
   m.def("select_isa", &select_isa);
   m.def("is_wide", &is_wide, exact("rows"), exact("m"), exact("cols"), exact("n"));
+  py::class_<Memory>(m, "Memory", py::buffer_protocol())
+      .def(py::init<ssize_t>(), exact("size"))
+      .def_buffer(
+          [](Memory& memory) { return py::buffer_info(static_cast<uint8_t*>(memory.block.memory), memory.bytes); });
 
   py::class_<PyProblem>(m, "Problem")
-      .def(py::init(&make_problem), exact("rows"), exact("cols"), exact("labels"), exact("n_views"),
-           exact("row_bias"), exact("col_bias"), exact("symmetric"), exact("logit_scale"), exact("scale_per_row"),
-           exact("pairs"), exact("positives"), exact("has_self"), exact("offset"), exact("normalize"), exact("halves"),
+      .def(py::init(&make_problem), exact("rows"), exact("cols"), exact("labels"), exact("n_views"), exact("row_bias"),
+           exact("col_bias"), exact("symmetric"), exact("logit_scale"), exact("scale_per_row"), exact("pairs"),
+           exact("positives"), exact("has_self"), exact("offset"), exact("normalize"), exact("halves"),
            exact("threads"))
       .def("modify", &modify, exact("modifiers"), exact("data"))
       .def(

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Large blocks of memory of calls, which the next calls of the same sizes take over. The system clears the pages that
-// it hands out: with 512 points that took a fifth of a step. Nobody waits for the lock: who does not get it does
-// without the cache, and so does the child of a fork whose parent held it.
+// Large blocks of memory of calls and of their results, which the next ones of the same sizes take over. The system
+// clears the pages that it hands out: with 512 points that took a fifth of a step, and for 49 MB of codes 3 of 13 ms.
+// Nobody waits for the lock: who does not get it does without the cache, and so does the child of a fork whose parent
+// held it.
 #pragma once
 #include <sys/mman.h>
 
@@ -44,12 +45,25 @@ class BlockCache {
   void give_back(const std::vector<Block>& blocks) {
     const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
     if (lock) ++calls_;
-    for (const Block& block : blocks)
-      if (!lock || block.bytes < kMinBytes)
-        release(block);
-      else
-        idle_.push_back({block.memory, block.bytes, calls_}), idle_bytes_ += block.bytes;
-    if (!lock) return;
+    for (const Block& block : blocks) keep(block, bool(lock));
+    if (lock) trim();
+  }
+
+  // The memory of a result.
+  void give_back(const Block& block) {
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    keep(block, bool(lock));
+    if (lock) trim();
+  }
+
+ private:
+  void keep(const Block& block, bool locked) {
+    if (!locked || block.bytes < kMinBytes) return release(block);
+    idle_.push_back({block.memory, block.bytes, calls_});
+    idle_bytes_ += block.bytes;
+  }
+
+  void trim() {
     size_t oldest = 0;  // blocks are in the order in which they came
     for (; oldest < idle_.size() && (idle_bytes_ > kMaxIdleBytes || idle_[oldest].last_call + kMaxAge < calls_);
          ++oldest) {
@@ -59,7 +73,6 @@ class BlockCache {
     idle_.erase(idle_.begin(), idle_.begin() + oldest);
   }
 
- private:
   // From the system, to which free() would not give back all.
   static bool is_mapped(size_t bytes) { return bytes >= kMinMappedBytes; }
 

@@ -25,9 +25,9 @@ VERSIONS = [("3.10", "2.10"), ("3.12", "2.11"), ("3.11", "2.13"), ("3.13", None)
 NEEDS = ["numpy", "pytest", "pytest-xdist", "hypothesis", "expecttest", "scikit-build-core", "pybind11"]
 # two minutes on one core; Triton's versions are those of `make test-all`
 TESTS = [
-    "autograd", "average", "bad_input", "buffers", "cached", "cached_torch", "cpu_bindings", "cpu_layouts",
-    "cpu_process", "doctor", "engine", "features", "group", "losses", "matrix", "modules", "sinkhorn", "swav",
-    "wheel_pure",
+    "autograd", "average", "bad_input", "cached", "cached_torch", "cpu_bindings", "cpu_layouts",
+    "cpu_memory", "cpu_process", "doctor", "engine", "features", "group", "losses", "matrix", "modules", "sinkhorn",
+    "swav", "wheel_pure",
 ]  # fmt: skip
 FACTS = """
 import json, platform, numpy, torch

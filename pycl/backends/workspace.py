@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import itertools
 import math
+import mmap
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -19,19 +20,20 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from pycl.backends.buffers import Pool
 from pycl.core.notices import warn_once
 
 VARIABLE = "PYCL_WORKSPACE"
 DEFAULT_BYTES = 512 << 20
 DEFAULT_SHARE = 8  # of the free memory, where an eighth is less
+MIN_PAGES = 128 << 10
 
 _chosen: int | None = None  # by set_workspace
 _default: int | None = None  # once it was needed
 _numbers = itertools.count(1)
 _in_use: dict[int, Tensor] = {}  # by number
+_idle: dict[int, Tensor] = {}  # what waits for the next use, by the number that it had; oldest first
 _tickets: dict[int, int] = {}  # numbers by the address of a ticket
-_pool = Pool(lambda: left())
+MOST_IDLE = 8
 
 
 class set_workspace:  # a function that is a context manager, too, as torch.set_grad_enabled
@@ -61,7 +63,7 @@ class set_workspace:  # a function that is a context manager, too, as torch.set_
         global _chosen
         checked = None if bytes is None else _checked("bytes", bytes)
         self._before, _chosen = _chosen, checked
-        _pool.trim(left())
+        _trim()
 
     def __enter__(self) -> None:
         pass
@@ -71,7 +73,7 @@ class set_workspace:  # a function that is a context manager, too, as torch.set_
     ) -> None:
         global _chosen
         _chosen = self._before
-        _pool.trim(left())
+        _trim()
 
 
 def budget() -> int:
@@ -124,22 +126,49 @@ def _free_memory() -> int:
     return min(found)
 
 
-# Memory is taken by a number, which whoever took it gives back: at the end of a call, or by a ticket.
+# Memory is taken by a number, which whoever took it gives back: at the end of a call, or by a ticket. Any thread may do
+# so, and a garbage collection between any two steps of another call. So each step is one operation on a dictionary.
 def take(fitting: Callable[[int], int]) -> int:
     """The number of new memory, of as many bytes as ``fitting(bytes that are left)`` wants; 0 where that is 0."""
     size = fitting(left())
     if size <= 0:
         return 0
-    try:
-        memory = _pool.empty((size,), torch.uint8)
-    except (OSError, RuntimeError) as error:  # of mmap, of torch
-        warn_once("workspace", f"pycl computes logits again instead of keeping them: no {size} bytes ({error})")
-        return 0
+    memory = _idle_of(size)
+    if memory is None:
+        try:
+            memory = _new(size)
+        except (OSError, RuntimeError) as error:  # of mmap, of torch
+            warn_once("workspace", f"pycl computes logits again instead of keeping them: no {size} bytes ({error})")
+            return 0
     number = next(_numbers)
     _in_use[number] = memory
-    if _pool.idle:
-        _pool.trim(left())
+    _trim()
     return number
+
+
+def _idle_of(size: int) -> Tensor | None:
+    for number, memory in tuple(_idle.items()):
+        if memory.nbytes == size and (found := _idle.pop(number, None)) is not None:  # another thread may be faster
+            return found
+    return None
+
+
+def _new(size: int) -> Tensor:
+    """Pages of the system where there are such: malloc gives them back at once, and the next ones come cleared."""
+    if size < MIN_PAGES or not hasattr(mmap, "MAP_ANONYMOUS"):
+        return torch.empty(size, dtype=torch.uint8, device="cpu")  # whatever the default device
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # the faults of 4 KiB pages took two thirds of the time of writing 49 MB
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=torch.uint8)
+
+
+def _trim() -> None:
+    """Let the oldest idle memory go until the rest is within the budget."""
+    for number in tuple(_idle):
+        if len(_idle) <= MOST_IDLE and sum(memory.nbytes for memory in tuple(_idle.values())) <= left():
+            break
+        _idle.pop(number, None)
 
 
 def memory_of(number: int) -> Tensor | None:
@@ -147,7 +176,10 @@ def memory_of(number: int) -> Tensor | None:
 
 
 def give_back(number: int) -> None:
-    _in_use.pop(number, None)
+    memory = _in_use.pop(number, None)
+    if memory is not None:
+        _idle[number] = memory
+        _trim()
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -25,6 +25,10 @@ from pycl.core.problem import SinkhornProblem
 from pycl.core.sinkhorn import solve
 
 C = cpu._C
+FIELDS = (  # of a problem, in their order
+    *("rows", "cols", "labels", "n_views", "row_bias", "col_bias", "symmetric", "logit_scale", "scale_per_row"),
+    *("pairs", "positives", "has_self", "offset", "normalize", "halves", "threads"),
+)
 Path = tuple[Any, ...]
 REFUSED = (TypeError, ValueError)
 
@@ -84,6 +88,10 @@ def leaves(n: int = 9, d: int = 5) -> tuple[Tensor, Tensor]:
     return x.requires_grad_(), y.requires_grad_()
 
 
+def learned() -> Tensor:
+    return torch.tensor(2.0, requires_grad=True)
+
+
 def statistics() -> Tensor:
     x, y = leaves()
     labels, scale = torch.arange(9) % 4, torch.linspace(-1, 1, 9, requires_grad=True)
@@ -119,11 +127,11 @@ def steps() -> Tensor:
 
 
 CALLS: dict[str, Callable[[], Tensor]] = {
-    "cross_entropy": lambda: F.nt_xent(leaves(), backend="cpu"),
+    "cross_entropy": lambda: F.nt_xent(leaves(), temperature=learned(), backend="cpu"),
     "statistics": statistics,
     "prefixes": prefixes,
     "sum": lambda: F.siglip(*leaves(), 2.0, -1.0, reduction="none", backend="cpu").sum(),
-    "sum_total": lambda: F.siglip(*leaves(), 2.0, -1.0, backend="cpu"),
+    "sum_total": lambda: F.siglip(*leaves(), learned(), -1.0, backend="cpu"),
     "average": average,
     "extremes": lambda: extremes().negative.sum(),
     "sinkhorn": lambda: F.sinkhorn(leaves()[0], backend="cpu").sum(),
@@ -166,7 +174,7 @@ def arguments_of(wanted: str, loss: str, monkeypatch: pytest.MonkeyPatch) -> tup
 
     def call(name: str, function: Callable[..., Any], arguments: dict[Any, Any]) -> Any:
         if name == wanted:
-            found.append(arguments)
+            found.append(dict(zip(FIELDS, arguments.values(), strict=True)) if name == "Problem" else arguments)
         result = apply(function, arguments)
         alive.append((result, arguments))
         return result

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import pycl.functional as F
-from pycl import Pairs
 from pycl.backends import registry
 from pycl.backends.registry import why_not
 
@@ -19,7 +18,6 @@ if reason := why_not("cpu", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
 from pycl.backends import cpu
-from pycl.core.problem import Needs, Problem
 
 CASES = {
     "ragged": lambda: make(101, 67, 37, offset=3, denominator=ALL, sides="rows"),  # positives are negatives too
@@ -149,16 +147,3 @@ def test_an_empty_denominator_counts_as_zero() -> None:
     loss = F.dcl(views, normalize=False, temperature=1.0)
     assert_close(loss, -(views[0] * views[1]).sum())
     assert_close(torch.autograd.grad(loss, views)[0], -views.detach().flip(0))
-
-
-def test_opcheck() -> None:
-    for cols in (torch.randn(9, 4), torch.randn(5, 4)):
-        bias = torch.randn(7), torch.randn(len(cols))
-        sets = int(Pairs.NEGATIVE), int(Pairs.POSITIVE) | POS_OTHER
-        problem = Problem(torch.randn(7, 4), cols, None, None, None, None, torch.tensor(2.0), *bias, *sets, 0, False)
-        for needs in (Needs(True, True, True), Needs(False, True, False)):
-            for weight in (None, torch.rand(7)):
-                terms = "softplus", weight, 0.5
-                torch.library.opcheck(torch.ops.pycl.pair_sum_fused.default, (*problem, *terms, needs, "cpu"))
-            weights = len(cols) == 9, 0.25, -0.5
-            torch.library.opcheck(torch.ops.pycl.pair_cross_entropy_fused.default, (*problem, *weights, needs, "cpu"))

@@ -30,7 +30,7 @@ N = 1200  # logits of 5.8 MB
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     gc.collect()
-    monkeypatch.setattr(workspace._pool, "idle", [])
+    monkeypatch.setattr(workspace, "_idle", {})
     assert not workspace._in_use
 
 
@@ -67,7 +67,13 @@ def test_the_next_step_takes_the_same_pages() -> None:
         loss.backward()
         del loss
     assert len(found) == 1
-    assert len(workspace._pool.idle) == 1
+    assert len(workspace._idle) == 1
+
+
+def test_few_wait_for_the_next_use() -> None:
+    for n in range(300, 300 + 4 * workspace.MOST_IDLE):
+        terms(torch.randn(2, n, 4, requires_grad=True)).mean().backward()
+    assert 0 < len(workspace._idle) <= workspace.MOST_IDLE
 
 
 def test_the_budget_bounds_what_is_held() -> None:
@@ -79,9 +85,9 @@ def test_the_budget_bounds_what_is_held() -> None:
         assert all(torch.equal(expected, other) for other in others)
         del losses
         terms(torch.randn(2, N + 200, 8, requires_grad=True)).mean().backward()
-        assert in_use() + sum(map(len, workspace._pool.idle)) <= 8 * MiB
+        assert in_use() + sum(memory.nbytes for memory in workspace._idle.values()) <= 8 * MiB
     with pycl.set_workspace(0):
-        assert not workspace._pool.idle
+        assert not workspace._idle
         loss = terms(z).mean()
         assert in_use() == 0
     assert torch.equal(torch.autograd.grad(loss, z)[0], expected)
@@ -147,7 +153,8 @@ def test_without_memory_it_computes_again_and_says_so_once(monkeypatch: pytest.M
     def exhausted(*_: Any) -> Tensor:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr(workspace._pool, "empty", exhausted)
+    monkeypatch.setattr(workspace, "_new", exhausted)
+    monkeypatch.setattr(workspace, "_idle", {})
     monkeypatch.setattr(notices, "_said", set())
     with pytest.warns(UserWarning, match="computes logits again") as said:
         found = [torch.autograd.grad(terms(z).mean(), z)[0] for _ in range(2)]

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Buffers of large results: used again once nothing refers to them, never before, and not without bound."""
+"""Memory of large results: used again once nothing refers to them, never before, and not without bound."""
 
 from __future__ import annotations
 
 import gc
-import mmap
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,33 +17,31 @@ import torch
 from torch import Tensor
 
 import pycl.functional as F
-from pycl.backends import buffers
 from pycl.backends.registry import why_not
 
+if reason := why_not("cpu", "cpu"):
+    pytest.skip(reason, allow_module_level=True)
+
+from pycl.backends import cpu
+
 MiB = 1 << 20
-anonymous = pytest.mark.skipif(not hasattr(mmap, "MAP_ANONYMOUS"), reason="no anonymous memory maps here")
-
-
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buffers.results, "idle", [])
 
 
 def of(mib: int) -> Tensor:
-    return buffers.empty((mib, MiB // 4), torch.float32)
+    return cpu._empty((mib, MiB // 4), torch.float32)
 
 
-@anonymous
 def test_what_is_gone_is_used_again() -> None:
     first = of(40)
     assert (first.shape, first.dtype, first.is_contiguous()) == ((40, MiB // 4), torch.float32, True)
     at = first.data_ptr()
+    assert at % 64 == 0
     del first
     assert of(40).data_ptr() == at
-    assert buffers.empty((10, MiB), torch.int32).data_ptr() == at  # the size counts, not the shape
+    assert cpu._empty((10, MiB), torch.int32).data_ptr() == at  # the size counts, not the shape
+    assert cpu._empty_like(torch.empty(MiB, 10).T).is_contiguous()
 
 
-@anonymous
 @pytest.mark.parametrize("alias", [lambda t: t[1:, ::2], lambda t: t.numpy(), lambda t: t.untyped_storage()])
 def test_what_is_referred_to_is_not(alias: Callable[[Tensor], Any]) -> None:
     first = of(40)
@@ -58,27 +58,56 @@ def test_what_is_referred_to_is_not(alias: Callable[[Tensor], Any]) -> None:
     assert of(40).data_ptr() == at
 
 
-@anonymous
-def test_idle_buffers_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buffers, "MAX_IDLE_BYTES", 100 * MiB)
-    results = [of(40), of(41), of(42)]
-    newest = [r.data_ptr() for r in results[1:]]
-    for _ in range(3):
-        results.pop(0)
-    assert [len(b) // MiB for b in buffers.results.idle] == [41, 42]  # the oldest went
-    large = of(120)
-    del large
-    assert [len(b) // MiB for b in buffers.results.idle] == [41, 42]  # what is too large stays with nobody
-    assert [of(41).data_ptr(), of(42).data_ptr()] == newest
+PROGRAM = """
+import torch, pycl.functional as F
+from pycl.backends import cpu
+MiB = 1 << 20
+
+def resident():
+    pages = int(open("/proc/self/statm").read().split()[1])
+    return pages * 4096 // MiB
+
+def filled(mib):
+    return cpu._empty((mib, MiB), torch.uint8).fill_(1)
+
+filled(1)
+before = resident()
+results = [filled(100 + k) for k in range(4)]
+assert resident() - before > 400
+del results
+print(resident() - before)
+for _ in range(10):  # calls that need none of it
+    F.clip(torch.randn(9, 4), torch.randn(9, 4), 1.0)
+print(resident() - before)
+"""
 
 
-def test_small_results_are_torchs() -> None:
-    result = buffers.empty((buffers.MIN_BYTES - 1,), torch.uint8)
-    del result
-    assert not buffers.results.idle
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc that tells what a process holds")
+def test_what_waits_has_a_bound_and_an_age() -> None:
+    run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    held, later = map(int, run.stdout.split())
+    assert 150 < held <= 256 + 20
+    assert later <= 20
 
 
-@anonymous
+def test_small_results_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    plain = cpu._C.Memory
+    monkeypatch.setattr(cpu._C, "Memory", lambda size: (asked.append(size), plain(size))[1])
+    for size in (cpu.CACHED_BYTES - 1, cpu.CACHED_BYTES):
+        cpu._empty((size,), torch.uint8)
+        cpu._empty_like(torch.empty(size, dtype=torch.uint8))
+    assert asked == [cpu.CACHED_BYTES] * 2
+
+
+def test_memory_has_a_size() -> None:
+    for size in (0, -1):
+        with pytest.raises(ValueError, match="size must be at least 1"):
+            cpu._C.Memory(size)
+    with pytest.raises(MemoryError):
+        cpu._C.Memory(1 << 60)
+
+
 def test_threads_never_share() -> None:
     shared: list[int] = []
 
@@ -95,10 +124,8 @@ def test_threads_never_share() -> None:
     for thread in threads:
         thread.join()
     assert not shared
-    assert len(buffers.results.idle) <= 2 * 4  # a new result and the one before it
 
 
-@anonymous
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_child_writes_to_memory_of_its_own() -> None:
     result = of(33)
@@ -110,8 +137,6 @@ def test_a_child_writes_to_memory_of_its_own() -> None:
     assert not result.any()
 
 
-@anonymous
-@pytest.mark.skipif(why_not("cpu", "cpu") is not None, reason="the CPU backend is not built")
 def test_codes_come_in_them() -> None:
     scores = torch.randn(2100, 4096)
     first = F.sinkhorn(scores, backend="cpu")
