@@ -142,7 +142,7 @@ PYBIND11_MODULE(_C, m) {
       .def("modify", &modify, exact("modifiers"), exact("data"))
       .def(
           "residual_bytes",
-          [](const PyProblem& p, size_t limit) { return p.kernels().residual_bytes(p, p.threads, limit); },
+          [](const PyProblem& p, size_t limit) { return p.kernels().residual_bytes(p, Call(p.threads), limit); },
           exact("limit"))
       .def(
           "residuals_at",

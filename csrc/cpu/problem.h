@@ -178,7 +178,7 @@ struct Extremes {
 // The kernels of one instruction set and one type of product.
 struct Kernels {
   // The most bytes of Problem::residuals that are of use, up to a limit; 0 where no tile fits.
-  size_t (*residual_bytes)(const Problem&, int threads, size_t limit);
+  size_t (*residual_bytes)(const Problem&, const ExecutionContext&, size_t limit);
   void (*pair_stats)(const Problem&, const ExecutionContext&, const Slopes&, const Stats& out);
   void (*pair_stats_backward)(const Problem&, const ExecutionContext&, const Slopes&, const Stats&,
                               const StatsGradient& rows, const StatsGradient& cols, const Gradients&);

@@ -8,13 +8,16 @@ namespace {
 
 using pycl::Gradients;
 
+inline bool all_negatives_count(const Problem& p) {
+  return !((pycl::kNegSameView | pycl::kNegOtherView) & ~(p.pairs | p.positives));
+}
+
 // If a loss ignores the negatives of the same view or of other views, whole tiles can be skipped, but only tiles that
 // lie within one view. So this is the largest block size <= `size` that divides the length of the first view, unless
 // that is less than half of `size`. Of shorter views one is a block by itself, where all but its own pairs are ignored.
 template <class P>
 int64_t aligned_to_views(const Problem& problem, int64_t size) {
-  const uint32_t negatives = pycl::kNegSameView | pycl::kNegOtherView;
-  if (!(negatives & ~(problem.pairs | problem.positives))) return size;
+  if (all_negatives_count(problem)) return size;
   const int64_t* views = problem.rows.views;
   int64_t length = views ? 1 : problem.rows.instances;
   while (views && length < problem.rows.z.n && views[length] == views[0]) ++length;
@@ -46,18 +49,47 @@ constexpr size_t kInCache = 8 << 20;
 template <class P>
 constexpr char kProduct = 0;
 
-inline int64_t tile_count(bool symmetric, int64_t row_blocks, int64_t col_blocks) {
-  return symmetric ? row_blocks * (row_blocks + 1) / 2 : row_blocks * col_blocks;
-}
+// Tiles by number: all of them, or where some are skipped those that are not.
+struct TileNumbers {
+  bool symmetric;
+  int64_t col_blocks, count;
+  int64_t* visited;  // their numbers; null where all are visited
 
-// Bytes of a header and of the products of whole tiles, of all of them or as many as fit.
+  template <class T>
+  void fill(const ExecutionContext& host, const Problem& p, const Classes<T>& classes, int64_t rows, int64_t cols) {
+    symmetric = p.symmetric;
+    col_blocks = cols;
+    count = symmetric ? rows * (rows + 1) / 2 : rows * cols;
+    visited = nullptr;
+    if (all_negatives_count(p)) return;
+    int64_t* const numbers = allocate<int64_t>(host, count);
+    int64_t next = 0;
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = symmetric ? i : 0; j < cols; ++j)
+        numbers[of(i, j)] = classes.kind(i, j) == TileKind::kSkip ? -1 : next++;
+    visited = numbers;
+    count = next;
+  }
+
+  // In a symmetric problem a tile and its mirror image are one.
+  int64_t of(int64_t i, int64_t j) const {
+    const int64_t high = i < j ? j : i, low = i < j ? i : j;
+    const int64_t at = symmetric ? high * (high + 1) / 2 + low : i * col_blocks + j;
+    return visited ? visited[at] : at;
+  }
+};
+
+// Bytes of a header and of the products of whole tiles, of all that are visited or as many as fit.
 template <class P>
-size_t residual_bytes(const Problem& problem, int threads, size_t limit) {
-  const int64_t block = block_size<P>(problem, threads);
+size_t residual_bytes(const Problem& problem, const ExecutionContext& host, size_t limit) {
+  const int block = block_size<P>(problem, host.threads);
+  Classes<typename P::T> classes;
+  if (!all_negatives_count(problem)) classes.fill(host, problem, block);
+  TileNumbers numbers;
+  numbers.fill(host, problem, classes, (problem.rows.z.n + block - 1) / block, (problem.cols.z.n + block - 1) / block);
   const size_t tile = size_t(block) * block * sizeof(typename P::T), header = sizeof(pycl::ResidualHeader);
-  const size_t all =
-      tile_count(problem.symmetric, (problem.rows.z.n + block - 1) / block, (problem.cols.z.n + block - 1) / block);
-  const size_t fitting = limit < header ? 0 : (limit - header) / tile, kept = fitting < all ? fitting : all;
+  const size_t fitting = limit < header ? 0 : (limit - header) / tile, all = numbers.count;
+  const size_t kept = fitting < all ? fitting : all;
   return kept ? header + kept * tile : 0;
 }
 
@@ -77,10 +109,11 @@ struct Sweep {
   const T* col_factor = nullptr;  // where columns have factors, too (kColFactor)
   TileModifiers<T> modifiers;     // where there are any, they make logits of the products, and factors are 1
   T* tiles;
-  T* residuals = nullptr;  // products of the first tiles, as many as `kept`,
+  T* residuals = nullptr;  // products of the first tiles by number, as many as `kept`,
   int64_t kept = 0;
-  bool reuse = false;  // read, not written
-  double bound;        // no logit, in units of log 2, is larger or smaller than -bound
+  TileNumbers numbers;  // of residuals
+  bool reuse = false;   // read, not written
+  double bound;         // no logit, in units of log 2, is larger or smaller than -bound
 
   // No gradients are laid out for where `wanted` is null. With `forward` false the residuals may hold the products.
   // `others_by_col`: the caller writes more by column than these gradients. Logits are in nats times `unit`.
@@ -96,8 +129,8 @@ struct Sweep {
     const int64_t most = p.symmetric ? row_blocks / 2 : by_col && col_blocks < row_blocks ? col_blocks : row_blocks;
     workers = most < 1 ? 1 : most < h.threads ? int(most) : h.threads;
     groups = group_count(p.symmetric, workers, p.symmetric ? row_blocks : most);
-    find_residuals(forward);
-    const bool computes = !reuse || kept < tile_count(p.symmetric, row_blocks, col_blocks);
+    classes.fill(h, p, block);
+    const bool computes = !find_residuals(forward);
     const bool d_rows = wanted && (wanted->rows != nullptr || p.symmetric);
     const bool d_cols = wanted && (wanted->cols != nullptr || p.symmetric);
     const T* scale = static_cast<const T*>(p.logit_scale);
@@ -108,28 +141,30 @@ struct Sweep {
       col_points.lay_out(h, p.cols.z, p.normalize, block, {false, computes, d_rows, false}, nullptr, false);
     pack<P>(h, row_points, p.symmetric ? nullptr : &col_points);
     if (p.symmetric) col_points = row_points;
-    classes.fill(h, p, block);
     fill_affine(scale, unit);
     if (p.modifiers.count) lay_out_modifiers(unit, wanted && wanted->modifiers);
     tiles = allocate<T>(h, int64_t(workers) * block * block);
   }
 
-  void find_residuals(bool forward) {
-    if (!problem.residuals) return;
+  // Whether they hold all products.
+  bool find_residuals(bool forward) {
+    if (!problem.residuals) return false;
     auto* header = static_cast<pycl::ResidualHeader*>(problem.residuals);
     const pycl::ResidualHeader mine{problem, &kProduct<P>, block, problem.symmetric ? groups : 0};
     if (forward) *header = mine;
     reuse = !forward && *header == mine;
-    if (!reuse && !forward) return;
+    if (!reuse && !forward) return false;
     residuals = reinterpret_cast<T*>(header + 1);
     kept = (problem.residual_bytes - sizeof(pycl::ResidualHeader)) / (sizeof(T) * size_t(block) * block);
+    numbers.fill(host, problem, classes, row_blocks, col_blocks);
+    return reuse && kept >= numbers.count;
   }
 
   // Where the products of a tile are kept; null where they are not.
   T* residual(int64_t ib, int64_t jb) const {
-    const int64_t high = ib < jb ? jb : ib, low = ib < jb ? ib : jb;
-    const int64_t at = problem.symmetric ? high * (high + 1) / 2 + low : ib * col_blocks + jb;
-    return at < kept ? residuals + at * block * block : nullptr;
+    if (!residuals) return nullptr;
+    const int64_t number = numbers.of(ib, jb);
+    return number < kept ? residuals + number * block * block : nullptr;
   }
 
   void fill_affine(const T* scale, double unit) {

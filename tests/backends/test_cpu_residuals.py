@@ -39,6 +39,11 @@ TERMS = {
     "pair_sum": lambda x, y: pair_sum(Points(x), Points(y), negatives=Pairs.ALL),
     "pair_stats": lambda x, y: pair_stats(Points(x), Points(y), denominator=Pairs.ALL).lse,
 }
+OF_VIEWS = {
+    "clip": lambda z, reduction: F.clip(*z, 9.0, reduction=reduction),
+    "nt_xent": lambda z, reduction: F.nt_xent(z, reduction=reduction),
+    "mv_dhel": lambda z, reduction: F.mv_dhel(z.view(4, 260, 20), reduction=reduction),
+}
 
 
 def everything(case: Case, dtype: torch.dtype) -> list[Tensor]:
@@ -60,21 +65,30 @@ def test_kept_or_computed_again_is_the_same(isa: str, case: str, dtype: torch.dt
 
 
 @pytest.mark.parametrize("tiles", [0, 1, 4, 6])
-@pytest.mark.parametrize("loss", ["clip", "nt_xent"])
+@pytest.mark.parametrize("loss", OF_VIEWS)
 def test_any_number_of_tiles_is_the_same(loss: str, tiles: int) -> None:
-    """Of 3 x 3 blocks, or of the 6 tiles of half a symmetric matrix; in one call and in two."""
+    """Of 3 x 3 blocks, or of 6 tiles of half a symmetric matrix; in one call and in two."""
     z = unit_rows(2, 520, 20)
 
     def everything_at(budget: int | None, reduction: str) -> list[Tensor]:
         leaf = z.clone().requires_grad_()
         with pycl.set_workspace(budget), threads(1):
-            value = F.clip(*leaf, 9.0, reduction=reduction) if loss == "clip" else F.nt_xent(leaf, reduction=reduction)
+            value = OF_VIEWS[loss](leaf, reduction)
             return [value.detach(), *torch.autograd.grad(value.mean(), leaf)]
 
     for reduction in ("mean", "none"):
         some = everything_at(tiles * 192 * 192 * 4 + 1000, reduction)
         for one, other in zip(some, everything_at(None, reduction), strict=True):
             assert torch.equal(one, other)
+
+
+def test_tiles_that_nobody_visits_have_no_place() -> None:
+    """Negatives of the same view alone, of four views: a quarter of the matrix."""
+    loss = F.mv_dhel(unit_rows(4, 384, 20).requires_grad_(), reduction="none").sum()
+    half_of_a_view = 4 * 384 * 384 / 2
+    taken = sum(memory.nbytes for memory in workspace._in_use.values())
+    del loss
+    assert 4 * half_of_a_view < taken < 6.1 * half_of_a_view  # with whole tiles on the diagonal
 
 
 def unit_rows(*shape: int) -> Tensor:
