@@ -158,7 +158,8 @@ void pair_cross_entropy_fused(const Problem& problem, const ExecutionContext& ho
                               void* total, const Gradients& out) {
   using T = typename P::T;
   const Gradients by_row = with_scale_by_row<T>(problem, host, out);
-  Sweep<P> sweep(problem, host, true, &by_row, weights.both_sides);
+  const bool alone = !any_gradient(out);
+  Sweep<P> sweep(problem, host, true, alone ? nullptr : &by_row, weights.both_sides);
   const int64_t m = problem.rows.z.n, n = weights.both_sides ? problem.cols.z.n : 0;
   const Stats stats{allocate<T>(host, kStats * m), n ? allocate<T>(host, kStats * n) : nullptr};
   find_stats(sweep, stats);
@@ -171,6 +172,7 @@ void pair_cross_entropy_fused(const Problem& problem, const ExecutionContext& ho
     return sum;
   };
   *static_cast<T*>(total) = T(add_up(stats.rows, m) + add_up(stats.cols, n));
+  if (alone) return;
 
   auto uniform = [&](double gradient, int64_t points) {
     T* d = allocate<T>(host, points);

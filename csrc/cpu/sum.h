@@ -142,6 +142,14 @@ template <class P>
 void pair_sum_fused(const Problem& problem, const ExecutionContext& host, const pycl::Terms& terms, double weight,
                     void* total, const Gradients& out) {
   using T = typename P::T;
+  if (!any_gradient(out)) {
+    T* sums = allocate<T>(host, problem.rows.z.n);
+    pair_sum<P>(problem, host, terms, {sums, nullptr});
+    double sum = 0;
+    for (int64_t i = 0; i < problem.rows.z.n; ++i) sum += double(sums[i]);
+    *static_cast<T*>(total) = T(weight * sum);
+    return;
+  }
   const Gradients by_row = with_scale_by_row<T>(problem, host, out);
   Sweep<P> sweep(problem, host, true, &by_row, false);
   const T* weights = positive_weights(sweep, terms);

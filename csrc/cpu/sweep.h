@@ -379,6 +379,11 @@ void store_gradients(Sweep<P>& sweep, const typename P::T* direct, const typenam
     for_each_block<P>(sweep.host, *cols, nullptr, [&](int, int64_t b) { unpack(1, b); });
 }
 
+// That of a scale comes with the rows.
+inline bool any_gradient(const Gradients& out) {
+  return out.rows || out.cols || out.row_bias || out.col_bias || out.modifiers;
+}
+
 // Kernels write a gradient of the scale for each row. Of a total, one scale for all rows has one: their sum.
 template <class T>
 Gradients with_scale_by_row(const Problem& p, const ExecutionContext& host, Gradients out) {

@@ -283,7 +283,7 @@ def pair_cross_entropy_fused(
     total = problem.logit_scale.new_empty(())
     gradients, out = _gradients_of_leaves(problem, wanted)
     compiled = _compiled(problem)
-    number = workspace.take(compiled.residual_bytes)
+    number = workspace.take(compiled.residual_bytes) if True in wanted else 0
     _use_workspace(compiled, number)
     try:
         _C.pair_cross_entropy_fused(compiled, lse, pos_sum, both_sides, total.data_ptr(), out)

@@ -5,24 +5,38 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
+from torch.nn import Parameter
 
 from pycl.core.problem import accumulation_dtype
 
 F = TypeVar("F", bound=Callable[..., Any])
+PLAIN = Tensor, Parameter  # classes of tensors that are what they seem
 
 
 def observed() -> bool:
-    """By torch.compile or torch.export, a transform of torch.func, FakeTensorMode, make_fx, another dispatch mode."""
+    """By torch.compile, export, jit.trace, a transform of torch.func, FakeTensorMode, make_fx, any dispatch mode."""
     return bool(
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
+        or torch._C._is_tracing()
+    )
+
+
+def needs_dispatch(args: Iterable[Any]) -> bool:
+    """Whether only torch's dispatcher knows what a call with these arguments means.
+
+    Besides what is observed: a tensor of another class, one that stands for minus its memory, a batch of tensors.
+    """
+    return observed() or any(
+        isinstance(x, Tensor) and (type(x) not in PLAIN or x.is_neg() or is_legacy_batchedtensor(x)) for x in args
     )
 
 

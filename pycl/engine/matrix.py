@@ -12,6 +12,7 @@ from pycl.backends import registry
 from pycl.core.pairs import Pairs, Points
 from pycl.engine.validation import check_choice, check_k, one_set, problem_of
 from pycl.ops.autograd import LogitsFunction, apply
+from pycl.ops.schemas import operators
 
 
 def pair_logits(
@@ -107,6 +108,6 @@ def pair_top(
     both = sides == "both"
     k = check_k(k, min(args.n_cols(), len(args.rows)) if both else args.n_cols())
     name = registry.choose(backend, rows.z.device.type, args.rows.dtype)
-    found = torch.ops.pycl.pair_top(*args.as_rectangular(), k, both, name)
+    found = operators.pair_top(*args.as_rectangular(), k, both, name)
     of_rows, of_cols = (found[0], found[1]), (found[2], found[3])
     return (of_rows, of_cols) if both else of_rows

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, cast, overload
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -17,12 +17,12 @@ from torch import Tensor
 from pycl.backends import registry
 from pycl.core.pairs import Pairs, Points
 from pycl.core.problem import MAPS, N_RESULTS, Problem, accumulation_dtype
-from pycl.core.tracing import observed
+from pycl.core.tracing import needs_dispatch
 from pycl.distributed.ranks import Agreement, Group
 from pycl.engine.modifiers import Modified, kinds_of, with_roles_apart
 from pycl.engine.reduction import check_reduction, share_of, zero_if_empty
 from pycl.engine.validation import check_choice, check_count, check_positive_weight, check_slopes, problem_of
-from pycl.ops.autograd import FusedLossFunction, StatsFunction, SumFunction, apply
+from pycl.ops.autograd import StatsFunction, SumFunction, apply, fused_loss, wants_gradient
 from pycl.ops.sharded import Sharded, sharded
 
 if sys.version_info >= (3, 11):
@@ -248,10 +248,7 @@ def pair_cross_entropy(
     both = sides == "both" and args.cols is not None
     if reduction != "none" and group is None and can_fuse("pair_cross_entropy_fused", args, name):
         weight = (0.5 if both else 1.0) / (n if reduction == "mean" else 1)
-        weights = both, weight, -weight / n_positives
-        return cast(
-            "Tensor", apply(FusedLossFunction, "pair_cross_entropy_fused", args, (*weights, name), *args.used_leaves())
-        )
+        return fused_loss("pair_cross_entropy_fused", args, (both, weight, -weight / n_positives), name)
     args, shards = sharded(group, "pair_cross_entropy", args, both, reduction=reduction)
     stats = apply(StatsFunction, *args, (), both, wants_gradient(args), name, shards)
     of_rows = PairStats(*stats[:N_RESULTS])
@@ -360,8 +357,8 @@ def pair_sum(
     weight = check_positive_weight(positive_weight, args)
     name = backend_of(args, backend)
     if reduction != "none" and not return_counts and group is None and can_fuse("pair_sum_fused", args, name):
-        weights = map, weight, 1 / len(args.rows) if reduction == "mean" else 1.0
-        return cast("Tensor", apply(FusedLossFunction, "pair_sum_fused", args, (*weights, name), *args.used_leaves()))
+        of_sum = 1 / len(args.rows) if reduction == "mean" else 1.0
+        return fused_loss("pair_sum_fused", args, (map, weight, of_sum), name)
     args, shards = sharded(group, "pair_sum", args, map=map, reduction=reduction, positive_weight=weight is not None)
     terms, counts, _ = apply(SumFunction, *args, map, weight, return_counts, wants_gradient(args), name, shards)
     value = share_of(terms, reduction, agreement_of(shards))
@@ -374,15 +371,11 @@ def backend_of(args: Problem, asked: str | None) -> str:
 
 
 def can_fuse(operator: str, args: Problem, backend: str) -> bool:
-    """Whether value and gradients are to come from one call.
+    """Whether a value is to come from one call, with its gradients where such are wanted.
 
-    Not in half types: gradients may leave their range before they are scaled. Not where a graph is traced.
+    Not those of half types: they may leave their range before they are scaled. Not where a graph is traced.
     """
-    if observed() or args.rows.dtype not in (torch.float32, torch.float64):
+    halves = args.rows.dtype not in (torch.float32, torch.float64)
+    if (halves and wants_gradient(args)) or needs_dispatch(args.used_leaves()):
         return False
-    return registry.has(backend, operator) and wants_gradient(args)
-
-
-def wants_gradient(args: Problem) -> bool:
-    """Whether a backward may follow."""
-    return torch.is_grad_enabled() and any(leaf is not None and leaf.requires_grad for leaf in args.used_leaves())
+    return registry.has(backend, operator)

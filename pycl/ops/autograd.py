@@ -31,6 +31,7 @@ from pycl.core.problem import (
     stats_blocks,
 )
 from pycl.core.tracing import observed
+from pycl.ops.schemas import operators
 
 _INPUTS = len(Problem._fields)
 _LEAVES = [Problem._fields.index(name) for name in LEAVES]
@@ -38,7 +39,7 @@ _MODIFIERS = Problem._fields.index("modifiers")
 _SETTINGS = slice(Problem._fields.index("pairs"), _MODIFIERS + 1)  # all other fields are tensors or None
 _PLAIN = len(LEAVES) - N_MODIFIER_LEAVES  # the leaves of a problem without modifiers
 _SCALE = Problem._fields.index("logit_scale")
-_BESIDE = 3  # arguments of a fused loss before the leaves
+_BESIDE = 4  # arguments of a fused loss before the leaves
 _ROW_VALUES = Problem._fields.index("row_values")
 
 
@@ -155,7 +156,7 @@ class StatsFunction(_Rule):
     @_takes("slopes", "both_sides", "save", "backend", "sharded")
     def forward(*args: Any) -> tuple[Tensor, ...]:
         *arguments, sharded = args
-        row_stats, col_stats, residuals = (sharded or torch.ops.pycl).pair_stats(*arguments)
+        row_stats, col_stats, residuals = (sharded or operators).pair_stats(*arguments)
         slopes, both_sides = args[_INPUTS : _INPUTS + 2]
         sides = (row_stats, col_stats) if both_sides else (row_stats,)
         of_side = _results_of_slopes if slopes else _results
@@ -164,7 +165,7 @@ class StatsFunction(_Rule):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *_, ctx.backend, sharded = inputs
-        ctx.slopes, ctx.operators = inputs[_INPUTS], sharded or torch.ops.pycl
+        ctx.slopes, ctx.operators = inputs[_INPUTS], sharded or operators
         *stats, row_stats, col_stats, residuals = output
         _save(ctx, inputs[:_INPUTS], row_stats, col_stats, residuals)
         counts = stats[StatsRow.POS_COUNT :: N_RESULTS]
@@ -191,7 +192,7 @@ class PrefixFunction(_Rule):
     @staticmethod
     @_takes("row_factor", "col_factor", "ends", "both_sides", "backend")
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        row_stats, col_stats = torch.ops.pycl.prefix_stats(*args)
+        row_stats, col_stats = operators.prefix_stats(*args)
         sides = (row_stats, col_stats) if args[-2] else (row_stats,)
         results = (result for side in sides for result in stats_blocks(side).unbind(1)[:N_RESULTS])
         return *results, row_stats, col_stats
@@ -210,7 +211,7 @@ class PrefixFunction(_Rule):
         d_sides = [None if d is None else d.contiguous() for d in d_stats[:-2]]
         d_rows, d_cols = d_sides[:N_GRADED], d_sides[N_RESULTS:][:N_GRADED] or [None] * N_GRADED
         needs = _needs(ctx.needs_input_grad)
-        *of_points, d_row_factor, d_col_factor = torch.ops.pycl.prefix_stats_backward(
+        *of_points, d_row_factor, d_col_factor = operators.prefix_stats_backward(
             *problem, *factors, ctx.ends, row_stats, col_stats, *d_rows, *d_cols, needs, ctx.backend
         )
         sources = *factors, *d_sides
@@ -242,12 +243,12 @@ class SumFunction(_Rule):
     @_takes("map", "positive_weight", "counted", "save", "backend", "sharded")
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         *arguments, sharded = args
-        return cast("tuple[Tensor, Tensor, Tensor]", (sharded or torch.ops.pycl).pair_sum(*arguments))
+        return cast("tuple[Tensor, Tensor, Tensor]", (sharded or operators).pair_sum(*arguments))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         ctx.map, positive_weight, _, _, ctx.backend, sharded = inputs[_INPUTS:]
-        ctx.operators = sharded or torch.ops.pycl
+        ctx.operators = sharded or operators
         _save(ctx, inputs[:_INPUTS], positive_weight, output[2])
         ctx.mark_non_differentiable(*output[1:])
 
@@ -259,6 +260,21 @@ class SumFunction(_Rule):
         return _gradients(ctx, problem.leaves(), found, 6, d_sum)
 
 
+def wants_gradient(problem: Problem) -> bool:
+    """Whether a backward may follow."""
+    return torch.is_grad_enabled() and any(leaf is not None and leaf.requires_grad for leaf in problem.used_leaves())
+
+
+def fused_loss(operator: str, problem: Problem, weights: tuple[Any, ...], backend: str) -> Tensor:
+    """The total of a backend's fused operator, with its gradients where such may be asked for."""
+    leaves = problem.used_leaves()
+    if wants_gradient(problem):
+        return cast("Tensor", apply(FusedLossFunction, operator, problem, weights, backend, *leaves))
+    if forward_ad._current_level >= 0:
+        _refuse_tangents(leaves)
+    return cast("Tensor", getattr(registry.load(backend), operator)(problem, *weights, [False] * len(leaves))[0])
+
+
 class FusedLossFunction(torch.autograd.Function):
     """A scalar that comes with its gradients. The backward multiplies them by its own gradient, if that is not 1.
 
@@ -267,10 +283,11 @@ class FusedLossFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, operator: str, problem: Problem, weights: tuple[Any, ...], *leaves: Tensor | None) -> Tensor:
-        *more, backend = weights
+    def forward(
+        ctx: Any, operator: str, problem: Problem, weights: tuple[Any, ...], backend: str, *leaves: Tensor | None
+    ) -> Tensor:
         wanted = ctx.needs_input_grad[_BESIDE:]
-        total, *gradients = getattr(registry.load(backend), operator)(problem, *more, wanted)
+        total, *gradients = getattr(registry.load(backend), operator)(problem, *weights, wanted)
         ctx.save_for_backward(*gradients, *leaves)
         return cast("Tensor", total)
 
@@ -290,7 +307,7 @@ class LogitsFunction(_Rule):
     @staticmethod
     @_takes("backend")
     def forward(*args: Any) -> Tensor:
-        return cast("Tensor", torch.ops.pycl.pair_logits(*args))
+        return cast("Tensor", operators.pair_logits(*args))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -301,7 +318,7 @@ class LogitsFunction(_Rule):
     def backward(ctx: Any, d_logits: Tensor) -> tuple[Tensor | None, ...]:
         problem, _ = _restore(ctx)
         needs = _needs(ctx.needs_input_grad)
-        found = torch.ops.pycl.pair_logits_backward(*problem, d_logits, needs, ctx.backend)
+        found = operators.pair_logits_backward(*problem, d_logits, needs, ctx.backend)
         return _gradients(ctx, problem.leaves(), found, 1, d_logits)
 
 
@@ -315,7 +332,7 @@ class ExtremesFunction(_Rule):
     @_takes("both_sides", "backend", "sharded")
     def forward(*args: Any) -> tuple[Tensor, ...]:
         *arguments, sharded = args
-        values, index, col_values, col_index = (sharded or torch.ops.pycl).pair_extremes(*arguments)
+        values, index, col_values, col_index = (sharded or operators).pair_extremes(*arguments)
         apart = torch.ops.aten.unbind_copy.int  # views would refuse to be changed in place
         of_cols = apart(col_values) if args[_INPUTS] else ()
         return index, col_index, *apart(values), *of_cols
@@ -323,7 +340,7 @@ class ExtremesFunction(_Rule):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *_, ctx.backend, sharded = inputs
-        ctx.operators = sharded or torch.ops.pycl
+        ctx.operators = sharded or operators
         indices = output[:2]
         _save(ctx, inputs[:_INPUTS], *indices)
         ctx.mark_non_differentiable(*indices)
@@ -350,13 +367,13 @@ class MeanLogitFunction(_Rule):
     @_takes("backend", "sharded")
     def forward(*args: Any) -> tuple[Tensor, Tensor]:
         *fields, backend, sharded = args
-        means, lse = (sharded or torch.ops.pycl).pair_average(*fields, None, backend)
+        means, lse = (sharded or operators).pair_average(*fields, None, backend)
         return means.squeeze(1), lse
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         *_, ctx.backend, sharded = inputs
-        ctx.operators = sharded or torch.ops.pycl
+        ctx.operators = sharded or operators
         _save(ctx, inputs[:_INPUTS], *output)
         ctx.mark_non_differentiable(output[1])
 
@@ -376,14 +393,13 @@ class AverageFunction(_Rule):
     @_takes("values", "backend", "sharded")
     def forward(*args: Any) -> tuple[Tensor, Tensor]:
         *fields, values, backend, sharded = args
-        operators = sharded or torch.ops.pycl
-        means, lse = operators.pair_average(*fields, values, backend)
+        means, lse = (sharded or operators).pair_average(*fields, values, backend)
         return means, -lse.masked_fill(lse == -torch.inf, 0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         *_, values, ctx.backend, sharded = inputs
-        ctx.operators = sharded or torch.ops.pycl
+        ctx.operators = sharded or operators
         _save(ctx, inputs[:_INPUTS], values, *output)
         ctx.mark_non_differentiable(output[1])
 
@@ -414,14 +430,14 @@ class UnitFunction(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, backend: str) -> Tensor:
         ctx.backend = backend
         ctx.save_for_backward(z)
-        return cast("Tensor", torch.ops.pycl.unit(z, backend))
+        return cast("Tensor", operators.unit(z, backend))
 
     @staticmethod
     def backward(ctx: Any, d_unit: Tensor) -> tuple[Tensor, None]:
         (z,) = ctx.saved_tensors
         create_graph = torch.is_grad_enabled()
         if not create_graph and forward_ad._current_level < 0:
-            return torch.ops.pycl.unit_backward(z, d_unit, ctx.backend), None
+            return operators.unit_backward(z, d_unit, ctx.backend), None
         with torch.enable_grad():
             view = z.view_as(z)  # hooks on z are not for this gradient
             (d_z,) = torch.autograd.grad(formula.unit(view), view, d_unit, create_graph=create_graph)

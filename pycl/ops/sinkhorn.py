@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators of Sinkhorn, and calls of them on a ``SinkhornProblem``.
-
-Backends are reached through the dispatcher wherever something may look on: a tracer would not see what they write, and
-fake tensors have no addresses. A solve on a CPU that nobody observes calls its backend, for the dispatcher takes 20 us.
-"""
+"""The operators of Sinkhorn, and calls of them on a ``SinkhornProblem``."""
 
 from __future__ import annotations
 
@@ -12,10 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from pycl.backends import registry
 from pycl.core.problem import SinkhornProblem, accumulation_dtype
-from pycl.core.tracing import observed
 from pycl.ops import schemas
+from pycl.ops.schemas import operators
 
 _SCORES = "Tensor scores, float epsilon"
 _POTENTIALS = "Tensor, Tensor"  # of the samples and of the prototypes
@@ -24,38 +19,32 @@ _POTENTIALS = "Tensor, Tensor"  # of the samples and of the prototypes
 def sinkhorn(t: SinkhornProblem, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """Codes and the potentials of the samples and of the prototypes."""
     given, out = t[:-1], t.out
-    if out is None and _is_plain(t.scores):
-        return cast("tuple[Tensor, Tensor, Tensor]", registry.load(backend).sinkhorn(t))
     if out is None:
-        return cast("tuple[Tensor, Tensor, Tensor]", torch.ops.pycl.sinkhorn(*given, backend))
-    return out, *torch.ops.pycl.sinkhorn_out(*given[:-1], out, backend)
-
-
-def _is_plain(scores: Tensor) -> bool:
-    return type(scores) is Tensor and scores.device.type == "cpu" and not (observed() or torch._C._is_tracing())
+        return cast("tuple[Tensor, Tensor, Tensor]", operators.sinkhorn(*given, backend))
+    return out, *operators.sinkhorn_out(*given[:-1], out, backend)
 
 
 def columns(t: SinkhornProblem, potential: Tensor | None, backend: str) -> Tensor:
     """``log sum_b exp(L_bk + u_b)`` [K], ``u`` from the sample step with the prototypes' potential, or 0 without."""
-    return cast("Tensor", torch.ops.pycl.sinkhorn_columns(t.scores, t.epsilon, t.sample_target, potential, backend))
+    return cast("Tensor", operators.sinkhorn_columns(t.scores, t.epsilon, t.sample_target, potential, backend))
 
 
 def samples(t: SinkhornProblem, potential: Tensor, backend: str) -> Tensor:
     """``log sum_k exp(L_bk + v_k)`` [B]."""
-    return cast("Tensor", torch.ops.pycl.sinkhorn_samples(t.scores, t.epsilon, potential, backend))
+    return cast("Tensor", operators.sinkhorn_samples(t.scores, t.epsilon, potential, backend))
 
 
 def codes(t: SinkhornProblem, potential: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     """Codes and the samples' potential from the prototypes'."""
     given = t.scores, t.epsilon, t.sample_target, potential
     if t.out is None:
-        return cast("tuple[Tensor, Tensor]", torch.ops.pycl.sinkhorn_codes(*given, t.dtype, backend))
-    return t.out, torch.ops.pycl.sinkhorn_codes_out(*given, t.out, backend)
+        return cast("tuple[Tensor, Tensor]", operators.sinkhorn_codes(*given, t.dtype, backend))
+    return t.out, operators.sinkhorn_codes_out(*given, t.out, backend)
 
 
 def scores(z: Tensor, prototypes: Tensor, backend: str) -> Tensor:
     """``<z_b, c_k>`` [B, K] of features of one dtype."""
-    return cast("Tensor", torch.ops.pycl.sinkhorn_scores(z, prototypes, backend))
+    return cast("Tensor", operators.sinkhorn_scores(z, prototypes, backend))
 
 
 def _step(scores: Tensor, epsilon: float, sample_target: Tensor | None, out: torch.dtype | Tensor) -> SinkhornProblem:

@@ -9,14 +9,14 @@ from typing import cast
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn import Parameter
 
 from pycl.backends import registry
 from pycl.core import unit as formula
 from pycl.core.problem import accumulation_dtype
-from pycl.core.tracing import observed
+from pycl.core.tracing import PLAIN, observed
 from pycl.ops import schemas
 from pycl.ops.autograd import UnitFunction, apply
+from pycl.ops.schemas import operators
 
 BACKEND = "cpu"  # the one that has them
 
@@ -27,7 +27,7 @@ def unit(z: Tensor) -> Tensor:
         return formula.unit(z)
     if z.requires_grad and torch.is_grad_enabled():
         return cast("Tensor", apply(UnitFunction, z, BACKEND))
-    return cast("Tensor", torch.ops.pycl.unit(z, BACKEND))
+    return cast("Tensor", operators.unit(z, BACKEND))
 
 
 def _has_operator(z: Tensor) -> bool:
@@ -38,7 +38,7 @@ def _has_operator(z: Tensor) -> bool:
     return (
         not observed()
         and forward_ad._current_level < 0
-        and type(z) in (Tensor, Parameter)
+        and type(z) in PLAIN
         and z.device.type == BACKEND
         and z.dim() > 0
         and z.numel() > 0

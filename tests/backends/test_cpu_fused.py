@@ -17,7 +17,7 @@ from pycl.backends.registry import why_not
 if reason := why_not("cpu", "cpu"):
     pytest.skip(reason, allow_module_level=True)
 
-from pycl.backends import cpu
+from pycl.backends import cpu, workspace
 
 CASES = {
     "ragged": lambda: make(101, 67, 37, offset=3, denominator=ALL, sides="rows"),  # positives are negatives too
@@ -138,8 +138,30 @@ def test_where_it_is_used(loss: str, calls: list[str]) -> None:
     apart = APART[2:] if loss == "siglip" else APART[:2]
     fused = ["pair_sum_fused" if loss == "siglip" else "pair_cross_entropy_fused"]
     assert of() == of(reduction="sum") == of(torch.float64) == fused
-    assert of(grad=False) == [apart[0]]
+    assert of(grad=False) == of(torch.bfloat16, grad=False) == fused
+    assert of(grad=False, reduction="none") == [apart[0]]
     assert of(reduction="none") == of(torch.float16) == of(torch.bfloat16) == [*apart]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("of", ["cross_entropy", "sum"])
+@pytest.mark.parametrize("name", CASES)
+def test_a_value_alone_is_the_same(
+    isa: str, name: str, of: str, dtype: torch.dtype, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = CASES[name]()
+    points = {k: x.to(dtype if k in "xy" or dtype == torch.float64 else torch.float32) for k, x in case.leaves.items()}
+    for reduction in ("mean", "sum"):
+        alone = total(case, points, of, reduction)
+        assert not alone.requires_grad
+        assert len(calls) == 1
+        assert not workspace._in_use
+        if dtype.itemsize >= 4:
+            is_close(alone, total(case, {k: x.clone().requires_grad_() for k, x in points.items()}, of, reduction))
+        with monkeypatch.context() as patch:
+            patch.setattr(registry, "has", lambda *_: False)
+            is_close(alone, total(case, points, of, reduction))
+        calls.clear()
 
 
 def test_an_empty_denominator_counts_as_zero() -> None:
