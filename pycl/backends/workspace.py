@@ -177,7 +177,7 @@ def memory_of(number: int) -> Tensor | None:
 
 def give_back(number: int) -> None:
     memory = _in_use.pop(number, None)
-    if memory is not None:
+    if memory is not None and memory.nbytes >= MIN_PAGES:
         _idle[number] = memory
         _trim()
 

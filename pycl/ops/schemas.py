@@ -207,7 +207,7 @@ def register(
         return _rest(found, args[-2]) if has_out else found
 
     def call(*args: Any) -> Any:
-        by_dispatcher = torch._C._autograd._profiler_enabled() or needs_dispatch(args)
+        by_dispatcher = needs_dispatch(args) or torch._C._autograd._profiler_enabled()
         return getattr(torch.ops.pycl, name)(*args) if by_dispatcher else call_backend(*args)
 
     setattr(operators, name, call)
