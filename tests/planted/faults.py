@@ -193,8 +193,8 @@ FAULTS = [
     Fault(
         "autograd: a gradient that came with the value is not multiplied by its slope",
         "pycl/ops/autograd.py",
-        "found = [gradient * d_total if len(gradient) else gradient for gradient in of_total]",
-        "found = list(of_total)",
+        "found = [None if gradient is None else gradient * d_total for gradient in found]",
+        "found = list(found)",
         "test_cpu_fused test_cross_entropy test_autograd",
     ),
     Fault(
@@ -669,9 +669,37 @@ FAULTS = [
     Fault(
         "residuals: a tile that was not kept is read",
         "csrc/cpu/sweep.h",
-        "return at < kept ? residuals",
-        "return at <= kept ? residuals",
+        "return number < kept ? residuals",
+        "return number <= kept ? residuals",
         "test_cpu_residuals test_workspace",
+    ),
+    Fault(
+        "residuals: tiles that are skipped have places",
+        "csrc/cpu/sweep.h",
+        "TileKind::kSkip ? -1 : next++",
+        "TileKind::kSkip ? next++ : next++",
+        "test_cpu_residuals",
+    ),
+    Fault(
+        "totals: one scale has the gradient of the last row",
+        "csrc/cpu/sweep.h",
+        "sum += double(static_cast<const T*>(by_row.logit_scale)[i]);",
+        "sum = double(static_cast<const T*>(by_row.logit_scale)[i]);",
+        "test_cpu_fused test_losses",
+    ),
+    Fault(
+        "memory of results: what waits is handed out and waits on",
+        "csrc/block_cache.h",
+        "idle_.erase(idle_.begin() + k);",
+        "",
+        "test_cpu_memory",
+    ),
+    Fault(
+        "dispatch: a tensor that stands for minus its memory is read as it lies",
+        "pycl/core/tracing.py",
+        "x.is_neg() or ",
+        "",
+        "test_dispatch",
     ),
     Fault(
         "packing: features beyond the last whole group are left out",
