@@ -55,8 +55,7 @@ def problem_of(
     first, pos = map(int, sets.values())
     z = embeddings_of("rows", rows.z)
     unlabelled = rows.ids is None and rows.views is None
-    if cols is not None:
-        unlabelled = unlabelled and cols.ids is None and cols.views is None
+    unlabelled = unlabelled and (cols is None or (cols.ids is None and cols.views is None))
     bare = unlabelled and group is None and (cols is None or cols.n_views == rows.n_views)
     if rows.n_views > 1 and z.device.type != "cpu":
         bare = False  # made once here, for a forward and a backward that would each make them

@@ -308,7 +308,7 @@ def test_frames_from_the_call_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> 
 
     module = cpu._C
     monkeypatch.setattr(cpu, "_C", Compiled())
-    pycl.functional.nt_xent(torch.randn(2, 8, 4), backend="cpu")
+    pycl.functional.nt_xent(torch.randn(2, 8, 4), reduction="none", backend="cpu")
     page = text_of(ROOT / "docs" / "architecture.md")
     listed = re.findall(r"^\d+\. `(pycl/[\w/]+\.py)` `(?:\w+\.)?(\w+)`", page, re.MULTILINE)
     assert stacks == [listed]
