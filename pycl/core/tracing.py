@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor
+from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 from torch.nn import Parameter
 
 from pycl.core.problem import accumulation_dtype
@@ -33,11 +33,14 @@ def observed() -> bool:
 def needs_dispatch(args: Iterable[Any]) -> bool:
     """Whether only torch's dispatcher knows what a call with these arguments means.
 
-    Besides what is observed: a tensor of another class, one that stands for minus its memory, a batch of tensors.
+    Besides what is observed: a tensor of another class, or one that is not what lies in its memory.
     """
-    return observed() or any(
-        isinstance(x, Tensor) and (type(x) not in PLAIN or x.is_neg() or is_legacy_batchedtensor(x)) for x in args
-    )
+    return observed() or any(isinstance(x, Tensor) and (type(x) not in PLAIN or _stands_for_another(x)) for x in args)
+
+
+def _stands_for_another(x: Tensor) -> bool:
+    """Minus its memory, a batch, or a tensor of a transform of torch.func, maybe after the transform has ended."""
+    return x.is_neg() or is_legacy_batchedtensor(x) or is_functorch_wrapped_tensor(x)
 
 
 def eager(function: F) -> F:
