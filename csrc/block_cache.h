@@ -43,6 +43,7 @@ class BlockCache {
 
   // What a call has taken.
   void give_back(const std::vector<Block>& blocks) {
+    if (blocks.empty()) return;  // only asked something: no call that others age by
     const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
     if (lock) ++calls_;
     for (const Block& block : blocks) keep(block, bool(lock));

@@ -145,9 +145,7 @@ void pair_sum_fused(const Problem& problem, const ExecutionContext& host, const 
   if (!any_gradient(out)) {
     T* sums = allocate<T>(host, problem.rows.z.n);
     pair_sum<P>(problem, host, terms, {sums, nullptr});
-    double sum = 0;
-    for (int64_t i = 0; i < problem.rows.z.n; ++i) sum += double(sums[i]);
-    *static_cast<T*>(total) = T(weight * sum);
+    *static_cast<T*>(total) = T(weight * added_up(sums, problem.rows.z.n));
     return;
   }
   const Gradients by_row = with_scale_by_row<T>(problem, host, out);
@@ -171,9 +169,7 @@ void pair_sum_fused(const Problem& problem, const ExecutionContext& host, const 
       totals[tile.group] += total_of_tile;
     });
   });
-  double sum = 0;
-  for (int group = 0; group < sweep.groups; ++group) sum += totals[group];
-  *static_cast<T*>(total) = T(weight * sum);
+  *static_cast<T*>(total) = T(weight * added_up(totals, sweep.groups));
   add_up_scale<T>(problem, by_row, out);
 }
 

@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 from pycl.backends.chosen_pairs import ChosenPairs
 from pycl.core.modifiers import KINDS as KINDS
 from pycl.core.modifiers import Form, ScoreMod, forms
-from pycl.core.problem import Gradients, Needs, Problem, empty_gradients
+from pycl.core.problem import Gradients, Needs, Problem, empty_gradients, split_by_modifier
 
 ELEMENTS = 1 << 21  # of the largest tensors of a strip, 8 MiB of float32 each
 CHUNK = 64  # rows whose chosen pairs are modified in one tile
@@ -99,7 +99,7 @@ class ModifiedTile:
                 self.made, [self.given, *leaves], w, allow_unused=True, materialize_grads=True
             )
         if len(gradients.modifiers):
-            d_rows, d_cols, d_shared = gradients.of_modifiers(self.problem.leaves())
+            d_rows, d_cols, d_shared = split_by_modifier(gradients.modifiers, self.problem.leaves())
             into = (d_rows, d_rows if self.problem.cols is None else d_cols, d_shared)
             targets = [to[at] for to, at, x in zip(into, self.at, self.leaves, strict=True) if x is not None]
             for to, part in zip(targets, found, strict=True):
@@ -128,8 +128,8 @@ def back_at(problem: Problem, given: Tensor, chosen: ChosenPairs, w: Tensor, gra
         tile = given[i, None].expand(-1, i.stop - i.start)
         d_given[i] = ModifiedTile(pairs, tile, i, i, None, True).back(w[i].diag(), found).diagonal()
     if len(gradients.modifiers):
-        d_rows, d_cols, d_shared = gradients.of_modifiers(problem.leaves())
-        of_rows, of_cols, of_shared = found.of_modifiers(pairs.leaves())
+        d_rows, d_cols, d_shared = split_by_modifier(gradients.modifiers, problem.leaves())
+        of_rows, of_cols, of_shared = split_by_modifier(found.modifiers, pairs.leaves())
         d_shared += of_shared
         if p.row_values is not None:
             chosen.add_to_rows(d_rows, of_rows)

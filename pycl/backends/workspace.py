@@ -25,7 +25,7 @@ from pycl.core.notices import warn_once
 VARIABLE = "PYCL_WORKSPACE"
 DEFAULT_BYTES = 512 << 20
 DEFAULT_SHARE = 8  # of the free memory, where an eighth is less
-MIN_PAGES = 128 << 10
+MIN_PAGES = 128 << 10  # bytes from which memory comes from the system, and is worth keeping
 
 _chosen: int | None = None  # by set_workspace
 _default: int | None = None  # once it was needed

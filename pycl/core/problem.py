@@ -201,10 +201,6 @@ class Gradients(NamedTuple):
     col_bias: Tensor
     modifiers: Tensor
 
-    def of_modifiers(self, leaves: Sequence[Tensor | None]) -> list[Tensor]:
-        """Views of ``modifiers``, as :func:`split_by_modifier`."""
-        return split_by_modifier(self.modifiers, leaves)
-
 
 class PrefixGradients(NamedTuple):
     """Of ``prefix_stats``: those of the points as in ``Gradients``, those of both factors, which are always there."""

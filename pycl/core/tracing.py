@@ -17,7 +17,7 @@ from torch.nn import Parameter
 from pycl.core.problem import accumulation_dtype
 
 F = TypeVar("F", bound=Callable[..., Any])
-PLAIN = Tensor, Parameter  # classes of tensors that are what they seem
+_PLAIN = Tensor, Parameter  # classes of tensors that are what they seem
 
 
 def observed() -> bool:
@@ -35,7 +35,7 @@ def needs_dispatch(args: Iterable[Any]) -> bool:
 
     Besides what is observed: a tensor of another class, or one that is not what lies in its memory.
     """
-    return observed() or any(isinstance(x, Tensor) and (type(x) not in PLAIN or _stands_for_another(x)) for x in args)
+    return observed() or any(isinstance(x, Tensor) and (type(x) not in _PLAIN or _stands_for_another(x)) for x in args)
 
 
 def _stands_for_another(x: Tensor) -> bool:

@@ -223,7 +223,7 @@ def pair_cross_entropy(
 
     Args:
         n_positives: how many positives every anchor has, and every candidate where both sides count; at least 1.
-        reduction: ``"none"``, or ``"mean"`` or ``"sum"`` over the anchors. On a CPU the gradients of a small float32 or
+        reduction: ``"none"``, or ``"mean"`` or ``"sum"`` over the anchors. On a CPU the gradients of a float32 or
             float64 problem then come with the value, from one call, and the backward only scales them.
         rows: the other arguments, and the errors from them, are those of ``pair_stats``.
 

@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 
 from pycl.backends import registry
@@ -30,7 +29,7 @@ from pycl.core.problem import (
     split_by_modifier,
     stats_blocks,
 )
-from pycl.core.tracing import observed
+from pycl.core.tracing import needs_dispatch, observed
 from pycl.ops.schemas import operators
 
 _INPUTS = len(Problem._fields)
@@ -298,7 +297,7 @@ class FusedLossFunction(torch.autograd.Function):
         # A loss is mostly the end of a graph that is used once: the gradients are handed out as they are. If the graph
         # is kept, they might be changed in place before the next backward, so copies are handed out.
         again = torch._C._autograd._get_current_graph_task_keep_graph()
-        if again or observed() or is_legacy_batchedtensor(d_total) or float(d_total) != 1:
+        if again or needs_dispatch((d_total,)) or float(d_total) != 1:
             found = [None if gradient is None else gradient * d_total for gradient in found]
         return *(None,) * _BESIDE, *_once(found, *leaves, d_total)
 

@@ -26,6 +26,7 @@ from pycl.core.problem import (
     StatsRow,
     accumulation_dtype,
     no_residuals,
+    split_by_modifier,
     stats_blocks,
 )
 from pycl.core.tracing import eager
@@ -401,6 +402,6 @@ def _add_gradients(
 def _of_modifiers(gradients: Gradients, problem: Problem) -> list[Tensor]:
     """Views of the gradients of a problem's modifiers, empty where there are none."""
     if len(gradients.modifiers):
-        found = gradients.of_modifiers(problem.leaves())
+        found = split_by_modifier(gradients.modifiers, problem.leaves())
         return [x if x.numel() else x.view(-1)[:0] for x in found]
     return [gradients.modifiers] * N_MODIFIER_LEAVES

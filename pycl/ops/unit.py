@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from pycl.backends import registry
 from pycl.core import unit as formula
 from pycl.core.problem import accumulation_dtype
-from pycl.core.tracing import PLAIN, observed
+from pycl.core.tracing import needs_dispatch
 from pycl.ops import schemas
 from pycl.ops.autograd import UnitFunction, apply
 from pycl.ops.schemas import operators
@@ -36,9 +36,8 @@ def _has_operator(z: Tensor) -> bool:
     Where ``$PYCL_BACKEND`` names another backend, nothing of this one is to run.
     """
     return (
-        not observed()
+        not needs_dispatch((z,))
         and forward_ad._current_level < 0
-        and type(z) in PLAIN
         and z.device.type == BACKEND
         and z.dim() > 0
         and z.numel() > 0

@@ -22,7 +22,7 @@ if reason := why_not("triton", "cpu"):
 from pycl.backends.triton import modifiers
 from pycl.backends.triton.modifier_gradients import add_gradients
 from pycl.core.modifiers import Form, forms
-from pycl.core.problem import Gradients, Needs, Problem, empty_gradients
+from pycl.core.problem import Gradients, Needs, Problem, empty_gradients, split_by_modifier
 
 
 def _strips(problem: Problem, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -77,7 +77,7 @@ def _of_data(problem: Problem, w: Tensor) -> list[Tensor]:
 def _check_strips(problem: Problem, dtype: torch.dtype, rows: int) -> None:
     stored, scale, exact = _strips(problem, dtype)
     out = _from_strips(problem, stored, scale, rows)
-    found = [x for x in out.of_modifiers(problem.leaves()) if x.numel()]
+    found = [x for x in split_by_modifier(out.modifiers, problem.leaves()) if x.numel()]
     wanted = [_of_data(problem, w) for w in (exact.float(), exact, exact.abs())]
     for got, eager, true, most in zip(found, *wanted, strict=True):
         assert_as_accurate(got, eager, true, torch.float32, magnitude=most.abs().max().item())

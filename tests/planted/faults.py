@@ -661,7 +661,7 @@ FAULTS = [
     ),
     Fault(
         "residuals: two tiles of a symmetric problem share a place",
-        "csrc/cpu/sweep.h",
+        "csrc/cpu/blocks.h",
         "high * (high + 1) / 2 + low",
         "high * (high - 1) / 2 + low",
         "test_cpu_residuals test_cpu",
@@ -675,7 +675,7 @@ FAULTS = [
     ),
     Fault(
         "residuals: tiles that are skipped have places",
-        "csrc/cpu/sweep.h",
+        "csrc/cpu/blocks.h",
         "TileKind::kSkip ? -1 : next++",
         "TileKind::kSkip ? next++ : next++",
         "test_cpu_residuals",
@@ -683,8 +683,8 @@ FAULTS = [
     Fault(
         "totals: one scale has the gradient of the last row",
         "csrc/cpu/sweep.h",
-        "sum += double(static_cast<const T*>(by_row.logit_scale)[i]);",
-        "sum = double(static_cast<const T*>(by_row.logit_scale)[i]);",
+        "added_up(static_cast<const T*>(by_row.logit_scale), p.rows.z.n);",
+        "static_cast<const T*>(by_row.logit_scale)[p.rows.z.n - 1];",
         "test_cpu_fused test_losses",
     ),
     Fault(

@@ -16,7 +16,7 @@ from pycl.backends.triton.launch import cdiv, launch
 from pycl.backends.triton.modifiers import constant_of
 from pycl.backends.triton.schedule import row_chunks
 from pycl.core.modifiers import Form, forms
-from pycl.core.problem import Gradients, Problem
+from pycl.core.problem import Gradients, Problem, split_by_modifier
 from pycl.triton_kernels.modifier_gradients import TileSums, modifier_gradients_kernel
 from pycl.triton_kernels.modifiers import ModifierData
 
@@ -32,7 +32,7 @@ def add_gradients(
     What is added to a logit depends on no logit, and limits are constants, which have no gradients.
     """
     p, here = problem, slice(first, first + len(weights))
-    d_rows, d_cols, d_shared = out.of_modifiers(p.leaves())
+    d_rows, d_cols, d_shared = split_by_modifier(out.modifiers, p.leaves())
     col_codes, d_cols = (p.row_codes, d_rows) if p.cols is None else (p.col_codes, d_cols)
     for form in forms(p.modifiers):
         if form.kind == "label_table":
