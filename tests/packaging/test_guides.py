@@ -27,7 +27,7 @@ from pycl.testing import assert_ddp_equivalent
 from pycl.testing.table import LOSSES
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = [path for pattern in ("*.md", "docs/*.md", ".github/**/*.md") for path in sorted(ROOT.glob(pattern))]
+PAGES = [path for pattern in ("*.md", "docs/**/*.md", ".github/**/*.md") for path in sorted(ROOT.glob(pattern))]
 EXAMPLE = "examples/your_own_loss.py"
 FENCE = re.compile(r"^(```+)([^\n]*)\n(.*?)^\1 *$", re.DOTALL | re.MULTILINE)
 SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")

@@ -31,17 +31,9 @@ TOO_SLOW = 2.5  # seconds; twice the instances take four times as long
 WARM_UP = 64  # instances; loads the code and starts the threads before anything is measured
 
 
-PYCL = {
-    "mv_dhel": pycl.functional.mv_dhel,
-    "nt_xent": pycl.functional.nt_xent,
-    "mv_info_nce": pycl.functional.mv_info_nce,
-}
-DENSE = {name: dense.fastest(name) for name in PYCL}  # each stores its matrices
-
-
 def make_loss(name: str, side: str, temperature: float) -> Loss:
-    """The loss of that name, ``side`` being "pycl" or "dense"."""
-    function = {"pycl": PYCL, "dense": DENSE}[side][name]
+    """The loss on views of that name, ``side`` being "pycl" or "dense", which stores its matrices."""
+    function = getattr(pycl.functional, name) if side == "pycl" else dense.fastest(name)
     return lambda views: function(views, temperature=temperature)
 
 

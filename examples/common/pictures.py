@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the examples show: tables for the terminal, and pictures."""
+"""Pictures of what the examples find."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,12 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from loss_cost import Cost
 from matplotlib.ticker import FuncFormatter, LogFormatter, NullLocator
 from torch import Tensor
 
+from common.loss_cost import Cost
+
 POSITIVE, NEGATIVE, OURS, DENSE = "#1b7f5c", "#b8b8b8", "#1b7f5c", "#c0504d"
-MEASURES = {  # key: (label, factor, decimals)
-    "knn": ("kNN accuracy, k = 20 (%)", 100, 1),
-    "linear": ("linear probe, all labels (%)", 100, 1),
-    "few_labels": ("linear probe, 10 labels a class (%)", 100, 1),
-    "effective_rank": ("effective rank of the embedding", 1, 1),
-    "alignment": ("alignment, 0 is best", 1, 2),
-    "uniformity": ("uniformity, lower is more even", 1, 2),
-}
 STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -36,75 +28,17 @@ STYLE = {
 }
 
 
-def table(summary: dict[str, Any]) -> str:
-    """The summary as text: what was learnt, then what the loss costs."""
-    stages = [stage for stage in ("pixels", "before", "after") if stage in summary["stages"]]
-    names = {"pixels": "raw pixels", "before": "before training", "after": "after training"}
-    learnt = [["", *(names[stage] for stage in stages)]]
-    for key, (label, factor, decimals) in MEASURES.items():
-        learnt.append([label, *(_cell(summary["stages"][stage].get(key), factor, decimals) for stage in stages)])
-    costs = [Cost(**row) for row in summary["loss_cost"]]
-    cost_rows = [
-        ["instances", *(str(c.instances) for c in costs)],
-        ["dense eager (ms)", *(f"{c.dense_ms:.1f}" for c in costs)],
-        ["pycl (ms)", *(f"{c.pycl_ms:.1f}" for c in costs)],
-        ["times faster", *(f"{c.dense_ms / c.pycl_ms:.1f}" for c in costs)],
-        ["dense eager (MiB)", *(_mib(c.dense_mib) for c in costs)],
-        ["pycl (MiB)", *(_mib(c.pycl_mib) for c in costs)],
-    ]
-    run, data = summary["run"], summary["data"]
-    return "\n".join(
-        [
-            f"{data['name']}: {data['train']} training and {data['test']} test images, {data['classes']} classes",
-            f"{run['loss']}, {run['views']} views, temperature {run['temperature']:g}; mean ± standard deviation over "
-            f"{count(len(run['seeds']), 'seed')}, {run['train_seconds']:.0f} s of training each, "
-            f"{count(run['threads'], 'thread')}",
-            *grid(learnt),
-            "",
-            f"one loss step, forward and backward, {run['views']} views, {run['dim']} features, backend "
-            f"{run['backend']!r}: median time, peak memory above the inputs",
-            *grid(cost_rows),
-        ]
-    )
-
-
-def count(n: int, noun: str) -> str:
-    """``1 seed``, ``2 seeds``."""
-    return f"{n} {noun}{'' if n == 1 else 's'}"
-
-
-def _cell(value: Sequence[float] | None, factor: float, decimals: int) -> str:
-    if value is None:
-        return "-"
-    mean, std = value
-    spread = f" ± {factor * std:.{decimals}f}" if std else ""
-    return f"{factor * mean:.{decimals}f}{spread}"
-
-
-def _mib(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
-
-
-def grid(rows: list[list[str]]) -> list[str]:
-    """Left-aligned first column, right-aligned others, a rule below the head."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
-    rule = "─" * len(lines[0])
-    return [rule, lines[0], rule, *lines[1:], rule]
-
-
-def draw_similarities(histograms: dict[str, tuple[Tensor, Tensor, Tensor]], path: Path) -> None:
-    """Positive and negative similarities, one panel for each title; values are (positives, negatives, edges)."""
+def draw_similarities(measured: dict[str, dict[str, Any]], path: Path) -> None:
+    """Positive and negative similarities, one panel for each title, from what :func:`pycl.viz.measure` counted."""
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(
-            1, len(histograms), figsize=(8.4, 3.2), sharex=True, sharey=True, layout="constrained"
+            1, len(measured), figsize=(8.4, 3.2), sharex=True, sharey=True, layout="constrained"
         )
-        for axes, (title, (positives, negatives, edges)) in zip(panels, histograms.items(), strict=True):
-            width = (edges[1] - edges[0]).item()
-            same, other = (counts / (counts.sum() * width) for counts in (positives, negatives))
+        for axes, (title, row) in zip(panels, measured.items(), strict=True):
+            counted = [torch.tensor(row[which], dtype=torch.float64) for which in ("positives", "negatives")]
+            width = 2 / len(counted[0])
+            edges = torch.linspace(-1, 1, len(counted[0]) + 1)
+            same, other = (counts / (counts.sum() * width) for counts in counted)
             for density, colour, label in ((other, NEGATIVE, "two images"), (same, POSITIVE, "one image")):
                 axes.stairs(density.tolist(), edges.tolist(), fill=True, color=colour, alpha=0.65, label=label)
             overlap = torch.minimum(same, other).sum().item() * width
@@ -141,34 +75,6 @@ def draw_costs(costs: list[Cost], path: Path, *, title: str) -> None:
             axes.set_axisbelow(True)
         figure.suptitle(title, fontsize=10.5)
         _save(figure, path)
-
-
-def clusters(summary: dict[str, Any]) -> str:
-    """SwAV's summary as text: how the training went, and how the prototypes are used."""
-    run, data = summary["run"], summary["data"]
-    head = ["epoch", "loss", "kNN (%)", "code entropy", "marginal error", "dead", "predicted in use", "dead"]
-    rows = [head]
-    for row in summary["rows"]:
-        codes, predictions = row["codes"], row["predictions"]
-        rows.append(
-            [
-                str(row["epoch"]),
-                "-" if row["loss"] is None else f"{row['loss']:.3f}",
-                f"{100 * row['knn']:.1f}",
-                *(f"{codes['entropy']:.2f}", f"{codes['marginal_error']:.3f}", str(codes["dead"])),
-                *(f"{predictions['perplexity']:.1f}", str(predictions["dead"])),
-            ]
-        )
-    before, after = (100 * summary["rows"][at]["knn"] for at in (0, -1))
-    return "\n".join(
-        [
-            f"{data['name']}: {data['train']} training and {data['test']} test images, {data['classes']} classes",
-            f"{count(run['prototypes'], 'prototype')}, epsilon {run['epsilon']:g}, temperature {run['temperature']:g}, "
-            f"crops 2 + {run['small_crops']}, {run['seconds']:.0f} s, {count(run['threads'], 'thread')}",
-            *grid(rows),
-            f"kNN accuracy: {before:.1f} % with the random encoder, {after:.1f} % with the trained one",
-        ]
-    )
 
 
 def draw_clusters(summary: dict[str, Any], use: dict[str, Tensor], members: Tensor, path: Path) -> None:

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learn image features without labels from two to eight augmented views: SimCLR, DCL, DHEL, MV-InfoNCE, MV-DHEL, poly-view.
+
+    python examples/multiview_images.py                                  # scikit-learn's digits, a minute on a CPU
+    python examples/multiview_images.py --data-root DIR --loss simclr    # CIFAR-10 as torchvision stores it, or
+                                                                         # DIR/train/<class>/*.jpg
+    torchrun --nproc_per_node=2 examples/multiview_images.py ...         # gloo on CPUs, NCCL on GPUs
+
+Writes to --out: the log of every step, a checkpoint from which --resume auto goes on, a dashboard of the run, and a
+table of the features before and after training over all seeds. One seed and one thread give one result, bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from collections.abc import Sequence
+from statistics import mean, pstdev
+from typing import Any, NamedTuple
+
+import torch
+from common import encoders, evaluate, flags, images, loss_cost, pictures, ranks, step_profile
+from common.augment import Augment
+from common.images import Dataset
+from common.logs import LOG
+from common.tables import count, grid, spread
+from common.trainer import Task, Trainer
+from torch import Tensor, nn
+
+import pycl
+from pycl import viz
+from pycl.backends import registry
+from pycl.bench.workloads import dense
+from pycl.functional import pairwise_nt_xent
+
+COST_SIZES = (256, 512, 1024, 2048, 4096)
+SHAPE_OF = 1024  # test images whose views show the shape of the embedding
+SHAPE_VIEWS = 4
+MOST_PIXELS = 1024  # a linear probe on more raw pixels than this takes longer than the training
+
+
+class Pairwise(nn.Module):
+    """The mean of NT-Xent over all pairs of views, each pair by itself: what SimCLR does with more than two views."""
+
+    def __init__(self, temperature: float, *, learnable_temperature: bool, group: str) -> None:
+        super().__init__()
+        if learnable_temperature:
+            raise flags.Refused("--learnable-temperature: not with --loss pairwise, which is a function, not a module")
+        self.temperature, self.group = temperature, group
+
+    def forward(self, views: Tensor) -> Tensor:
+        return pairwise_nt_xent(views, temperature=self.temperature, group=self.group)
+
+
+class Choice(NamedTuple):
+    """A loss: its module, the name of its dense form, and whether it takes more than two views."""
+
+    module: Any
+    formula: str
+    many_views: bool = True
+
+
+LOSSES = {
+    "simclr": Choice(pycl.NTXentLoss, "nt_xent"),
+    "pairwise": Choice(Pairwise, "pairwise_nt_xent"),
+    "dcl": Choice(pycl.DCLLoss, "dcl", many_views=False),
+    "dhel": Choice(pycl.DHELLoss, "dhel", many_views=False),
+    "mv_info_nce": Choice(pycl.MVInfoNCELoss, "mv_info_nce"),
+    "mv_dhel": Choice(pycl.MVDHELLoss, "mv_dhel"),
+    "poly_view": Choice(pycl.PolyViewLoss, "poly_view"),
+}
+MEASURES = {  # key: (label, factor, decimals)
+    "knn": ("kNN accuracy, k = 20 (%)", 100, 1),
+    "linear": ("linear probe, all labels (%)", 100, 1),
+    "few_labels": ("linear probe, 10 labels a class (%)", 100, 1),
+    "effective_rank": ("effective rank of the embedding", 1, 1),
+    "alignment": ("alignment, 0 is best", 1, 2),
+    "uniformity": ("uniformity, lower is more even", 1, 2),
+}
+
+
+class MultiView(Task):
+    """Views of one image are close, views of two images are not."""
+
+    def __init__(self, data: Dataset, args: argparse.Namespace) -> None:
+        super().__init__()
+        self.data, self.args, self.size = data, args, len(data.train.labels)
+        self.encoder = encoders.make(args.encoder, data)
+        self.projector = encoders.projector(self.encoder.width)
+        self.augment = Augment(data.channels, data.side)
+        choice = LOSSES[args.loss]
+        options = {"learnable_temperature": args.learnable_temperature, "group": "world"}
+        self.criterion = choice.module(args.temperature, **options)
+        self._dense = dense.fastest(choice.formula)
+
+    def batch(self, rows: Tensor) -> Tensor:
+        return self.augment(self.data.train.images[rows], self.args.views)
+
+    def embed(self, batch: Tensor) -> Tensor:
+        return self.projector(encoders.encode(self.encoder, batch)).unflatten(0, (self.args.views, -1))
+
+    def loss(self, embeddings: Tensor, batch: Tensor) -> Tensor:
+        return self.criterion(embeddings)
+
+    def dense_loss(self, embeddings: Tensor, batch: Tensor) -> Tensor:
+        return self._dense(embeddings, temperature=self.criterion.temperature)
+
+    def measure(self, thorough: bool) -> dict[str, Any]:
+        found = evaluate.features(self.encoder, self.data)
+        views = self.augment(self.data.test.images[:SHAPE_OF], SHAPE_VIEWS)
+        parts = [encoders.encode(self.encoder, part) for part in views.split(evaluate.CHUNK)]
+        shape = viz.measure(self.projector(torch.cat(parts)).unflatten(0, (SHAPE_VIEWS, -1)), bins=80)
+        probes = evaluate.probes(found, self.args.seed) if thorough else {}
+        return {"knn": evaluate.knn(found), **probes, **shape}
+
+
+def train_one_seed(data: Dataset, args: argparse.Namespace, here: ranks.Ranks) -> dict[str, Any]:
+    """Trains with the seed of ``args``; what its log says of the first and of the last step, and its profile."""
+    torch.manual_seed(args.seed)
+    trainer = Trainer(MultiView(data, args), args, here)
+    trainer.fit()
+    found = {"profile": step_profile.profile(trainer)}
+    if here.first:
+        rows = viz.read(args.out / LOG)
+        viz.dashboard(rows, args.out / "dashboard.png")
+        measured = [row for row in rows if "knn" in row]
+        losses = [row["loss"] for row in rows if "loss" in row]
+        found |= {"before": measured[0], "after": measured[-1], "loss": losses[-1]}
+    return found
+
+
+def summarise(data: Dataset, args: argparse.Namespace, seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What all seeds found, as JSON: a pair (mean, standard deviation) for every measure."""
+    stages: dict[str, Any] = {"pixels": {key: (value, 0.0) for key, value in _pixels(data, args).items()}}
+    for stage in ("before", "after"):
+        rows = [seed[stage] for seed in seeds]
+        stages[stage] = {key: (mean(r[key] for r in rows), pstdev(r[key] for r in rows)) for key in MEASURES}
+    sizes = {"train": len(data.train.labels), "test": len(data.test.labels), "classes": len(data.classes)}
+    run = {key: getattr(args, key) for key in ("loss", "views", "batch_size", "epochs", "max_steps", "lr")}
+    run |= {"temperature": args.temperature, "seeds": list(range(args.seed, args.seed + args.seeds))}
+    run |= {"backend": registry.choose(None, data.train.images.device.type), "torch": torch.__version__}
+    run |= {"losses": [seed["loss"] for seed in seeds], "amp": args.amp}
+    return {"data": {"name": data.name, **sizes}, "run": run, "stages": stages, "profile": seeds[0]["profile"]}
+
+
+def _pixels(data: Dataset, args: argparse.Namespace) -> dict[str, float]:
+    """The accuracies of the pixels themselves, which training has to beat."""
+    raw = data._replace(
+        train=data.train._replace(images=data.train.images.flatten(1).float()),
+        test=data.test._replace(images=data.test.images.flatten(1).float()),
+    )
+    few_pixels = raw.train.images.shape[1] <= MOST_PIXELS
+    return {"knn": evaluate.knn(raw), **evaluate.probes(raw, args.seed, all_labels=few_pixels)}
+
+
+def table(summary: dict[str, Any]) -> str:
+    """What was learnt, as text."""
+    names = {"pixels": "raw pixels", "before": "before training", "after": "after training"}
+    rows = [["", *names.values()]]
+    for key, (label, factor, decimals) in MEASURES.items():
+        rows.append([label, *(spread(summary["stages"][stage].get(key), factor, decimals) for stage in names)])
+    run, data = summary["run"], summary["data"]
+    head = f"{data['name']}: {data['train']} training and {data['test']} test images, {data['classes']} classes"
+    how = f"{run['loss']}, {run['views']} views, temperature {run['temperature']:g}; mean ± standard deviation over "
+    return "\n".join([head, how + count(len(run["seeds"]), "seed"), *grid(rows)])
+
+
+def cost_table(costs: Sequence[loss_cost.Cost], args: argparse.Namespace, backend: str) -> str:
+    """Time and memory of the loss alone, as text."""
+    rows = [
+        ["instances", *(str(c.instances) for c in costs)],
+        ["dense eager (ms)", *(f"{c.dense_ms:.1f}" for c in costs)],
+        ["pycl (ms)", *(f"{c.pycl_ms:.1f}" for c in costs)],
+        ["times faster", *(f"{c.dense_ms / c.pycl_ms:.1f}" for c in costs)],
+        ["dense eager (MiB)", *("-" if c.dense_mib is None else f"{c.dense_mib:.1f}" for c in costs)],
+        ["pycl (MiB)", *("-" if c.pycl_mib is None else f"{c.pycl_mib:.1f}" for c in costs)],
+    ]
+    head = f"one loss step, forward and backward, {args.views} views, {encoders.DIM} features, backend {backend!r}: "
+    return "\n".join([head + "median time, peak memory above the inputs", *grid(rows)])
+
+
+def show_cost(args: argparse.Namespace, summary: dict[str, Any]) -> None:
+    """Measures the loss alone at growing batches; a table, a picture, and rows of the summary."""
+    # a run cut short is a trial: small batches will do
+    sizes, seconds = (COST_SIZES, 1.5) if args.max_steps is None else (COST_SIZES[:2], 0.2)
+    formula = LOSSES[args.loss].formula
+    setting = {"views": args.views, "dim": encoders.DIM, "temperature": args.temperature}
+    costs = loss_cost.measure(formula, sizes, **setting, seconds=seconds)
+    summary["loss_cost"] = [row._asdict() for row in costs]
+    title = f"{args.loss}: one step forward and backward, {args.views} views, {encoders.DIM} features, "
+    pictures.draw_costs(costs, args.out / "loss_cost.png", title=title + count(torch.get_num_threads(), "thread"))
+    print("", cost_table(costs, args, summary["run"]["backend"]), sep="\n")
+
+
+def show(data: Dataset, args: argparse.Namespace, seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Prints and writes what all seeds found."""
+    summary = summarise(data, args, seeds)
+    shown = {"before training": seeds[0]["before"], "after training": seeds[0]["after"]}
+    pictures.draw_similarities(shown, args.out / "similarity.png")
+    print(table(summary), "", step_profile.table(summary["profile"]), sep="\n")
+    if args.loss_cost:
+        show_cost(args, summary)
+    (args.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    print(f"\nwritten to {args.out}: {', '.join(sorted(path.name for path in args.out.iterdir()))}")
+    return summary
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line, checked."""
+    parser = flags.make_parser(
+        __doc__, out="runs/multiview_images", batch_size=256, epochs=16, lr=3e-3, temperature=0.5
+    )
+    images.add_flags(parser)
+    add = parser.add_argument_group("example").add_argument
+    add("--loss", choices=sorted(LOSSES), default="mv_dhel", help="what is trained")
+    add("--views", type=int, default=4, help="of an image in a batch")
+    add("--encoder", choices=sorted(encoders.ENCODERS), default="small", help="the network")
+    add("--learnable-temperature", action="store_true", help="--temperature is where it starts")
+    add("--seeds", type=int, default=1, help="how many, from --seed on")
+    add("--loss-cost", action="store_true", help="measure the loss alone, too, at growing batches")
+    args = flags.parse(parser, argv, least=images.LEAST | {"views": 2, "seeds": 1})
+    if args.views > 2 and not LOSSES[args.loss].many_views:
+        parser.error(f"--loss {args.loss} compares two views, got --views {args.views}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any] | None:
+    """Runs the example; returns its summary on the first rank."""
+    args = parse(argv)
+    with flags.one_line(), ranks.start(args.device) as here:
+        data = images.load(args).to(here.device)
+        seeds = []
+        for seed in range(args.seed, args.seed + args.seeds):
+            one = copy.copy(args)
+            one.seed, one.out = seed, args.out / f"seed-{seed}" if args.seeds > 1 else args.out
+            seeds.append(train_one_seed(data, one, here))
+        return show(data, args, seeds) if here.first else None
+
+
+if __name__ == "__main__":
+    main()
