@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learn image features without labels from two to eight augmented views: SimCLR, DCL, DHEL, MV-InfoNCE, MV-DHEL, poly-view.
+"""Learn image features without labels from augmented views: SimCLR, DCL, DHEL, MV-InfoNCE, MV-DHEL, poly-view.
 
     python examples/multiview_images.py                                  # scikit-learn's digits, a minute on a CPU
     python examples/multiview_images.py --data-root DIR --loss simclr    # CIFAR-10 as torchvision stores it, or
@@ -233,7 +233,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         seeds = []
         for seed in range(args.seed, args.seed + args.seeds):
             one = copy.copy(args)
-            one.seed, one.out = seed, args.out / f"seed-{seed}" if args.seeds > 1 else args.out
+            one.seed, one.seeds = seed, 1
+            one.out = args.out / f"seed-{seed}" if args.seeds > 1 else args.out
             seeds.append(train_one_seed(data, one, here))
         return show(data, args, seeds) if here.first else None
 

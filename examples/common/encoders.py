@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-
 import torch
+from torch import Tensor, nn
 
 from common.flags import Refused
 from common.images import Dataset

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good an image encoder's features are: classes told apart by neighbours and by a line, and the embedding's shape."""
+"""How good the features of an image encoder are: classes told apart by neighbours and by a line."""
 
 from __future__ import annotations
 
