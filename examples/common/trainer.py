@@ -23,17 +23,6 @@ from common.stopwatch import Stopwatch
 CHECKPOINT = "checkpoint.pt"
 # flags that may differ between a run and the one that goes on with its checkpoint: they do not change what is computed
 FREE = {"data_root", "out", "resume", "checkpoint_every", "tensorboard", "quiet", "device", "compile", "threads"}
-    "data_root",
-    "out",
-    "resume",
-    "checkpoint_every",
-    "tensorboard",
-    "quiet",
-    "device",
-    "compile",
-    "threads",
-    "seeds",
-}
 Embeddings = Tensor | tuple[Tensor, ...]
 
 
