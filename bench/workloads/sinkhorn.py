@@ -77,9 +77,9 @@ def published_float32(scores: Tensor) -> Tensor:
     return q
 
 
-def scaling(scores: Tensor) -> Tensor:
+def scaling(scores: Tensor, epsilon: float = EPSILON) -> Tensor:
     """The fastest spelling tried: exponentials once, then products with vectors."""
-    kernel = (scores / EPSILON).exp()
+    kernel = (scores / epsilon).exp()
     left, right = scalings(kernel)
     return kernel.mul_(left[:, None]).mul_(right)
 
@@ -106,13 +106,15 @@ def dense_potentials(z: Tensor, prototypes: Tensor) -> Tensor:
     return torch.cat(scalings((z @ prototypes.T / EPSILON).exp())).log()
 
 
-def dense_swav(crops: Tensor, prototypes: Tensor) -> Tensor:
+def dense_swav(
+    crops: Tensor, prototypes: Tensor, *, temperature: float = TEMPERATURE, epsilon: float = EPSILON
+) -> Tensor:
     scores = crops @ prototypes.T
     with torch.no_grad():
-        codes = torch.stack([scaling(scores[i]) for i in range(CODE_CROPS)])
-    log_p = (scores / TEMPERATURE).log_softmax(2)
+        codes = torch.stack([scaling(scores[i], epsilon) for i in range(CODE_CROPS)])
+    log_p = (scores / temperature).log_softmax(2)
     others = log_p.sum(0) - log_p[:CODE_CROPS]
-    return -(codes * others).sum((0, 2)).mean() / (CODE_CROPS * (CROPS - 1))
+    return -(codes * others).sum((0, 2)).mean() / (CODE_CROPS * (len(crops) - 1))
 
 
 def sinkhorn(scores: Tensor, backend: str | None = None) -> Tensor:

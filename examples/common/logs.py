@@ -20,8 +20,10 @@ class Logs:
     def __init__(self, args: argparse.Namespace, *, first: bool, start: int, steps: int) -> None:
         self._rows = self._board = None
         if first:
+            if start == 0:
+                (args.out / LOG).unlink(missing_ok=True)
             self._rows = RunLog(args.out / LOG)
-            self._rows.truncate_after(start if start else -1)  # what a killed run did after its last checkpoint
+            self._rows.truncate_after(start)  # what a killed run did after its last checkpoint
             self._board = _board(args, start) if args.tensorboard else None
         self._bar = tqdm(
             total=steps, initial=start, unit="step", disable=args.quiet or not first, desc=f"seed {args.seed}"
@@ -39,7 +41,7 @@ class Logs:
     def write(self, row: dict[str, Any]) -> None:
         """A row with a step number and other numbers."""
         if self._rows is not None:
-            self._rows.write(row)
+            self._rows.append(row)
         if self._board is not None:
             for name, value in row.items():
                 if name != "step" and isinstance(value, int | float):

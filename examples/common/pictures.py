@@ -78,7 +78,7 @@ def draw_costs(costs: list[Cost], path: Path, *, title: str) -> None:
 
 
 def draw_clusters(summary: dict[str, Any], use: dict[str, Tensor], members: Tensor, path: Path) -> None:
-    """Loss and accuracy, how much each prototype is used, and images [P, M, C, H, W] of some prototypes."""
+    """Loss and accuracy, how much each prototype is used, and images uint8 [P, M, C, H, W] of some prototypes."""
     rows, losses, n = summary["rows"], summary["losses"], summary["run"]["prototypes"]
     with plt.rc_context(STYLE):
         figure, panels = plt.subplot_mosaic(
@@ -99,8 +99,8 @@ def draw_clusters(summary: dict[str, Any], use: dict[str, Tensor], members: Tens
             panels["use"].hist((share * n).tolist(), bins=20, range=(0, widest), color=colour, alpha=0.65, label=label)
         panels["use"].set(title="use of the prototypes", xlabel="share / equal share", ylabel="prototypes")
         panels["use"].legend()
-        montage = torch.nn.functional.pad(members, (1, 1, 1, 1), value=1.0).permute(0, 3, 1, 4, 2).flatten(2, 3)
-        montage = montage.flatten(0, 1).clamp(0, 1)
+        montage = torch.nn.functional.pad(members, (1, 1, 1, 1), value=255).permute(0, 3, 1, 4, 2).flatten(2, 3)
+        montage = montage.flatten(0, 1)
         panels["images"].imshow(montage.expand(-1, -1, 3).numpy(), interpolation="nearest")
         panels["images"].set(title="some prototypes and their images", xticks=[], yticks=[])
         panels["images"].spines[:].set_visible(False)

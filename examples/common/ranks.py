@@ -46,12 +46,12 @@ class Ranks(NamedTuple):
         return values
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with gradients averaged over the ranks."""
+        """The module with gradients averaged over the ranks. Buffers stay each rank's own, as a queue has to."""
         if self.size == 1:
             return module
         if self.device.type == "cuda":  # SyncBatchNorm has no CPU form: there every rank has its own statistics
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        return nn.parallel.DistributedDataParallel(module)
+        return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
 
 
 @contextmanager

@@ -190,10 +190,13 @@ class Trainer:
 
     def save(self) -> None:
         """Writes the checkpoint of this moment."""
-        random_states = self.ranks.all(checkpoint.random_state())
+        own = {"random": checkpoint.random_state(), "buffers": {}}
+        if self.ranks.size > 1:  # statistics and queues of this rank; those of a single one are in its task's state
+            own["buffers"] = {name: buffer.cpu() for name, buffer in self.task.named_buffers()}
+        each = self.ranks.all(own)
         if self.ranks.first:
             parts = {name: part.state_dict() for name, part in self._stateful().items()}
-            place = {"step": self.step, "steps": self.steps, "settings": _settings(self.args), "random": random_states}
+            place = {"step": self.step, "steps": self.steps, "settings": _settings(self.args), "ranks": each}
             checkpoint.write(parts | place, self.args.out / CHECKPOINT)
 
     def _stateful(self) -> dict[str, Any]:
@@ -211,12 +214,16 @@ class Trainer:
                 raise Refused(f"--resume: {path} was made with {flag} {value}, not {now.get(name)}")
         if state["steps"] != self.steps:
             raise Refused(f"--resume: {path} is of a run of {state['steps']} steps, not {self.steps}: other data?")
-        if len(state["random"]) != self.ranks.size:
-            raise Refused(f"--resume: {path} is of {len(state['random'])} ranks, not {self.ranks.size}")
+        if len(state["ranks"]) != self.ranks.size:
+            raise Refused(f"--resume: {path} is of {len(state['ranks'])} ranks, not {self.ranks.size}")
         for name, part in self._stateful().items():
             part.load_state_dict(state[name])
         self.step = state["step"]
-        checkpoint.set_random_state(state["random"][self.ranks.rank])
+        own = state["ranks"][self.ranks.rank]
+        for name, buffer in self.task.named_buffers():
+            if name in own["buffers"]:
+                buffer.copy_(own["buffers"][name])
+        checkpoint.set_random_state(own["random"])
 
 
 def _checkpoint_of(args: argparse.Namespace) -> Path | None:

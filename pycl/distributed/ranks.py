@@ -240,7 +240,8 @@ def of_the_batch(function: F, defaults: Mapping[str, Any] | None = None) -> F:
 
 def ranks_of(group: Group | None) -> Ranks | None:
     """What ``together`` made of a ``group``."""
-    assert group is None or isinstance(group, Ranks)
+    if group is not None and not isinstance(group, Ranks):
+        raise TypeError(f"group must be what pycl.together hands a function, which is then decorated; got {group!r}")
     return group
 
 
