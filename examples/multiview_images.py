@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learn image features without labels from augmented views: SimCLR, DCL, DHEL, MV-InfoNCE, MV-DHEL, poly-view.
+"""Learn image features without labels from augmented views: SimCLR, DCL, DHEL, MV-InfoNCE, MV-DHEL, poly-view, CACR.
 
     python examples/multiview_images.py                                  # scikit-learn's digits, a minute on a CPU
     python examples/multiview_images.py --data-root DIR --loss simclr    # CIFAR-10 as torchvision stores it, or
@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import mean, pstdev
 from typing import Any, NamedTuple
 
@@ -29,10 +29,10 @@ from common.trainer import Task, Trainer
 from torch import Tensor, nn
 
 import pycl
-from pycl import viz
+from pycl import functional, objectives, viz
 from pycl.backends import registry
 from pycl.bench.workloads import dense
-from pycl.functional import pairwise_nt_xent
+from pycl.testing.objectives.cacr import cacr as dense_cacr
 
 COST_SIZES = (256, 512, 1024, 2048, 4096)
 SHAPE_OF = 1024  # test images whose views show the shape of the embedding
@@ -40,36 +40,49 @@ SHAPE_VIEWS = 4
 MOST_PIXELS = 1024  # a linear probe on more raw pixels than this takes longer than the training
 
 
-class Pairwise(nn.Module):
-    """The mean of NT-Xent over all pairs of views, each pair by itself: what SimCLR does with more than two views."""
+class Function(nn.Module):
+    """A loss that is a function: there is no module to learn its temperature."""
 
     def __init__(self, temperature: float, *, learnable_temperature: bool, group: str) -> None:
         super().__init__()
         if learnable_temperature:
-            raise flags.Refused("--learnable-temperature: not with --loss pairwise, which is a function, not a module")
+            raise flags.Refused("--learnable-temperature: not with --loss pairwise or cacr")
         self.temperature, self.group = temperature, group
 
+
+class Pairwise(Function):
+    """The mean of NT-Xent over all pairs of views, each pair by itself: what SimCLR does with more than two views."""
+
     def forward(self, views: Tensor) -> Tensor:
-        return pairwise_nt_xent(views, temperature=self.temperature, group=self.group)
+        return functional.pairwise_nt_xent(views, temperature=self.temperature, group=self.group)
+
+
+class CACR(Function):
+    """Attraction of the far positives, repulsion of the near negatives: two factors of its own, and no temperature."""
+
+    def forward(self, views: Tensor) -> Tensor:
+        return objectives.cacr(views, group=self.group)
 
 
 class Choice(NamedTuple):
-    """A loss: its module, the name of its dense form, and whether it takes more than two views."""
+    """A loss: its module, its dense form, and whether it takes more than two views."""
 
     module: Any
-    formula: str
+    dense: Callable[..., Tensor]
     many_views: bool = True
 
 
 LOSSES = {
-    "simclr": Choice(pycl.NTXentLoss, "nt_xent"),
-    "pairwise": Choice(Pairwise, "pairwise_nt_xent"),
-    "dcl": Choice(pycl.DCLLoss, "dcl", many_views=False),
-    "dhel": Choice(pycl.DHELLoss, "dhel", many_views=False),
-    "mv_info_nce": Choice(pycl.MVInfoNCELoss, "mv_info_nce"),
-    "mv_dhel": Choice(pycl.MVDHELLoss, "mv_dhel"),
-    "poly_view": Choice(pycl.PolyViewLoss, "poly_view"),
+    "simclr": Choice(pycl.NTXentLoss, dense.fastest("nt_xent")),
+    "pairwise": Choice(Pairwise, dense.fastest("pairwise_nt_xent")),
+    "dcl": Choice(pycl.DCLLoss, dense.fastest("dcl"), many_views=False),
+    "dhel": Choice(pycl.DHELLoss, dense.fastest("dhel"), many_views=False),
+    "mv_info_nce": Choice(pycl.MVInfoNCELoss, dense.fastest("mv_info_nce")),
+    "mv_dhel": Choice(pycl.MVDHELLoss, dense.fastest("mv_dhel")),
+    "poly_view": Choice(pycl.PolyViewLoss, dense.fastest("poly_view")),
+    "cacr": Choice(CACR, lambda views, temperature: dense_cacr(views)),
 }
+NAMES = {"simclr": "nt_xent", "pairwise": "pairwise_nt_xent"}  # of functions, where they are others
 MEASURES = {  # key: (label, factor, decimals)
     "knn": ("kNN accuracy, k = 20 (%)", 100, 1),
     "linear": ("linear probe, all labels (%)", 100, 1),
@@ -89,10 +102,8 @@ class MultiView(Task):
         self.encoder = encoders.make(args.encoder, data)
         self.projector = encoders.projector(self.encoder.width)
         self.augment = Augment(data.channels, data.side)
-        choice = LOSSES[args.loss]
         options = {"learnable_temperature": args.learnable_temperature, "group": "world"}
-        self.criterion = choice.module(args.temperature, **options)
-        self._dense = dense.fastest(choice.formula)
+        self.criterion = LOSSES[args.loss].module(args.temperature, **options)
 
     def batch(self, rows: Tensor) -> Tensor:
         return self.augment(self.data.train.images[rows], self.args.views)
@@ -104,7 +115,7 @@ class MultiView(Task):
         return self.criterion(embeddings)
 
     def dense_loss(self, embeddings: Tensor, batch: Tensor) -> Tensor:
-        return self._dense(embeddings, temperature=self.criterion.temperature)
+        return LOSSES[self.args.loss].dense(embeddings, temperature=self.criterion.temperature)
 
     def measure(self, thorough: bool) -> dict[str, Any]:
         found = evaluate.features(self.encoder, self.data)
@@ -137,7 +148,7 @@ def summarise(data: Dataset, args: argparse.Namespace, seeds: Sequence[dict[str,
         rows = [seed[stage] for seed in seeds]
         stages[stage] = {key: (mean(r[key] for r in rows), pstdev(r[key] for r in rows)) for key in MEASURES}
     sizes = {"train": len(data.train.labels), "test": len(data.test.labels), "classes": len(data.classes)}
-    run = {key: getattr(args, key) for key in ("loss", "views", "batch_size", "epochs", "max_steps", "lr")}
+    run = {key: getattr(args, key) for key in ("loss", "views", "batch_size", "epochs", "max_steps", "lr", "long_tail")}
     run |= {"temperature": args.temperature, "seeds": list(range(args.seed, args.seed + args.seeds))}
     run |= {"backend": registry.choose(None, data.train.images.device.type), "torch": torch.__version__}
     run |= {"losses": [seed["loss"] for seed in seeds], "amp": args.amp}
@@ -184,9 +195,8 @@ def show_cost(args: argparse.Namespace, summary: dict[str, Any]) -> None:
     """Measures the loss alone at growing batches; a table, a picture, and rows of the summary."""
     # a run cut short is a trial: small batches will do
     sizes, seconds = (COST_SIZES, 1.5) if args.max_steps is None else (COST_SIZES[:2], 0.2)
-    formula = LOSSES[args.loss].formula
     setting = {"views": args.views, "dim": encoders.DIM, "temperature": args.temperature}
-    costs = loss_cost.measure(formula, sizes, **setting, seconds=seconds)
+    costs = loss_cost.measure(NAMES.get(args.loss, args.loss), sizes, **setting, seconds=seconds)
     summary["loss_cost"] = [row._asdict() for row in costs]
     title = f"{args.loss}: one step forward and backward, {args.views} views, {encoders.DIM} features, "
     pictures.draw_costs(costs, args.out / "loss_cost.png", title=title + count(torch.get_num_threads(), "thread"))
@@ -222,6 +232,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = flags.parse(parser, argv, least=images.LEAST | {"views": 2, "seeds": 1})
     if args.views > 2 and not LOSSES[args.loss].many_views:
         parser.error(f"--loss {args.loss} compares two views, got --views {args.views}")
+    if args.loss == "cacr" and args.loss_cost:
+        parser.error("--loss-cost has no measurement of cacr; python -m pycl.bench --suite objectives has")
     return args
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learn image features with labels: SupCon, SimLAP, also on pairs of different classes, and BaCon's term on a long tail.
+"""Learn image features with labels: SupCon, SimLAP, also on pairs of different classes, and BaCon on a long tail.
 
     python examples/supervised_images.py --loss sup_con                     # scikit-learn's digits, a minute on a CPU
     python examples/supervised_images.py --loss simlap --pairs arbitrary    # a partner of any class for every image
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from common import encoders, evaluate, flags, images, ranks, step_profile
 from common.augment import Augment
-from common.images import Dataset, Split
+from common.images import Dataset
 from common.logs import LOG
 from common.tables import grid
 from common.trainer import Embeddings, Task, Trainer
@@ -157,17 +157,6 @@ class Supervised(Task):
         return {"knn": evaluate.knn(found), **probes, **shape}
 
 
-def long_tail(split: Split, ratio: float) -> Split:
-    """Class c keeps ``ratio ** (-c / (C - 1))`` of its images, as CIFAR-LT does: the last one 1 / ratio of them."""
-    n_classes = int(split.labels.max()) + 1
-    kept = []
-    for label in range(n_classes):
-        mine = (split.labels == label).nonzero().squeeze(1)
-        kept.append(mine[: max(2, round(len(mine) * ratio ** (-label / max(1, n_classes - 1))))])
-    rows = torch.cat(kept).sort().values
-    return Split(split.images[rows], split.labels[rows])
-
-
 def table(summary: dict[str, Any]) -> str:
     """What was learnt, as text."""
     measures = {"knn": "kNN accuracy", "linear": "linear probe, all labels", "few_labels": "linear probe, few labels"}
@@ -188,11 +177,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("example").add_argument
     add("--loss", choices=sorted(LOSSES), default="sup_con", help="what is trained")
     add("--pairs", choices=("same", "arbitrary"), default="same", help="the class of an image's partners")
-    add("--long-tail", type=float, default=1.0, help="how many times rarer the last class is than the first")
     add("--encoder", choices=sorted(encoders.ENCODERS), default="small", help="the network")
     args = flags.parse(parser, argv, least=images.LEAST)
-    if not args.long_tail >= 1:
-        parser.error(f"--long-tail must be at least 1, got {args.long_tail}")
     if args.loss == "bacon" and args.pairs != "same":
         parser.error("--loss bacon has no partners: --pairs same")
     return args
@@ -202,8 +188,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     """Runs the example; returns its summary on the first rank."""
     args = parse(argv)
     with flags.one_line(), ranks.start(args.device) as here:
-        data = images.load(args)
-        data = data._replace(train=long_tail(data.train, args.long_tail)).to(here.device)
+        data = images.load(args).to(here.device)
         torch.manual_seed(args.seed)
         trainer = Trainer(Supervised(data, args), args, here)
         trainer.fit()

@@ -53,6 +53,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("images").add_argument
     add("--image-size", type=int, default=32, help="side that the images of a folder are resized to")
     add("--limit", type=int, help="at most so many training and so many test images, classes even")
+    add(
+        "--long-tail",
+        type=float,
+        default=1.0,
+        help="how many times rarer the last class is for training than the first",
+    )
 
 
 LEAST = {"image_size": 8, "limit": 2}
@@ -71,7 +77,10 @@ def load(args: argparse.Namespace) -> Dataset:
         data = load_cifar(root.parent if root.name == folder else root, CIFAR[folder])
     else:
         data = load_folder(root, args.image_size)
-    return data._replace(train=_limit(data.train, args.limit), test=_limit(data.test, args.limit))
+    if not args.long_tail >= 1:
+        raise Refused(f"--long-tail must be at least 1, got {args.long_tail}")
+    train = long_tail(_limit(data.train, args.limit), args.long_tail)
+    return data._replace(train=train, test=_limit(data.test, args.limit))
 
 
 def load_digits() -> Dataset:
@@ -175,6 +184,17 @@ def _limit(data: Split, limit: int | None) -> Split:
         rank[mine] = torch.arange(int(mine.sum()))
     rows = torch.argsort(rank, stable=True)[:limit].sort().values
     return Split(data.images[rows], data.labels[rows])
+
+
+def long_tail(split: Split, ratio: float) -> Split:
+    """Class c keeps ``ratio ** (-c / (C - 1))`` of its images, as CIFAR-LT does: the last one 1 / ratio of them."""
+    n_classes = int(split.labels.max()) + 1
+    kept = []
+    for label in range(n_classes):
+        mine = (split.labels == label).nonzero().squeeze(1)
+        kept.append(mine[: max(2, round(len(mine) * ratio ** (-label / max(1, n_classes - 1))))])
+    rows = torch.cat(kept).sort().values
+    return Split(split.images[rows], split.labels[rows])
 
 
 def pick(data: Split, per_class: int, generator: Generator) -> Split:

@@ -11,7 +11,7 @@ from common.stopwatch import COLD, Stopwatch
 from common.tables import count, grid
 from common.trainer import Trainer
 
-ROUNDS = 5
+ROUNDS = 5  # fewer where the training was shorter
 
 
 def profile(trainer: Trainer) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def _alternate(trainer: Trainer) -> tuple[float, float]:
     task = trainer.task.train()
     watches = Stopwatch(trainer.ranks.device), Stopwatch(trainer.ranks.device)
     with torch.random.fork_rng():
-        for _ in range(ROUNDS + COLD):
+        for _ in range(min(ROUNDS, trainer.steps) + COLD):
             for dense, watch in enumerate(watches):
                 watch.start()
                 batch = task.batch(trainer.rows(0))

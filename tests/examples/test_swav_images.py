@@ -14,12 +14,24 @@ import pytest
 import torch
 from helpers.example_runner import check_picture, imported, one_thread, write_folder
 
-TINY = ["--prototypes", "12", "--batch-size", "32", "--limit", "200", "--rows", "2", "--small-crops", "1", "--quiet"]
+TINY = [
+    "--prototypes",
+    "12",
+    "--batch-size",
+    "32",
+    "--limit",
+    "200",
+    "--evaluate-every",
+    "2",
+    "--small-crops",
+    "1",
+    "--quiet",
+]
 
 
 @pytest.fixture(scope="module")
 def swav() -> Iterator[ModuleType]:
-    with imported("swav") as module:
+    with imported("swav_images") as module:
         yield module
 
 
@@ -38,9 +50,10 @@ def test_digits_from_start_to_end(
     shown = capsys.readouterr().out
     assert "kNN accuracy: " in shown
     assert f"epsilon {epsilon:g}" in shown
-    check_picture(tmp_path / "swav.png")
+    check_picture(tmp_path / "clusters.png")
+    check_picture(tmp_path / "dashboard.png")
 
-    written = json.loads((tmp_path / "swav.json").read_text())
+    written = json.loads((tmp_path / "summary.json").read_text())
     assert written == json.loads(json.dumps(summary))
     assert written["data"] == {"name": "digits", "train": 200, "test": 200, "classes": 10}
     losses = written["losses"]
@@ -51,10 +64,9 @@ def test_digits_from_start_to_end(
     for row in written["rows"]:
         assert f"{100 * row['knn']:.1f}" in shown
         assert row["knn"] > 0.3  # ten classes
-        assert 0 < row["codes"]["entropy"] < math.log(12)
-        assert row["codes"]["dead"] == 0  # Sinkhorn sees to that
-        assert row["codes"]["marginal_error"] < 0.5
-        assert 1 <= row["predictions"]["perplexity"] <= 12
+        assert 0 < row["assignment_entropy"] < math.log(12)
+        assert row["dead"] == 0  # Sinkhorn sees to that
+        assert 1 <= row["predicted_perplexity"] <= 12
     assert written["rows"][1]["loss"] == pytest.approx(mean(losses[:12]))
 
 
@@ -64,32 +76,54 @@ def test_folder_of_images(swav: ModuleType, tmp_path: Path) -> None:
     summary = swav.main([*TINY, *arguments, "--small-crops", "0", "--queue-size", "0", "--out", str(tmp_path / "out")])
     assert summary["data"] == {"name": "squares", "train": 16, "test": 4, "classes": 2}
     assert len(summary["losses"]) == 2
-    check_picture(tmp_path / "out" / "swav.png")
+    check_picture(tmp_path / "out" / "clusters.png")
 
 
-def trained(swav: ModuleType, *arguments: str) -> tuple[list, list[float], torch.Tensor]:
-    """Rows, losses and prototypes of three steps."""
-    args = swav.parse([*TINY, "--max-steps", "3", *arguments])
-    torch.manual_seed(args.seed)
-    data, prototypes = swav.training.start(args), swav.pycl.Prototypes(swav.DIM, args.prototypes)
-    rows, losses = swav.train(swav.Model(1, 16), prototypes, data, args)
-    return rows, losses, prototypes.weight.detach()
+def trained(swav: ModuleType, out: Path, *arguments: str) -> tuple[list[float], torch.Tensor]:
+    """Losses and prototypes of three steps."""
+    summary = swav.main([*TINY, "--max-steps", "3", *arguments, "--out", str(out)])
+    state = torch.load(out / "checkpoint.pt", weights_only=True)["task"]
+    return summary["losses"], state["prototypes.weight"]
 
 
-def test_one_seed_is_one_result(swav: ModuleType) -> None:
-    (rows, losses, weight), again, other = (trained(swav, "--seed", seed) for seed in ("3", "3", "4"))
-    assert (rows, losses) == again[:2]
-    assert torch.equal(weight, again[2])
-    assert losses != other[1]
+def test_one_seed_is_one_result(swav: ModuleType, tmp_path: Path) -> None:
+    (losses, weight), again, other = (
+        trained(swav, tmp_path / str(i), "--seed", seed) for i, seed in enumerate(("3", "3", "4"))
+    )
+    assert losses == again[0]
+    assert torch.equal(weight, again[1])
+    assert losses != other[0]
 
 
-def test_frozen_prototypes_stay_as_they_were_drawn(swav: ModuleType) -> None:
+def test_frozen_prototypes_stay_as_they_were_drawn(swav: ModuleType, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    drawn = swav.pycl.Prototypes(swav.DIM, 12).weight.detach()
-    torch.testing.assert_close(trained(swav, "--frozen-steps", "3")[2], drawn)
-    moved = trained(swav, "--frozen-steps", "2")[2]
+    args = swav.parse(TINY)
+    drawn = swav.SwAV(swav.images.load(args), args).prototypes.weight.detach()
+    torch.testing.assert_close(trained(swav, tmp_path / "all", "--frozen-steps", "3")[1], drawn)
+    moved = trained(swav, tmp_path / "two", "--frozen-steps", "2")[1]
     assert (moved - drawn).abs().max() > 1e-4
     torch.testing.assert_close(moved.norm(dim=1), torch.ones(12))
+
+
+def test_queue_takes_part_after_its_epoch(swav: ModuleType, tmp_path: Path) -> None:
+    trained(swav, tmp_path, "--queue-after", "0", "--queue-size", "64")
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["task"]
+    assert state["late.queue_pointer"] == 3 * 32
+    trained(swav, tmp_path, "--queue-after", "1", "--queue-size", "64", "--resume", "never")
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["task"]["late.queue_pointer"] == 0
+
+
+def test_dense_form_is_the_same_loss(swav: ModuleType) -> None:
+    """Without a queue: values, and gradients of crops and prototypes."""
+    args = swav.parse(TINY)
+    task = swav.SwAV(swav.images.load(args), args).double()
+    task.before_step(0)
+    z = torch.randn(3, 16, swav.encoders.DIM, dtype=torch.float64)
+    z = torch.nn.functional.normalize(z, dim=2).requires_grad_()
+    values = [task.loss(z, []), task.dense_loss(z, [])]
+    torch.testing.assert_close(*values)
+    gradients = [torch.autograd.grad(value, [z, task.prototypes.weight]) for value in values]
+    torch.testing.assert_close(*gradients)
 
 
 def test_strongest_images_of_the_most_and_the_least_used_prototypes(
