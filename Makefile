@@ -7,11 +7,11 @@ NATIVE = -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
 SOURCES := $(shell find pycl bench triton_kernels csrc -name '*.py' -o -name '*.pyi' -o $(NATIVE)) \
            CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo stubs objective-table test test-all test-cpus planted-faults sanitize versions parity lint format bench host-time clean
+.PHONY: demo examples stubs objective-table test test-all test-cpus planted-faults sanitize versions parity lint format bench host-time clean
 .PHONY: triton-versions gpu-tables gpu-cache gpu-first gpu-check gpu-test gpu-bench
 
 demo: $(VENV)/installed
-	$(BIN)/python examples/multiview.py $(DEMO_ARGS)
+	$(BIN)/python examples/multiview_images.py --seeds 3 --loss-cost --out demo-out $(DEMO_ARGS)
 
 # workers of a thread each; tests that share what is slow to make stay in one worker
 SUITE = OMP_NUM_THREADS=1 PYCL_TEST_REQUIRE=cpu,triton $(BIN)/python -m pytest -n auto $(TEST_ARGS)
