@@ -23,7 +23,10 @@ class Logs:
             if start == 0:
                 (args.out / LOG).unlink(missing_ok=True)
             self._rows = RunLog(args.out / LOG)
-            self._rows.truncate_after(start)  # what a killed run did after its last checkpoint
+            try:
+                self._rows.truncate_after(start)  # what a killed run did after its last checkpoint
+            except ValueError as error:
+                raise Refused(f"--resume: {args.out / LOG} is damaged: {error}") from error
             self._board = _board(args, start) if args.tensorboard else None
         self._bar = tqdm(
             total=steps, initial=start, unit="step", disable=args.quiet or not first, desc=f"seed {args.seed}"
@@ -33,7 +36,7 @@ class Logs:
         """A training step is over."""
         self.write(row)
         self._bar.set_postfix_str(
-            f"loss {row['loss']:.3f}, {row['images_per_second']:.0f}/s, loss {100 * row['loss_share']:.1f} % of it",
+            f"loss {row['loss']:.3f}, {row['images_per_second']:.0f}/s, {100 * row['loss_share']:.1f} % for the loss",
             refresh=False,
         )
         self._bar.update()
@@ -41,7 +44,10 @@ class Logs:
     def write(self, row: dict[str, Any]) -> None:
         """A row with a step number and other numbers."""
         if self._rows is not None:
-            self._rows.append(row)
+            try:
+                self._rows.append(row)
+            except OSError as error:
+                raise Refused(f"{self._rows.path} could not be written: {error.strerror}") from error
         if self._board is not None:
             for name, value in row.items():
                 if name != "step" and isinstance(value, int | float):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -44,6 +44,10 @@ class Ranks(NamedTuple):
         if self.size > 1:
             dist.all_gather_object(values, value)
         return values
+
+    def own_random(self) -> AbstractContextManager[None]:
+        """A block whose random numbers are not taken from those that come after it."""
+        return torch.random.fork_rng([] if self.device.type == "cpu" else [self.device])
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module with gradients averaged over the ranks. Buffers stay each rank's own, as a queue has to."""

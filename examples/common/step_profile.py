@@ -30,7 +30,7 @@ def profile(trainer: Trainer) -> dict[str, Any]:
 def _alternate(trainer: Trainer) -> tuple[float, float]:
     task = trainer.task.train()
     watches = Stopwatch(trainer.ranks.device), Stopwatch(trainer.ranks.device)
-    with torch.random.fork_rng():
+    with trainer.ranks.own_random():
         for _ in range(min(ROUNDS, trainer.steps) + COLD):
             for dense, watch in enumerate(watches):
                 watch.start()

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from statistics import median
 
 import torch
 
 PARTS = ("data", "encoder", "loss", "optimizer")
 COLD = 2  # steps that load code and fill caches
+KEPT = 1000  # of the last steps
 
 
 class Stopwatch:
@@ -18,7 +19,7 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
-        self._steps: list[dict[str, float]] = []
+        self._steps: deque[dict[str, float]] = deque(maxlen=KEPT)
         self._marks: list[tuple[str, float | torch.cuda.Event]] = []
 
     def start(self) -> None:
@@ -46,6 +47,6 @@ class Stopwatch:
         return self._steps[-1]
 
     def medians(self) -> dict[str, float]:
-        """Median seconds of every part, over the steps after the first ``COLD``."""
-        steps = self._steps[COLD:] or self._steps
+        """Median seconds of every part, over the last steps but for the first ``COLD``."""
+        steps = list(self._steps)[COLD:] or self._steps
         return {part: median(step.get(part, 0.0) for step in steps) for part in PARTS} if steps else {}

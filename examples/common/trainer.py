@@ -194,7 +194,7 @@ class Trainer:
     @torch.no_grad()
     def _measure(self, logs: Logs) -> None:
         self.task.eval()
-        with torch.random.fork_rng():  # a run that measures more often is the same run
+        with self.ranks.own_random():  # a run that measures more often is the same run
             torch.manual_seed(self.args.seed)
             measures = self.task.measure(thorough=self.step in (0, self.steps))
         logs.write({"step": self.step, "epoch": self.step / self.epoch, **measures})

@@ -225,6 +225,15 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFix
     assert "no checkpoint of these examples" in refuse(capsys, tmp_path, "--resume", "auto")
 
 
+def test_a_damaged_log_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tmp_path)
+    log = tmp_path / "log.jsonl"
+    log.write_text(log.read_text().replace('{"step": 3', '{"stop": 3'))
+    line = refuse(capsys, tmp_path, "--resume", "auto")
+    assert str(log) in line
+    assert "is damaged" in line
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files, which Windows does not")
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     train(tmp_path, "--max-steps", "2", "--epochs", "4", "--checkpoint-every", "1")
