@@ -42,7 +42,8 @@ class ContrastiveCallback(*BASES):  # type: ignore[misc]  # the classes that are
 
     Args:
         loss: what has a ``temperature``: itself, or a loss of pycl in it, a learnable one before others. None looks for
-            that in the module that is trained. CLIP's scale is not in the loss: give ``temperature`` with the embeddings.
+            that in the module that is trained. CLIP's scale is not in the loss: give ``temperature`` with the
+            embeddings.
         embeddings: key of the views in what the training step returns, or a function of the module and what the step
             returned that gives the views, or a dict of arguments of :func:`pycl.viz.measure` (``embeddings``, ``ids``,
             ``codes``, ...).

@@ -75,7 +75,8 @@ def measure(
         found = metrics.assignments(codes)
         row |= {"assignment_entropy": found.entropy, "perplexity": found.perplexity, "dead": found.dead}
     if temperature is not None:
-        number = float(as_scalar("temperature", temperature))
+        given = as_scalar("temperature", temperature)
+        number = float(given.detach()) if isinstance(given, Tensor) else given
         row["temperature"] = float(check_positive("temperature", number))  # which does not look at a GPU's tensors
     return row
 

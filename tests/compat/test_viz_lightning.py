@@ -170,6 +170,14 @@ def test_what_is_missing_is_said(pl: ModuleType, tmp_path: Path) -> None:
         fit(pl, module(pl), tmp_path, callback(embeddings=lambda *_: {"codes": 1}, every_n_steps=1))
 
 
+def test_a_step_that_the_module_skips_is_not_measured(pl: ModuleType, tmp_path: Path) -> None:
+    model = module(pl)
+    measured = model.training_step
+    model.training_step = lambda batch, batch_idx: measured(batch, batch_idx) if batch_idx != 3 else None
+    fit(pl, model, tmp_path, callback(every_n_steps=4, log_path=tmp_path / "run.jsonl"), max_epochs=1)
+    assert [row["step"] for row in read(tmp_path / "run.jsonl")] == [5, 8]
+
+
 def test_a_fit_without_a_row_draws_nothing_and_says_so(pl: ModuleType, tmp_path: Path) -> None:
     watching = callback(every_n_steps=50, log_path=tmp_path / "run.jsonl", dashboard=tmp_path / "run.png")
     with pytest.warns(UserWarning, match="no dashboard: the run ended before its first row"):

@@ -90,11 +90,12 @@ def test_a_sequence_of_views_is_the_tensor() -> None:
     assert measure(tuple(z)) == measure(z)
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_row_is_json_and_leaves_everything_as_it_was() -> None:
     z = views(2, 6, 4).requires_grad_()
     codes = torch.eye(5)[torch.arange(6) % 2]
     before, values = torch.get_rng_state(), z.detach().clone()
-    row = measure(z, codes=codes, temperature=torch.nn.Parameter(torch.tensor([0.25])))
+    row = measure(z, codes=codes, temperature=torch.nn.Parameter(torch.tensor(0.25)))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(z.detach(), values)
     assert z.grad is None
