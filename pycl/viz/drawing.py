@@ -44,8 +44,7 @@ def dashboard(
         TypeError, ValueError: a log as :func:`read` refuses it, a row as :class:`RunLog` refuses it, histograms that
             are no counts, no row, or no number to draw.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ImportError("pycl.viz.dashboard needs matplotlib: pip install 'pycl-kernels[train]'")
+    need_matplotlib()
     from pycl.viz.panels import STYLES, draw
 
     rows, name = _rows(log)
@@ -66,6 +65,12 @@ def dashboard(
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, format="png", dpi=DPI)
     return figure
+
+
+def need_matplotlib() -> None:
+    """Raise where there is none: a run should know before it starts, not when it has ended."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("pycl.viz.dashboard needs matplotlib: pip install 'pycl-kernels[train]'")
 
 
 def _rows(log: str | os.PathLike[str] | RunLog | Iterable[Mapping[str, Any]]) -> tuple[list[Row], str]:

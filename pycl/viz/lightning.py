@@ -53,7 +53,7 @@ class ContrastiveCallback(*BASES):  # type: ignore[misc]  # the classes that are
         dashboard: PNG to draw from them at the end of the fit.
 
     Raises:
-        ImportError: Lightning is not installed.
+        ImportError: Lightning is not installed, or there is a dashboard to draw and no matplotlib.
         TypeError: a loss without a temperature, an every_n_steps that is no integer.
         ValueError: every_n_steps < 1, a dashboard without a log_path.
     """

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pycl.modules.base import Loss
-from pycl.viz.drawing import dashboard
+from pycl.viz.drawing import dashboard, need_matplotlib
 from pycl.viz.measures import measure
 from pycl.viz.run_log import Row, RunLog, read
 
@@ -36,6 +36,8 @@ class Recorder:
             raise TypeError(f"loss must have a temperature, got {type(loss).__name__} without one")
         if picture is not None and log_path is None:
             raise ValueError("dashboard needs log_path: it is drawn from the log")
+        if picture is not None:
+            need_matplotlib()
         self.loss, self.picture = loss, picture
         self.log = None if log_path is None else RunLog(log_path)
 

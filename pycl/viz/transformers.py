@@ -54,7 +54,7 @@ class ContrastiveCallback(TrainerCallback):
         dashboard: PNG to draw from them at the end of the training.
 
     Raises:
-        ImportError: transformers is not installed.
+        ImportError: transformers is not installed, or there is a dashboard to draw and no matplotlib.
         TypeError: a probe that is no function, a loss without a temperature, an every_n_logs that is no integer.
         ValueError: every_n_logs < 1, a dashboard without a log_path.
     """

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import pycl
-from pycl.viz.recording import Speed, temperature_of
+from pycl.viz.recording import Recorder, Speed, temperature_of
 
 
 def test_without_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,6 +30,13 @@ def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r"pycl\.viz\.transformers needs transformers: pip install transformers"):
         importlib.import_module("pycl.viz.transformers")
+
+
+def test_without_matplotlib_no_run_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    Recorder(None, "run.jsonl", None)
+    with pytest.raises(ImportError, match="needs matplotlib: pip install"):
+        Recorder(None, "run.jsonl", "run.png")
 
 
 class Holder(nn.Module):
