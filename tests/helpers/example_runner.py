@@ -51,5 +51,5 @@ def check_picture(path: Path) -> None:
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB"))
     assert min(pixels.shape[:2]) >= 300
-    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
+    assert len(np.unique(pixels @ np.array([1, 256, 65536]))) > 20  # colours; of rows it takes seconds
     assert 0.02 < (pixels < 250).any(axis=2).mean() < 0.9  # neither blank nor smeared

@@ -20,7 +20,7 @@ FLOORS = (
     ("functional",),
     ("objectives",),
     ("modules", "grad_cache", "compat", "metrics", "testing"),
-    ("clustering",),
+    ("clustering", "viz"),
     ("",),  # the package itself: what `import pycl` offers
     ("tools",),  # programs that nobody needs to run a loss
     ("doctor",),
