@@ -133,10 +133,7 @@ CLAIMS = {
         "SimLAP learns from pairs of arbitrary classes, where SupCon fails",
         "arXiv 2410.18200",
         "supervised_images",
-        (
-            "--epochs",
-            "12",
-        ),
+        ("--epochs", "10"),
         {"sup_con": ("--loss", "sup_con"), "simlap": ("--loss", "simlap")},
         {pairs: ("--pairs", pairs) for pairs in ("same", "arbitrary")},
         supervised,
