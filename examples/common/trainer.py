@@ -66,12 +66,20 @@ class Task(nn.Module):
 
     def forward(self, batch: Any, watch: Stopwatch, *, dense: bool = False) -> Tensor:
         """The loss of a batch, or its dense form; the time of its parts goes to ``watch``."""
-        embeddings = self.embed(batch)
+        embeddings = _aliases(self.embed(batch))
         watch.lap("encoder")
         value = (self.dense_loss if dense else self.loss)(embeddings, batch)
         watch.lap("loss")
         _after_gradients(embeddings, lambda: watch.lap("loss"))
         return value
+
+
+def _aliases(embeddings: Embeddings) -> Embeddings:
+    """The same tensors as the youngest nodes of the graph: a backward runs young nodes first, so all of them have their
+    gradients before it goes on into an encoder, also where one embedding was made long before another."""
+    if isinstance(embeddings, tuple):
+        return tuple(z.view_as(z) for z in embeddings)
+    return embeddings.view_as(embeddings)
 
 
 def _after_gradients(embeddings: Embeddings, then: Callable[[], None]) -> None:
