@@ -11,6 +11,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from common.sequences import Sequences, pad
@@ -65,6 +66,7 @@ def draw_curves(curves: dict[str, list[Curve]], path: Path, *, label: str, title
                 axes.plot(*zip(*run, strict=True), color=colour, linewidth=0.8, alpha=0.45)
             axes.plot(*_mean(runs), color=colour, linewidth=2.2, marker="o", markersize=4, label=name)
         axes.set(xlabel="epoch", ylabel=label, title=title, ylim=(0, None))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", color="#e4e4e4", linewidth=0.7)
         axes.legend(frameon=False)
         figure.savefig(path)
