@@ -20,14 +20,17 @@ def profile(trainer: Trainer) -> dict[str, Any]:
     ``loss`` and ``dense_loss`` are of steps that alternate between pycl and plain torch, without an update. On several
     ranks ``dense_loss`` is None: the dense form knows its own rank alone.
     """
-    parts = {part: 1e3 * seconds for part, seconds in trainer.watch.medians().items()}
-    dense = None
+    seconds, dense = trainer.watch.medians(), None
     if trainer.ranks.size == 1:
-        parts["loss"], dense = _alternate(trainer)
+        ours, theirs = _alternate(trainer)
+        seconds = (seconds or ours) | {"loss": ours["loss"]}  # of a finished run that was resumed there are no steps
+        dense = 1e3 * theirs["loss"]
+    parts = {part: 1e3 * value for part, value in seconds.items()}
     return {"batch_size": trainer.batch_size, "threads": torch.get_num_threads(), "ms": parts, "dense_loss": dense}
 
 
-def _alternate(trainer: Trainer) -> tuple[float, float]:
+def _alternate(trainer: Trainer) -> tuple[dict[str, float], dict[str, float]]:
+    """Medians of steps with the loss, and of steps with its dense form."""
     task = trainer.task.train()
     watches = Stopwatch(trainer.ranks.device), Stopwatch(trainer.ranks.device)
     with trainer.ranks.own_random():
@@ -40,14 +43,16 @@ def _alternate(trainer: Trainer) -> tuple[float, float]:
                     value = task(batch, watch, dense=bool(dense))
                 task.zero_grad()
                 value.backward()
+                watch.lap("encoder")
                 watch.stop()
-    ours, theirs = (1e3 * watch.medians()["loss"] for watch in watches)
-    return ours, theirs
+    return watches[0].medians(), watches[1].medians()
 
 
 def table(found: dict[str, Any]) -> str:
     """The profile as text."""
     parts, dense = found["ms"], found["dense_loss"]
+    if not parts:
+        return "no step was trained, so there is no profile"
     whole = sum(parts.values())
     rows = [["one step", "ms", "share"]]
     rows += [[part, f"{ms:.1f}", f"{100 * ms / whole:.1f} %"] for part, ms in parts.items()]

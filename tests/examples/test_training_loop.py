@@ -309,6 +309,8 @@ def test_the_profile_tells_the_loss_from_its_dense_form(tmp_path: Path, monkeypa
     assert found["dense_loss"] > 50
     assert all(0 < found["ms"][part] < 50 for part in ("data", "encoder", "loss", "optimizer"))
     assert "the loss in plain torch" in step_profile.table(found)
+    again = step_profile.profile(train(tmp_path, "--resume", "auto"))  # which trains no step
+    assert 0 < again["ms"]["loss"] < 0.9 * sum(again["ms"].values())
 
 
 def test_tensorboard_has_the_numbers(tmp_path: Path) -> None:
