@@ -66,27 +66,38 @@ class Task(nn.Module):
 
     def forward(self, batch: Any, watch: Stopwatch, *, dense: bool = False) -> Tensor:
         """The loss of a batch, or its dense form; the time of its parts goes to ``watch``."""
-        embeddings = self.embed(batch)
+        embeddings = _after_gradients(self.embed(batch), lambda: watch.lap("loss"))
         watch.lap("encoder")
         value = (self.dense_loss if dense else self.loss)(embeddings, batch)
         watch.lap("loss")
-        _after_gradients(embeddings, lambda: watch.lap("loss"))
         return value
 
 
-def _after_gradients(embeddings: Embeddings, then: Callable[[], None]) -> None:
-    """Calls ``then`` when the backward of the loss has given all embeddings their gradients."""
-    asking = [z for z in (embeddings if isinstance(embeddings, tuple) else (embeddings,)) if z.requires_grad]
-    missing = len(asking)
+class _Joint(torch.autograd.Function):
+    """Tensors as they are, and a call when all of them have their gradients."""
 
-    def arrived(_: Tensor) -> None:
-        nonlocal missing
-        missing -= 1
-        if missing == 0:
-            then()
+    @staticmethod
+    def forward(ctx: Any, then: Callable[[], None], *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.then = then
+        return tensors
 
-    for z in asking:
-        z.register_hook(arrived)
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        ctx.then()
+        return None, *gradients
+
+
+def _after_gradients(embeddings: Embeddings, then: Callable[[], None]) -> Embeddings:
+    """The embeddings; ``then`` is called when the backward of the loss has given all of them their gradients.
+
+    They leave one node of the graph: of several, the backward would walk through one tower before the next one's
+    gradient counts as there.
+    """
+    several = embeddings if isinstance(embeddings, tuple) else (embeddings,)
+    joint = iter(_Joint.apply(then, *(z for z in several if z.requires_grad)))
+    several = tuple(next(joint) if z.requires_grad else z for z in several)
+    return several if isinstance(embeddings, tuple) else several[0]
 
 
 class Trainer:
