@@ -113,6 +113,8 @@ class ImageText(Task):
             if way == "image_to_text":
                 right = (captions.facts[found[:, 0]] == captions.facts).double().mean(0).tolist()
                 row |= {f"right_{fact.name}": share for fact, share in zip(self.captioned.told, right, strict=True)}
+        wrong = retrieval.embed(self.encoder.of_texts, captions.wrong[:, 0])
+        row["right_of_two"] = ((image * text).sum(1) > (image * wrong).sum(1)).double().mean().item()
         return row | viz.measure(torch.stack([image[:SHAPE_OF], text[:SHAPE_OF]]))
 
 
@@ -147,8 +149,9 @@ def tables(summary: dict[str, Any]) -> str:
     for way, title in WAYS.items():
         columns = {key: f"at {key.rpartition('r')[2]}" for key in keys if key.startswith(way)}
         shown += runs.table(summary, f"{title}, recall (%)", columns)
-    columns = {key: key.removeprefix("right_") for key in keys if key.startswith("right_")}
+    columns = {key: key.removeprefix("right_").replace("_", " ") for key in keys if key.startswith("right_")}
     shown += runs.table(summary, "right in the first caption (%)", columns)
+    shown.append("of two: the own caption is nearer than the same one with a wrong fact")
     name = (
         f"{data['name']}: {data['train']} training and {data['test']} test images, captions made of their classes and "
     )

@@ -70,7 +70,7 @@ class SigLip(LearnedScale):
 
 
 class WrongCaptions(LearnedScale):
-    """CLIP, and for each image a caption of its own with a wrong fact (NegCLIP, arXiv 2210.01936)."""
+    """CLIP, and captions with a wrong fact among the candidates of all images (NegCLIP, arXiv 2210.01936)."""
 
     def forward(self, image: Tensor, text: Tensor, wrong: Tensor) -> Tensor:
         return self._both(info_nce, image, text, wrong, **WORLD)
@@ -80,7 +80,7 @@ class WrongCaptions(LearnedScale):
 
     def _both(self, loss: Any, image: Tensor, text: Tensor, wrong: Tensor, **options: Any) -> Tensor:
         options["temperature"] = self.temperature
-        return (loss(image, text, wrong.unsqueeze(1), in_batch=True, **options) + loss(text, image, **options)) / 2
+        return (loss(image, text, wrong, in_batch=True, **options) + loss(text, image, **options)) / 2
 
 
 class HardNegatives(PairLoss):
