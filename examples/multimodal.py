@@ -193,7 +193,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("example").add_argument
     add("--arm", choices=ARMS, nargs="+", default=list(ARMS), help="what is trained on, one after the other")
     add("--missing", type=float, default=0.3, help="the share of each modality's entries that is missing")
-    add("--form", choices=modalities.FORMS, default="mv_info_nce", help="the loss over what is there")
+    add("--form", choices=modalities.FORMS, default="mv_dhel", help="the loss over what is there")
     add("--encoder", choices=sorted(encoders.ENCODERS), default="small", help="the network for images and edges")
     add("--seeds", type=int, default=1, help="how many, from --seed on")
     args = flags.parse(parser, argv, least=images.LEAST | {"seeds": 1})

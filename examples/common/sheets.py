@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from matplotlib.colors import to_rgb
 from torch import Tensor
 
 from common.pictures import DENSE, NEGATIVE, OURS, STYLE, plt
@@ -21,29 +22,25 @@ def first_of_each(labels: Tensor, most: int) -> Tensor:
 
 
 def draw_search(texts: Sequence[str], images: Tensor, right: Tensor, path: Path, *, title: str) -> None:
-    """A row for each query: its text, and what was found ``[Q, FOUND, C, H, W]``, framed where it is ``right``."""
-    queries, found = right.shape
+    """A row for each query: its text, and what was found ``[Q, FOUND, C, S, S]``, framed where it is ``right``."""
+    images = images.expand(-1, -1, 3, -1, -1)
+    queries, found, _, side, _ = images.shape
+    frame, gap = max(1, side // 12), max(1, side // 24)
+    tiles = torch.full((queries, found, 3, side + 2 * frame, side + 2 * frame), 255, dtype=torch.uint8)
+    tiles[right.cpu()] = (255 * torch.tensor(to_rgb(OURS))).byte().view(3, 1, 1)
+    tiles[..., frame:-frame, frame:-frame] = images.cpu()
+    tiles = torch.nn.functional.pad(tiles, (gap,) * 4, value=255)
+    sheet = tiles.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
     with plt.rc_context(STYLE):
-        figure = plt.figure(figsize=(8.4, 0.3 + 0.92 * queries), dpi=110)
-        grid = figure.add_gridspec(
-            queries,
-            found + 1,
-            width_ratios=[4, *[1] * found],
-            left=0.01,
-            right=0.99,
-            top=1 - 0.3 / figure.get_figheight(),
-        )
-        grid.update(bottom=0.01, wspace=0.05, hspace=0.08)
+        figure = plt.figure(figsize=(8.4, 0.3 + 0.9 * queries), dpi=110)
+        below = 1 - 0.3 / figure.get_figheight()  # the title
+        axes = figure.add_axes((1 - 0.9 * found / 8.4, 0, 0.9 * found / 8.4, below))
+        axes.imshow(sheet.numpy(), interpolation="nearest", aspect="auto")
+        axes.set_axis_off()
         for row, text in enumerate(texts):
-            axes = figure.add_subplot(grid[row, 0])
-            axes.text(0, 0.5, textwrap.fill(text, 46), fontsize=8, va="center", transform=axes.transAxes)
-            axes.set_axis_off()
-            for column in range(found):
-                axes = figure.add_subplot(grid[row, column + 1], xticks=[], yticks=[])
-                image = images[row, column].permute(1, 2, 0).expand(-1, -1, 3)
-                axes.imshow(image.cpu().numpy(), interpolation="nearest")
-                axes.spines[:].set(visible=bool(right[row, column]), color=OURS, linewidth=3)
-        figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
+            wrapped = textwrap.fill(text, 46)
+            figure.text(0.01, below * (1 - (row + 0.5) / queries), wrapped, fontsize=8, va="center")
+        figure.text(0.01, below, title, fontsize=9.5, va="bottom")
         figure.savefig(path)
         plt.close(figure)
 

@@ -30,7 +30,8 @@ def example() -> Iterator[ModuleType]:
 
 
 @pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
+def small(example: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(example.runs.step_profile, "ROUNDS", 1)
     with one_thread():
         yield
 

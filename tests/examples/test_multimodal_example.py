@@ -30,7 +30,8 @@ def example() -> Iterator[ModuleType]:
 
 
 @pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
+def small(example: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(example.runs.step_profile, "ROUNDS", 1)
     with one_thread():
         yield
 
@@ -105,7 +106,7 @@ def test_nothing_missing_is_looked_at(example: ModuleType, monkeypatch: pytest.M
         wide.append(torch.randn(30, x.shape[1], generator=torch.Generator().manual_seed(3)))
         wide[-1][has] = x
     named, present = (dict(zip(example.NAMES, x, strict=True)) for x in (wide, batch.there))
-    assert_close(task.loss(z, batch), multimodal(named, present, temperature=args.temperature))
+    assert_close(task.loss(z, batch), multimodal(named, present, form=args.form, temperature=args.temperature))
 
 
 def test_edges_are_where_brightness_changes(example: ModuleType) -> None:
@@ -138,7 +139,7 @@ def test_all_arms_from_start_to_end(example: ModuleType, tmp_path: Path, capsys:
 
 def test_a_folder_in_colour_and_another_form(example: ModuleType, tmp_path: Path) -> None:
     root = write_folder(tmp_path / "squares", colour=True)
-    arguments = ["--data-root", str(root), "--image-size", "16", "--arm", "incomplete", "--form", "mv_dhel"]
+    arguments = ["--data-root", str(root), "--image-size", "16", "--arm", "incomplete", "--form", "poly_view"]
     summary = example.main([*TINY, *arguments, "--epochs", "2", "--missing", "0.2", "--out", str(tmp_path / "out")])
     assert summary["data"] == {"name": "squares", "train": 16, "test": 4, "missing": 0.2}
 
