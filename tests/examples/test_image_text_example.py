@@ -30,10 +30,13 @@ def example() -> Iterator[ModuleType]:
 
 
 @pytest.fixture(autouse=True)
-def small(example: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def drawn_to(example: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
+    """Short profiles, and in place of the dashboards, which take a second each, their paths."""
+    paths: list[Path] = []
     monkeypatch.setattr(example.runs.step_profile, "ROUNDS", 1)
+    monkeypatch.setattr(example.runs.viz, "dashboard", lambda rows, path: paths.append(path))
     with one_thread():
-        yield
+        yield paths
 
 
 # ---- captions
@@ -160,7 +163,9 @@ def test_the_learned_scale_starts_at_the_temperature_and_stays_below_100(example
 # ---- runs
 
 
-def test_all_losses_from_start_to_end(example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_losses_from_start_to_end(
+    example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], drawn_to: list[Path]
+) -> None:
     summary = example.main([*TINY, "--loss", *LOSSES, "--max-steps", "2", "--out", str(tmp_path)])
     shown = capsys.readouterr().out
     assert "image → caption, recall (%)" in shown
@@ -169,6 +174,7 @@ def test_all_losses_from_start_to_end(example: ModuleType, tmp_path: Path, capsy
     assert written == json.loads(json.dumps(summary))
     assert written["data"]["train"] == written["data"]["test"] == 60
     assert tuple(written["trainings"]) == LOSSES
+    assert drawn_to == [tmp_path / name / "dashboard.png" for name in LOSSES]
     for name, stages in written["trainings"].items():
         assert math.isfinite(stages["last_loss"][0])
         for way in ("image_to_text", "text_to_image"):

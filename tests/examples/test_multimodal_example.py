@@ -30,10 +30,13 @@ def example() -> Iterator[ModuleType]:
 
 
 @pytest.fixture(autouse=True)
-def small(example: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def drawn_to(example: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
+    """Short profiles, and in place of the dashboards, which take a second each, their paths."""
+    paths: list[Path] = []
     monkeypatch.setattr(example.runs.step_profile, "ROUNDS", 1)
+    monkeypatch.setattr(example.runs.viz, "dashboard", lambda rows, path: paths.append(path))
     with one_thread():
-        yield
+        yield paths
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -118,7 +121,9 @@ def test_edges_are_where_brightness_changes(example: ModuleType) -> None:
     assert found[..., 2:6].max() < 0.01
 
 
-def test_all_arms_from_start_to_end(example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_arms_from_start_to_end(
+    example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], drawn_to: list[Path]
+) -> None:
     summary = example.main([*TINY, "--max-steps", "2", "--seeds", "2", "--out", str(tmp_path)])
     shown = capsys.readouterr().out
     assert "recall at 10 (%)" in shown
@@ -129,6 +134,7 @@ def test_all_arms_from_start_to_end(example: ModuleType, tmp_path: Path, capsys:
     assert written == json.loads(json.dumps(summary))
     assert written["run"]["seeds"] == [0, 1]
     assert list(written["trainings"]) == ["incomplete", "complete", "whole"]
+    assert len(drawn_to) == len(set(drawn_to)) == 6
     assert written["instances"]["complete"] < written["instances"]["whole"] == 60
     for stages in written["trainings"].values():
         assert all(map(math.isfinite, stages["last_loss"]))
