@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A signal of each kind of class, and how the features of a run got better."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+
+from common.signals import Dataset, Split
+
+
+def draw(data: Dataset, summary: dict[str, Any], path: Path) -> None:
+    """One signal of every class beside the kNN accuracy on the dev split against the epoch, a line a seed."""
+    with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9.0, 3.8), dpi=120, layout="constrained")
+        _signals(left, data.dev.to(torch.device("cpu")), data.classes)
+        for number, (loss, curves) in enumerate(summary["curves"].items()):
+            for seed, curve in enumerate(curves):
+                epochs, accuracy = zip(*curve, strict=True)
+                label = loss if seed == 0 else None
+                right.plot(epochs, [100 * a for a in accuracy], color=f"C{number}", marker="o", ms=3, label=label)
+        raw = 100 * summary["results"]["raw signals"]["dev_knn"][0]
+        right.axhline(raw, color="#888888", linestyle="--", label="raw signals")
+        right.set(title="kNN accuracy of the features, dev split (%)", xlabel="epoch")
+        right.legend()
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def _signals(axes: plt.Axes, split: Split, classes: int) -> None:
+    """The first and the last channel of one signal of every class, one above the other."""
+    for label in range(classes):
+        x = split.x[split.y == label][0]
+        x = (x - x.mean()) / x.abs().max()
+        for channel, colour in ((0, "#0072B2"), (-1, "#D55E00")):
+            axes.plot((x[channel] - 1.6 * label).tolist(), color=colour, linewidth=0.7)
+    axes.set_yticks([-1.6 * label for label in range(classes)], [f"class {label}" for label in range(classes)])
+    axes.set(title="generated signals: first and last channel", xlabel="sample")
