@@ -21,10 +21,13 @@ from typing import Any, NamedTuple
 import kornia.augmentation as K
 import torch
 import torch.nn.functional as F
-from common import encoders, flags, images, ranks, retrieval, runs, sheets
-from common.captions import Captioned, TextTower, caption
-from common.images import Dataset
-from common.pair_losses import LOSSES
+from common import flags, ranks, runs
+from common.images import data as images
+from common.images import encoders
+from common.images.data import Dataset
+from common.pairs import retrieval, sheets
+from common.pairs.captions import Captioned, TextTower, caption
+from common.pairs.losses import LOSSES
 from common.tables import count
 from common.trainer import Task, Trainer
 from torch import Tensor, nn

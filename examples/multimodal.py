@@ -24,9 +24,12 @@ import kornia.augmentation as K
 import kornia.color
 import kornia.filters
 import torch
-from common import encoders, flags, images, modalities, ranks, retrieval, runs, sheets
-from common.captions import Captioned, TextTower, caption
-from common.images import Dataset
+from common import flags, ranks, runs
+from common.images import data as images
+from common.images import encoders
+from common.images.data import Dataset
+from common.pairs import modalities, retrieval, sheets
+from common.pairs.captions import Captioned, TextTower, caption
 from common.tables import count
 from common.trainer import Task, Trainer
 from torch import Tensor, nn

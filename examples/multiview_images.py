@@ -20,9 +20,11 @@ from statistics import mean, pstdev
 from typing import Any, NamedTuple
 
 import torch
-from common import encoders, evaluate, flags, images, loss_cost, pictures, ranks, step_profile
-from common.augment import Augment
-from common.images import Dataset
+from common import flags, loss_cost, ranks, step_profile
+from common.images import data as images
+from common.images import encoders, evaluate, pictures
+from common.images.augment import Augment
+from common.images.data import Dataset
 from common.logs import LOG
 from common.tables import count, grid, spread
 from common.trainer import Task, Trainer

@@ -30,8 +30,10 @@ from statistics import mean, pstdev
 from typing import Any, NamedTuple
 
 import torch
-from common import flags, ranks, step_profile, sts, sts_report
+from common import flags, ranks, step_profile
 from common.logs import LOG
+from common.sentences import data as sts
+from common.sentences import report as sts_report
 from common.trainer import Task, Trainer
 from torch import Tensor, nn
 

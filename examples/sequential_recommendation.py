@@ -27,10 +27,12 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from common import flags, ranking, ranks, sequences, step_profile
-from common.item_encoder import DIM, Encoder, last
+from common import flags, ranks, step_profile
 from common.logs import LOG
-from common.sequences import Sequences, augment, pad
+from common.sequences import data as sequences
+from common.sequences import ranking
+from common.sequences.data import Sequences, augment, pad
+from common.sequences.encoder import DIM, Encoder, last
 from common.tables import count, grid, spread
 from common.trainer import Task, Trainer
 from torch import Tensor, nn

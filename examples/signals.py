@@ -25,8 +25,12 @@ from statistics import mean, pstdev
 from typing import Any
 
 import torch
-from common import flags, ranks, signal_encoders, signal_pictures, signal_views, signals, step_profile
+from common import flags, ranks, step_profile
 from common.logs import LOG
+from common.signals import data as signals
+from common.signals import encoders as signal_encoders
+from common.signals import pictures as signal_pictures
+from common.signals import views as signal_views
 from common.tables import count, grid, spread
 from common.trainer import Task, Trainer
 from torch import Tensor, nn

@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import encoders, evaluate, flags, images, ranks, step_profile
-from common.augment import Augment
-from common.images import Dataset
+from common import flags, ranks, step_profile
+from common.images import data as images
+from common.images import encoders, evaluate
+from common.images.augment import Augment
+from common.images.data import Dataset
 from common.logs import LOG
 from common.tables import grid
 from common.trainer import Embeddings, Task, Trainer

@@ -19,9 +19,11 @@ from statistics import mean
 from typing import Any
 
 import torch
-from common import encoders, evaluate, flags, images, pictures, ranks, step_profile
-from common.augment import Augment
-from common.images import Dataset
+from common import flags, ranks, step_profile
+from common.images import data as images
+from common.images import encoders, evaluate, pictures
+from common.images.augment import Augment
+from common.images.data import Dataset
 from common.logs import LOG
 from common.tables import count, grid
 from common.trainer import Task, Trainer

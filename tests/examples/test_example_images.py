@@ -19,13 +19,13 @@ from helpers.example_runner import imported, write_folder
 
 @pytest.fixture(scope="module")
 def images() -> Iterator[ModuleType]:
-    with imported("common.images") as module:
+    with imported("common.images.data") as module:
         yield module
 
 
 @pytest.fixture(scope="module")
 def augment() -> Iterator[ModuleType]:
-    with imported("common.augment") as module:
+    with imported("common.images.augment") as module:
         yield module
 
 

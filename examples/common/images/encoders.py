@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from common.flags import Refused
-from common.images import Dataset
+from common.images.data import Dataset
 
 WIDTHS = (32, 64, 128)
 DIM = 128  # features of the embedding that the loss sees

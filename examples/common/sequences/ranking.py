@@ -14,7 +14,7 @@ import torch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from common.sequences import Sequences, pad
+from common.sequences.data import Sequences, pad
 
 CUTS = (5, 10, 20)
 CHUNK = 256  # users ranked at a time

@@ -11,7 +11,7 @@ import kornia.filters
 import torch
 from torch import Tensor
 
-from common.images import Dataset
+from common.images.data import Dataset
 
 COHERENT = 0.2  # of gradients, from 0 to 1: with less there is no main direction
 EVEN = 0.04  # of the range of brightness: with less no part is brighter

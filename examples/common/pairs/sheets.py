@@ -11,7 +11,7 @@ import torch
 from matplotlib.colors import to_rgb
 from torch import Tensor
 
-from common.pictures import DENSE, NEGATIVE, OURS, STYLE, plt
+from common.images.pictures import DENSE, NEGATIVE, OURS, STYLE, plt
 
 FOUND = 6  # images of a row
 

@@ -12,7 +12,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from common.signals import Dataset, Split
+from common.signals.data import Dataset, Split
 
 
 def draw(data: Dataset, summary: dict[str, Any], path: Path) -> None:

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from common.attributes import Fact, facts_of
-from common.encoders import DIM
-from common.images import Dataset
+from common.images.data import Dataset
+from common.images.encoders import DIM
+from common.pairs.attributes import Fact, facts_of
 
 SENTENCES = 4  # of an image, in different words
 TEMPLATES = (

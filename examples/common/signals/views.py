@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.signals import LEFT, RATE, RIGHT, turned
+from common.signals.data import LEFT, RATE, RIGHT, turned
 
 # ---- rhythms: the views of MVCNet, each from one domain
 

@@ -8,8 +8,8 @@ from statistics import mean
 import torch
 from torch import Generator, Tensor, nn
 
-from common.encoders import encode
-from common.images import Dataset, Split, pick
+from common.images.data import Dataset, Split, pick
+from common.images.encoders import encode
 from pycl import metrics
 
 FEW_LABELS, FEW_LABELS_DRAWS = 10, 5
