@@ -13,6 +13,10 @@ SOURCES := $(shell find pycl bench triton_kernels csrc -name '*.py' -o -name '*.
 demo: $(VENV)/installed
 	$(BIN)/python examples/multiview_images.py --seeds 3 --loss-cost --out demo-out $(DEMO_ARGS)
 
+# every example for a few steps
+examples: $(VENV)/installed
+	$(BIN)/python examples/smoke.py $(EXAMPLES)
+
 # workers of a thread each; tests that share what is slow to make stay in one worker
 SUITE = OMP_NUM_THREADS=1 PYCL_TEST_REQUIRE=cpu,triton $(BIN)/python -m pytest -n auto $(TEST_ARGS)
 
