@@ -98,7 +98,8 @@ def hard_negative_nce(views: Tensor, temperature: Number, beta: float = 1.0, tau
     s = u @ u.T / temperature
     if n == 1:
         return 0 * s[:, :1].T.reshape(2, 1)
-    negative = (torch.arange(2 * n)[:, None] - torch.arange(2 * n)) % n != 0
+    instance = torch.arange(n, device=u.device).repeat(2)
+    negative = instance[:, None] != instance
     count = 2 * n - 2
     weights = count * (beta * s).masked_fill(~negative, -torch.inf).softmax(1)
     p = torch.cat([s.diagonal(n), s.diagonal(-n)])
