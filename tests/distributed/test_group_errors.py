@@ -153,3 +153,9 @@ def test_only_process_groups_are_taken() -> None:
             F.nt_xent(torch.randn(2, 3, 4), group=group)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="group"):
             pycl.NTXentLoss(group=group)  # type: ignore[arg-type]
+
+
+def test_a_loss_of_ones_own_has_to_be_decorated() -> None:
+    """Its group is a name until ``together`` has looked it up."""
+    with pytest.raises(TypeError, match=r"group must be what pycl\.together hands a function.*got 'world'"):
+        pycl.reduce(torch.zeros(3), "mean", "world")
