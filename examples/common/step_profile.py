@@ -14,17 +14,18 @@ from common.trainer import Trainer
 ROUNDS = 5
 
 
-def profile(trainer: Trainer) -> dict[str, Any]:
+def profile(trainer: Trainer, *, dense: bool = True) -> dict[str, Any]:
     """Median milliseconds of the parts of a step.
 
     ``loss`` and ``dense_loss`` are of steps that alternate between pycl and plain torch, without an update. On several
-    ranks ``dense_loss`` is None: the dense form knows its own rank alone.
+    ranks ``dense_loss`` is None: the dense form knows its own rank alone. So it is without ``dense``, for batches whose
+    dense form has no room.
     """
     parts = {part: 1e3 * seconds for part, seconds in trainer.watch.medians().items()}
-    dense = None
-    if trainer.ranks.size == 1:
-        parts["loss"], dense = _alternate(trainer)
-    return {"batch_size": trainer.batch_size, "threads": torch.get_num_threads(), "ms": parts, "dense_loss": dense}
+    theirs = None
+    if dense and trainer.ranks.size == 1:
+        parts["loss"], theirs = _alternate(trainer)
+    return {"batch_size": trainer.batch_size, "threads": torch.get_num_threads(), "ms": parts, "dense_loss": theirs}
 
 
 def _alternate(trainer: Trainer) -> tuple[float, float]:
