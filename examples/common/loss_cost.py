@@ -115,12 +115,13 @@ def _memory_here(side: str, name: str, n: int, views: int, dim: int, temperature
     loss = make_loss(name, side, temperature)
     _step(loss, _points(views, min(n, WARM_UP), dim))
     x = _points(views, n, dim)
-    before = _high_water_mib()
+    before = high_water_mib()
     _step(loss, x)
-    return _high_water_mib() - before
+    return high_water_mib() - before
 
 
-def _high_water_mib() -> float:
+def high_water_mib() -> float:
+    """The most resident memory that this process had."""
     # Linux's ru_maxrss will not do: it starts at the size of the process that started this one
     if (status := Path("/proc/self/status")).exists():
         return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**10

@@ -14,19 +14,21 @@ from common.trainer import Trainer
 ROUNDS = 5  # fewer where the training was shorter
 
 
-def profile(trainer: Trainer) -> dict[str, Any]:
+def profile(trainer: Trainer, *, dense: bool = True) -> dict[str, Any]:
     """Median milliseconds of the parts of a step.
 
     ``loss`` and ``dense_loss`` are of steps that alternate between pycl and plain torch, without an update. On several
-    ranks ``dense_loss`` is None: the dense form knows its own rank alone.
+    ranks ``dense_loss`` is None: the dense form knows its own rank alone. So it is without ``dense``, for batches whose
+    dense form has no room.
     """
-    seconds, dense = trainer.watch.medians(), None
-    if trainer.ranks.size == 1:
+    seconds, dense_loss = trainer.watch.medians(), None
+    if dense and trainer.ranks.size == 1:
         ours, theirs = _alternate(trainer)
         seconds = (seconds or ours) | {"loss": ours["loss"]}  # of a finished run that was resumed there are no steps
-        dense = 1e3 * theirs["loss"]
+        dense_loss = 1e3 * theirs["loss"]
     parts = {part: 1e3 * value for part, value in seconds.items()}
-    return {"batch_size": trainer.batch_size, "threads": torch.get_num_threads(), "ms": parts, "dense_loss": dense}
+    found = {"batch_size": trainer.batch_size, "threads": torch.get_num_threads()}
+    return found | {"ms": parts, "dense_loss": dense_loss}
 
 
 def _alternate(trainer: Trainer) -> tuple[dict[str, float], dict[str, float]]:
