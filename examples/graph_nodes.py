@@ -25,9 +25,11 @@ from statistics import mean, pstdev
 from typing import Any
 
 import torch
-from common import flags, graphs, loss_cost, node_probe, ranks, step_profile
-from common.graph_losses import DENSE, LOSSES, OURS, Batch, Encoder
-from common.graphs import Graph
+from common import flags, loss_cost, ranks, step_profile
+from common.graphs import data as graphs
+from common.graphs import probe as node_probe
+from common.graphs.data import Graph
+from common.graphs.losses import DENSE, LOSSES, OURS, Batch, Encoder
 from common.logs import LOG
 from common.tables import count, grid, spread
 from common.trainer import Task, Trainer

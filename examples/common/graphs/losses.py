@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch_geometric.nn import GCNConv
 
 import pycl
-from common import graphs
 from common.flags import Refused
-from common.graphs import Graph
+from common.graphs import data as graphs
+from common.graphs.data import Graph
 from pycl.bench.workloads import dense
 from pycl.objectives import PairWeight, node_compactness
 from pycl.testing.objectives import OBJECTIVES

@@ -17,8 +17,8 @@ from sklearn.preprocessing import normalize
 from threadpoolctl import threadpool_limits  # which scikit-learn brings
 from torch import Tensor
 
-from common.graphs import Graph
-from common.pictures import STYLE, plt
+from common.graphs.data import Graph
+from common.images.pictures import STYLE, plt
 
 STRENGTHS = 4.0 ** np.arange(-2, 7)  # of the regression's C
 LABELLED, VALIDATION = 0.1, 0.1  # shares of the nodes in a random split
