@@ -10,9 +10,9 @@
     hiclr    momentum contrast of a weak augmentation, and stronger ones that learn from weaker ones (arXiv 2211.13466)
     nt_xent  the same encoder and the same views, every pair of views alike
 
-The signals are generated (examples/common/signals/data.py says how), so the figures are about these losses on these signals
-and not about any recording. The objectives of the papers take no process group: with torchrun each rank contrasts its
-own share of a batch; the queue of hiclr has the keys of all ranks.
+The signals are generated (examples/common/signals/data.py says how), so the figures are about these losses on these
+signals and not about any recording. The objectives of the papers take no process group: with torchrun each rank
+contrasts its own share of a batch; the queue of hiclr has the keys of all ranks.
 """
 
 from __future__ import annotations
