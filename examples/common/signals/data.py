@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generated signals: channels with rhythms, as an EEG has them, and joints of a figure that moves. Nothing is recorded.
 
-What tells the classes apart is in no single number of a signal. Every signal has a phase of its own, so the mean of a
-class is about zero everywhere, and a line on the raw numbers knows next to nothing of it.
+What tells the classes apart is in no single number of a signal. Every signal has a phase of its own, so the means of
+all classes are about the same, and a linear classifier of the raw numbers finds little.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def eeg(n: int, seed: int) -> Split:
 
     A trial is a burst of its class's rhythm, another rhythm of any frequency and any lag that is as strong, and noise
     whose power falls with the frequency. Frequency within the band, phase, time and length of the burst, the strength
-    of a channel, and which side is behind are drawn for each trial. Each channel has mean 0 and variance 1.
+    of a channel, and which side is behind are drawn for each trial. Each channel has variance 1.
     """
     g = Generator().manual_seed(seed)
     y = torch.arange(n) % (len(BANDS) * len(LAGS))
@@ -150,6 +150,10 @@ def turned(x: Tensor, angle: Tensor) -> Tensor:
     return torch.stack([cos * across + sin * ahead, up, cos * ahead - sin * across], 2)
 
 
+PAIRS = {  # a channel of the left and one of the right, to be shown
+    "eeg": (0, CHANNELS - 1),
+    "skeleton": (2 * JOINTS + LEFT[-1], 2 * JOINTS + RIGHT[-1]),
+}
 GENERATORS = {"eeg": eeg, "skeleton": skeleton}
 CLASSES = {"eeg": len(BANDS) * len(LAGS), "skeleton": 8}
 

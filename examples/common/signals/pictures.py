@@ -12,14 +12,14 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from common.signals.data import Dataset, Split
+from common.signals.data import PAIRS, Dataset, Split
 
 
 def draw(data: Dataset, summary: dict[str, Any], path: Path) -> None:
     """One signal of every class beside the kNN accuracy on the dev split against the epoch, a line a seed."""
     with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}):
         figure, (left, right) = plt.subplots(1, 2, figsize=(9.0, 3.8), dpi=120, layout="constrained")
-        _signals(left, data.dev.to(torch.device("cpu")), data.classes)
+        _signals(left, data.dev.to(torch.device("cpu")), data.classes, PAIRS[summary["run"]["signals"]])
         for number, (loss, curves) in enumerate(summary["curves"].items()):
             for seed, curve in enumerate(curves):
                 epochs, accuracy = zip(*curve, strict=True)
@@ -33,12 +33,12 @@ def draw(data: Dataset, summary: dict[str, Any], path: Path) -> None:
         plt.close(figure)
 
 
-def _signals(axes: plt.Axes, split: Split, classes: int) -> None:
-    """The first and the last channel of one signal of every class, one above the other."""
+def _signals(axes: plt.Axes, split: Split, classes: int, pair: tuple[int, int]) -> None:
+    """Two channels of one signal of every class, one above the other."""
     for label in range(classes):
-        x = split.x[split.y == label][0]
-        x = (x - x.mean()) / x.abs().max()
-        for channel, colour in ((0, "#0072B2"), (-1, "#D55E00")):
-            axes.plot((x[channel] - 1.6 * label).tolist(), color=colour, linewidth=0.7)
+        x = split.x[split.y == label][0][list(pair)]
+        x = (x - x.mean(1, keepdim=True)) / (x - x.mean(1, keepdim=True)).abs().max()
+        for side, colour in zip(x, ("#0072B2", "#D55E00"), strict=True):
+            axes.plot((side - 1.6 * label).tolist(), color=colour, linewidth=0.7)
     axes.set_yticks([-1.6 * label for label in range(classes)], [f"class {label}" for label in range(classes)])
-    axes.set(title="generated signals: first and last channel", xlabel="sample")
+    axes.set(title="generated: a left and a right channel", xlabel="sample")
