@@ -48,14 +48,15 @@ class Claim(NamedTuple):
 
 
 def accuracies(summary: dict[str, Any]) -> dict[str, float]:
-    """Of the features of ``multiview_images``, in percent, and the effective rank."""
-    after = {key: value[0] for key, value in summary["stages"]["after"].items()}
-    return {"kNN (%)": 100 * after["knn"], "linear (%)": 100 * after["linear"], "rank": after["effective_rank"]}
+    """Of the features of a training of one seed, in percent."""
+    (trained,) = summary["trainings"].values()
+    return {f"{label} (%)": 100 * trained["after"][key][0] for label, key in (("kNN", "knn"), ("linear", "linear"))}
 
 
-def supervised(summary: dict[str, Any]) -> dict[str, float]:
-    """Of the features of ``supervised_images``, in percent."""
-    return {"kNN (%)": 100 * summary["after"]["knn"], "linear (%)": 100 * summary["after"]["linear"]}
+def accuracies_and_rank(summary: dict[str, Any]) -> dict[str, float]:
+    """And the effective rank of the embedding."""
+    (trained,) = summary["trainings"].values()
+    return accuracies(summary) | {"rank": trained["after"]["effective_rank"][0]}
 
 
 def prototypes(summary: dict[str, Any]) -> dict[str, float]:
@@ -86,7 +87,7 @@ CLAIMS = {
         ("--epochs", "10"),
         {name: ("--loss", name) for name in ("pairwise", "mv_info_nce", "mv_dhel")},
         {views: ("--views", views) for views in VIEWS},
-        accuracies,
+        accuracies_and_rank,
         lambda found: (
             top(found, "mv_dhel", "8") >= top(found, "mv_info_nce", "8") >= top(found, "pairwise", "8")
             and rises(found, "mv_dhel", "rank", VIEWS)
@@ -99,7 +100,7 @@ CLAIMS = {
         ("--epochs", "10", "--views", "2", "--temperature", "0.1", "--lr", "1e-3"),
         {name: ("--loss", name) for name in ("simclr", "dcl")},
         {batch: ("--batch-size", batch) for batch in BATCHES},
-        accuracies,
+        accuracies_and_rank,
         lambda found: (
             top(found, "dcl", "32") - top(found, "simclr", "32")
             > top(found, "dcl", "256") - top(found, "simclr", "256")
@@ -123,7 +124,7 @@ CLAIMS = {
         ("--epochs", "10", "--views", "4"),
         {name: ("--loss", name) for name in ("simclr", "cacr")},
         {"equal": (), "20 : 1": ("--long-tail", "20")},
-        accuracies,
+        accuracies_and_rank,
         lambda found: (
             top(found, "cacr", "equal") - top(found, "cacr", "20 : 1")
             < top(found, "simclr", "equal") - top(found, "simclr", "20 : 1")
@@ -136,7 +137,7 @@ CLAIMS = {
         ("--epochs", "10"),
         {"sup_con": ("--loss", "sup_con"), "simlap": ("--loss", "simlap")},
         {pairs: ("--pairs", pairs) for pairs in ("same", "arbitrary")},
-        supervised,
+        accuracies,
         lambda found: (
             top(found, "simlap", "arbitrary", "kNN (%)") > top(found, "sup_con", "arbitrary", "kNN (%)") + 5
             and top(found, "sup_con", "same", "kNN (%)") > top(found, "sup_con", "arbitrary", "kNN (%)") + 5
@@ -155,12 +156,20 @@ def command(claim: Claim, line: str, point: str, args: argparse.Namespace) -> li
 
 
 def train(words: list[str], out: Path) -> dict[str, Any]:
-    """The summary of a training, which is run where it is not there yet."""
-    if not (out / "summary.json").exists():
+    """The summary of a training, which is run where it is not there yet.
+
+    Raises:
+        Refused: the training failed, or what is there is of another command.
+    """
+    ran = out / "command.txt"
+    if not ran.exists():
         whole = [sys.executable, str(FOLDER / words[0]), *words[1:], "--out", str(out), "--resume", "auto", "--quiet"]
         done = subprocess.run(whole, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise flags.Refused(f"{shlex.join(whole)}\n{done.stderr.strip().splitlines()[-1]}")
+        ran.write_text(shlex.join(words))
+    elif ran.read_text() != shlex.join(words):
+        raise flags.Refused(f"{out} has the run of another command, {ran.read_text()}: give another --out")
     return json.loads((out / "summary.json").read_text())
 
 

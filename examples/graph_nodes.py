@@ -16,27 +16,20 @@ compare no pairs of nodes (gCooL's communities, MEOW's prototypes, POT's bound) 
 from __future__ import annotations
 
 import argparse
-import copy
-import json
 import math
 import sys
-from collections.abc import Sequence
-from statistics import mean, pstdev
 from typing import Any
 
 import torch
-from common import flags, loss_cost, ranks, step_profile
+from common import flags, loss_cost, ranks, runs
 from common.graphs import data as graphs
 from common.graphs import probe as node_probe
 from common.graphs.data import Graph
 from common.graphs.losses import DENSE, LOSSES, OURS, Batch, Encoder
-from common.logs import LOG
-from common.tables import count, grid, spread
 from common.trainer import Task, Trainer
 from torch import Tensor, nn
 
 from pycl import viz
-from pycl.backends import registry
 from pycl.testing.objectives import OBJECTIVES
 
 SHAPE_OF = 2000  # nodes whose two views show the shape of the embedding
@@ -97,7 +90,8 @@ class Nodes(Task):
         else:
             del found["public"]  # nobody shall look at the test split while the training goes on
         views = self.embed(self.batch(torch.arange(self.size)))[:2]
-        return found | viz.measure(torch.stack([h[:SHAPE_OF].float() for h in views]))
+        shape = viz.measure(torch.stack([h[:SHAPE_OF].float() for h in views]))
+        return found | shape | {"peak_mib": peak_mib(self.graph.y.device)}
 
 
 def stored(args: argparse.Namespace, nodes: int) -> int:
@@ -113,61 +107,45 @@ def peak_mib(device: torch.device) -> float | None:
     return None if sys.platform == "win32" else loss_cost.high_water_mib()
 
 
-def train_one_seed(graph: Graph, args: argparse.Namespace, here: ranks.Ranks) -> dict[str, Any]:
-    """Trains with the seed of ``args``; what its log says of the first and of the last step, and its costs."""
+def train(graph: Graph, args: argparse.Namespace, here: ranks.Ranks) -> dict[str, Any]:
+    """Trains as the flags say; what was found."""
     torch.manual_seed(args.seed)
     trainer = Trainer(task := Nodes(graph, args), args, here)
-    found: dict[str, Any] = {"peak_mib": [peak_mib(here.device)]}
-    trainer.fit()
-    found["peak_mib"].append(peak_mib(here.device))
-    found["profile"] = step_profile.profile(trainer, dense=stored(args, task.size) <= DENSE_MOST)
+    found = runs.train(trainer, args.loss, dense=stored(args, task.size) <= DENSE_MOST)
     if here.first:
-        rows = viz.read(args.out / LOG)
-        viz.dashboard(rows, args.out / "dashboard.png")
-        measured = [row for row in rows if "validation" in row]
-        losses = [row["loss"] for row in rows if "loss" in row]
-        found |= {"before": measured[0], "after": measured[-1], "loss": losses[-1]}
         shown = {"features of the nodes": graph.x, f"after training, {args.loss}": task.eval().encodings()}
         node_probe.draw_maps(shown, graph, args.out / "map.png")
     return found
 
 
-def summarise(graph: Graph, args: argparse.Namespace, seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarise(graph: Graph, args: argparse.Namespace, found: list[dict[str, Any]]) -> dict[str, Any]:
     """What all seeds found, as JSON: a pair (mean, standard deviation) for every measure."""
+    settings = ("temperature", "dim", "drop_edge", "drop_feature")
+    summary = runs.summarise(found, args, settings, graph.y.device.type)
     raw = node_probe.public(graph.x, graph) | node_probe.random_splits(graph.x, graph, args.random_splits)
-    stages: dict[str, Any] = {"features": {key: (value, 0.0) for key, value in raw.items()}}
-    for stage in ("before", "after"):
-        rows = [seed[stage] for seed in seeds]
-        keys = [key for key in (*MEASURES, "validation") if key in rows[0]]
-        stages[stage] = {key: (mean(r[key] for r in rows), pstdev(r[key] for r in rows)) for key in keys}
+    summary["features"] = {key: (value, 0.0) for key, value in raw.items()}
     sizes = {"nodes": len(graph.y), "edges": graph.edge_index.shape[1] // 2, "features": graph.x.shape[1]}
-    run = {key: getattr(args, key) for key in ("loss", "epochs", "max_steps", "lr", "temperature", "dim", "amp")}
-    run |= {"drop_edge": args.drop_edge, "drop_feature": args.drop_feature, "losses": [seed["loss"] for seed in seeds]}
-    run |= {"seeds": list(range(args.seed, args.seed + args.seeds)), "torch": torch.__version__}
-    run |= {"backend": registry.choose(None, graph.y.device.type), "stored_bytes": stored(args, len(graph.y))}
-    costs = {"profile": seeds[0]["profile"], "peak_mib": seeds[0]["peak_mib"]}
-    data = {"name": graph.name, **sizes, "classes": len(graph.y.unique())}
-    return {"data": data, "run": run, "stages": stages, **costs}
+    summary["data"] = {"name": graph.name, **sizes, "classes": len(graph.y.unique())}
+    peaks = [row["peak_mib"] for row in found[0]["measured"]]
+    summary["memory"] = {"before": peaks[0], "after": peaks[-1], "dense": stored(args, len(graph.y)) / 2**20}
+    return summary
 
 
 def table(summary: dict[str, Any]) -> str:
     """What was learnt, as text."""
-    names = {"features": "raw features", "before": "before training", "after": "after training"}
-    rows = [["", *names.values()]]
-    for key, (label, factor, decimals) in MEASURES.items():
-        rows.append([label, *(spread(summary["stages"][stage].get(key), factor, decimals) for stage in names)])
-    run, data = summary["run"], summary["data"]
+    data = summary["data"]
+    ((loss, trained),) = summary["trainings"].items()
+    stages = {"raw features": summary["features"], "before training": trained["before"]}
     head = f"{data['name']}: {data['nodes']} nodes, {data['edges']} edges, {data['classes']} classes"
-    how = f"{run['loss']}, temperature {run['temperature']:g}; mean ± standard deviation over "
-    return "\n".join([head, how + count(len(run["seeds"]), "seed"), *grid(rows)])
+    how = f"{loss}, temperature {summary['run']['temperature']:g}; {runs.over_seeds(summary)}"
+    return "\n".join([head, how, *runs.compare("", MEASURES, stages | {"after training": trained["after"]})])
 
 
-def memory(summary: dict[str, Any]) -> str:
-    """What the run took, and what matrices of all pairs would have taken, as text."""
-    before, after = summary["peak_mib"]
-    took = "peak memory: not known here" if before is None else f"peak memory: {after:.0f} MiB, {before:.0f} before"
-    stored_mib = summary["run"]["stored_bytes"] / 2**20
-    return f"{took}{'' if before is None else ' the first step'}; dense code holds matrices of {stored_mib:.0f} MiB"
+def memory(found: dict[str, float | None]) -> str:
+    """MiB that the run took, and that matrices of all pairs would have taken, as text."""
+    before, after = found["before"], found["after"]
+    took = "not known here" if before is None else f"{after:.0f} MiB, {before:.0f} before the first step"
+    return f"peak memory: {took}; dense code holds matrices of {found['dense']:.0f} MiB"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -208,17 +186,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     args = parse(argv)
     with flags.one_line(), ranks.start(args.device) as here:
         graph = graphs.load(args).to(here.device)
-        seeds = []
-        for seed in range(args.seed, args.seed + args.seeds):
-            one = copy.copy(args)
-            one.seed, one.seeds = seed, 1
-            one.out = args.out / f"seed-{seed}" if args.seeds > 1 else args.out
-            seeds.append(train_one_seed(graph, one, here))
+        found = [train(graph, one, here) for one in runs.each(args, "loss", [args.loss])]
         if not here.first:
             return None
-        summary = summarise(graph, args, seeds)
-        print(table(summary), "", step_profile.table(summary["profile"]), memory(summary), sep="\n")
-        (args.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        summary = summarise(graph, args, found)
+        print(table(summary), runs.profiles(summary), memory(summary["memory"]), sep="\n")
+        runs.write(summary, args.out)
         return summary
 
 

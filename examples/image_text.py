@@ -14,7 +14,6 @@ with the images they find.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from typing import Any, NamedTuple
 
@@ -28,7 +27,6 @@ from common.images.data import Dataset
 from common.pairs import retrieval, sheets
 from common.pairs.captions import Captioned, TextTower, caption
 from common.pairs.losses import LOSSES
-from common.tables import count
 from common.trainer import Task, Trainer
 from torch import Tensor, nn
 
@@ -146,7 +144,7 @@ def draw_sheet(task: ImageText, args: argparse.Namespace) -> None:
 
 def tables(summary: dict[str, Any]) -> str:
     """What was learnt, as text."""
-    data, seeds = summary["data"], summary["run"]["seeds"]
+    data = summary["data"]
     keys = next(iter(summary["trainings"].values()))["after"]
     shown = []
     for way, title in WAYS.items():
@@ -159,19 +157,17 @@ def tables(summary: dict[str, Any]) -> str:
         f"{data['name']}: {data['train']} training and {data['test']} test images, captions made of their classes and "
     )
     what = f"measured attributes; {data['different']} test captions say different things, and a hit says the same"
-    return "\n".join([name + what, f"mean ± standard deviation over {count(len(seeds), 'seed')}", *shown])
+    return "\n".join([name + what, runs.over_seeds(summary), *shown])
 
 
 def show(
     data: Dataset, captioned: Captioned, args: argparse.Namespace, found: list[dict[str, Any]], device: str
 ) -> dict[str, Any]:
     """Prints and writes what all trainings found."""
-    summary = runs.summarise(found, device)
-    sizes = {"train": len(data.train.labels), "test": len(data.test.labels), "words": len(captioned.words)}
-    summary["data"] = {"name": data.name, **sizes, "different": len(captioned.test.ids.unique())}
+    summary = runs.summarise(found, args, ("temperature", "margin", "beta"), device)
+    summary["data"] = data.counts | {"words": len(captioned.words), "different": len(captioned.test.ids.unique())}
     print(tables(summary), runs.profiles(summary), sep="\n")
-    (args.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    print(f"\nwritten to {args.out}: {', '.join(sorted(path.name for path in args.out.iterdir()))}")
+    runs.write(summary, args.out)
     return summary
 
 
@@ -188,7 +184,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = flags.parse(parser, argv, least=images.LEAST | {"seeds": 1}, positive=["margin"])
     if not 0 <= args.beta < math.inf:
         parser.error(f"--beta must not be negative, got {args.beta}")
-    args.loss = list(dict.fromkeys(args.loss))
     return args
 
 

@@ -15,7 +15,6 @@ the log of every step, a checkpoint from which --resume auto goes on, a dashboar
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from itertools import permutations
 from typing import Any, NamedTuple
@@ -164,8 +163,8 @@ def train(data: Dataset, captioned: Captioned, args: argparse.Namespace, here: r
 
 def tables(summary: dict[str, Any]) -> str:
     """What was learnt, as text."""
-    data, seeds = summary["data"], summary["run"]["seeds"]
-    shown = [f"mean ± standard deviation over {count(len(seeds), 'seed')}"]
+    data = summary["data"]
+    shown = [runs.over_seeds(summary)]
     for k in retrieval.AT:
         shown += runs.table(summary, f"recall at {k} (%)", {f"{way}_r{k}": title for way, title in WAYS.items()})
     shown += [f"{arm}: {ARMS[arm][0]}, {count(n, 'instance')}" for arm, n in summary["instances"].items()]
@@ -175,17 +174,15 @@ def tables(summary: dict[str, Any]) -> str:
 
 def show(data: Dataset, args: argparse.Namespace, found: list[dict[str, Any]], device: str) -> dict[str, Any]:
     """Prints and writes what all trainings found."""
-    summary = runs.summarise(found, device)
-    sizes = {"train": len(data.train.labels), "test": len(data.test.labels)}
-    summary["data"] = {"name": data.name, **sizes, "missing": args.missing}
+    summary = runs.summarise(found, args, ("temperature", "form", "missing"), device)
+    summary["data"] = data.counts | {"missing": args.missing}
     summary["instances"] = {one["name"]: one["instances"] for one in found}
     print(tables(summary), runs.profiles(summary), sep="\n")
     bars = {
         ARMS[arm][0]: [stages["after"][f"{way}_r10"] for way in WAYS] for arm, stages in summary["trainings"].items()
     }
     sheets.draw_bars(list(WAYS.values()), bars, args.out / "recall.png", title="recall at 10 (%), test split")
-    (args.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    print(f"\nwritten to {args.out}: {', '.join(sorted(path.name for path in args.out.iterdir()))}")
+    runs.write(summary, args.out)
     return summary
 
 
@@ -202,7 +199,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = flags.parse(parser, argv, least=images.LEAST | {"seeds": 1})
     if not 0 <= args.missing < 1:
         parser.error(f"--missing must be at least 0 and below 1, got {args.missing}")
-    args.arm = list(dict.fromkeys(args.arm))
     return args
 
 

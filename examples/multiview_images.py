@@ -13,26 +13,21 @@ table of the features before and after training over all seeds. One seed and one
 from __future__ import annotations
 
 import argparse
-import copy
-import json
 from collections.abc import Callable, Sequence
-from statistics import mean, pstdev
 from typing import Any, NamedTuple
 
 import torch
-from common import flags, loss_cost, ranks, step_profile
+from common import flags, loss_cost, ranks, runs
 from common.images import data as images
 from common.images import encoders, evaluate, pictures
 from common.images.augment import Augment
 from common.images.data import Dataset
-from common.logs import LOG
-from common.tables import count, grid, spread
+from common.tables import count, grid
 from common.trainer import Task, Trainer
 from torch import Tensor, nn
 
 import pycl
 from pycl import functional, objectives, viz
-from pycl.backends import registry
 from pycl.bench.workloads import dense
 from pycl.testing.objectives.cacr import cacr as dense_cacr
 
@@ -128,36 +123,13 @@ class MultiView(Task):
         return {"knn": evaluate.knn(found), **probes, **shape}
 
 
-def train_one_seed(data: Dataset, args: argparse.Namespace, here: ranks.Ranks) -> dict[str, Any]:
-    """Trains with the seed of ``args``; what its log says of the first and of the last step, and its profile."""
+def train(data: Dataset, args: argparse.Namespace, here: ranks.Ranks) -> dict[str, Any]:
+    """Trains as the flags say; what was found."""
     torch.manual_seed(args.seed)
-    trainer = Trainer(MultiView(data, args), args, here)
-    trainer.fit()
-    found = {"profile": step_profile.profile(trainer)}
-    if here.first:
-        rows = viz.read(args.out / LOG)
-        viz.dashboard(rows, args.out / "dashboard.png")
-        measured = [row for row in rows if "knn" in row]
-        losses = [row["loss"] for row in rows if "loss" in row]
-        found |= {"before": measured[0], "after": measured[-1], "loss": losses[-1]}
-    return found
+    return runs.train(Trainer(MultiView(data, args), args, here), args.loss)
 
 
-def summarise(data: Dataset, args: argparse.Namespace, seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What all seeds found, as JSON: a pair (mean, standard deviation) for every measure."""
-    stages: dict[str, Any] = {"pixels": {key: (value, 0.0) for key, value in _pixels(data, args).items()}}
-    for stage in ("before", "after"):
-        rows = [seed[stage] for seed in seeds]
-        stages[stage] = {key: (mean(r[key] for r in rows), pstdev(r[key] for r in rows)) for key in MEASURES}
-    sizes = {"train": len(data.train.labels), "test": len(data.test.labels), "classes": len(data.classes)}
-    run = {key: getattr(args, key) for key in ("loss", "views", "batch_size", "epochs", "max_steps", "lr", "long_tail")}
-    run |= {"temperature": args.temperature, "seeds": list(range(args.seed, args.seed + args.seeds))}
-    run |= {"backend": registry.choose(None, data.train.images.device.type), "torch": torch.__version__}
-    run |= {"losses": [seed["loss"] for seed in seeds], "amp": args.amp}
-    return {"data": {"name": data.name, **sizes}, "run": run, "stages": stages, "profile": seeds[0]["profile"]}
-
-
-def _pixels(data: Dataset, args: argparse.Namespace) -> dict[str, float]:
+def pixels(data: Dataset, args: argparse.Namespace) -> dict[str, float]:
     """The accuracies of the pixels themselves, which training has to beat."""
     raw = data._replace(
         train=data.train._replace(images=data.train.images.flatten(1).float()),
@@ -169,14 +141,12 @@ def _pixels(data: Dataset, args: argparse.Namespace) -> dict[str, float]:
 
 def table(summary: dict[str, Any]) -> str:
     """What was learnt, as text."""
-    names = {"pixels": "raw pixels", "before": "before training", "after": "after training"}
-    rows = [["", *names.values()]]
-    for key, (label, factor, decimals) in MEASURES.items():
-        rows.append([label, *(spread(summary["stages"][stage].get(key), factor, decimals) for stage in names)])
-    run, data = summary["run"], summary["data"]
+    data, run = summary["data"], summary["run"]
+    ((loss, trained),) = summary["trainings"].items()
+    stages = {"raw pixels": summary["pixels"], "before training": trained["before"], "after training": trained["after"]}
     head = f"{data['name']}: {data['train']} training and {data['test']} test images, {data['classes']} classes"
-    how = f"{run['loss']}, {run['views']} views, temperature {run['temperature']:g}; mean ± standard deviation over "
-    return "\n".join([head, how + count(len(run["seeds"]), "seed"), *grid(rows)])
+    how = f"{loss}, {run['views']} views, temperature {run['temperature']:g}; {runs.over_seeds(summary)}"
+    return "\n".join([head, how, *runs.compare("", MEASURES, stages)])
 
 
 def cost_table(costs: Sequence[loss_cost.Cost], args: argparse.Namespace, backend: str) -> str:
@@ -205,16 +175,16 @@ def show_cost(args: argparse.Namespace, summary: dict[str, Any]) -> None:
     print("", cost_table(costs, args, summary["run"]["backend"]), sep="\n")
 
 
-def show(data: Dataset, args: argparse.Namespace, seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def show(data: Dataset, args: argparse.Namespace, found: list[dict[str, Any]], device: str) -> dict[str, Any]:
     """Prints and writes what all seeds found."""
-    summary = summarise(data, args, seeds)
-    shown = {"before training": seeds[0]["before"], "after training": seeds[0]["after"]}
-    pictures.draw_similarities(shown, args.out / "similarity.png")
-    print(table(summary), "", step_profile.table(summary["profile"]), sep="\n")
+    summary = runs.summarise(found, args, ("views", "temperature", "long_tail"), device)
+    summary |= {"data": data.counts, "pixels": {key: (value, 0.0) for key, value in pixels(data, args).items()}}
+    first, *_, last = found[0]["measured"]
+    pictures.draw_similarities({"before training": first, "after training": last}, args.out / "similarity.png")
+    print(table(summary), runs.profiles(summary), sep="\n")
     if args.loss_cost:
         show_cost(args, summary)
-    (args.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    print(f"\nwritten to {args.out}: {', '.join(sorted(path.name for path in args.out.iterdir()))}")
+    runs.write(summary, args.out)
     return summary
 
 
@@ -244,13 +214,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     args = parse(argv)
     with flags.one_line(), ranks.start(args.device) as here:
         data = images.load(args).to(here.device)
-        seeds = []
-        for seed in range(args.seed, args.seed + args.seeds):
-            one = copy.copy(args)
-            one.seed, one.seeds = seed, 1
-            one.out = args.out / f"seed-{seed}" if args.seeds > 1 else args.out
-            seeds.append(train_one_seed(data, one, here))
-        return show(data, args, seeds) if here.first else None
+        found = [train(data, one, here) for one in runs.each(args, "loss", [args.loss])]
+        return show(data, args, found, here.device.type) if here.first else None
 
 
 if __name__ == "__main__":

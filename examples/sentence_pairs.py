@@ -22,16 +22,13 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from statistics import mean, pstdev
 from typing import Any, NamedTuple
 
 import torch
-from common import flags, ranks, step_profile
-from common.logs import LOG
+from common import flags, ranks, runs
 from common.sentences import data as sts
 from common.sentences import report as sts_report
 from common.trainer import Task, Trainer
@@ -39,7 +36,6 @@ from torch import Tensor, nn
 
 import pycl
 from pycl import viz
-from pycl.backends import registry
 from pycl.testing import formulas
 
 PARTS = (1, 2, 4, 8)  # a prefix has the width divided by one of these
@@ -185,37 +181,19 @@ class SentencePairs(Task):
         return row
 
 
-def train_one_seed(task: SentencePairs, args: argparse.Namespace, here: ranks.Ranks, profile: bool) -> dict[str, Any]:
-    """Trains with the seed and the loss of ``args``; what its log says of the first and of the last step."""
-    trainer = Trainer(task, args, here)
-    trainer.fit()
-    found: dict[str, Any] = {"profile": step_profile.profile(trainer) if profile else None}
-    if here.first:
-        rows = viz.read(args.out / LOG)
-        viz.dashboard(rows, args.out / "dashboard.png")
-        measured = [{key: row[key] for key in row if key.startswith(("dev_", "test_"))} for row in rows]
-        thorough = [row for row in measured if f"test_{task.dims[0]}" in row]
-        losses = [row["loss"] for row in rows if "loss" in row]
-        found |= {"before": thorough[0], "after": thorough[-1], "loss": losses[-1], "steps": trainer.steps}
-    return found
+def train(task: SentencePairs, args: argparse.Namespace, here: ranks.Ranks, *, profile: bool) -> dict[str, Any]:
+    """Trains as the flags say; what was found."""
+    return runs.train(Trainer(task, args, here), args.loss, profile=profile)
 
 
-def summarise(
-    data: sts.Benchmark, args: argparse.Namespace, found: dict[str, Sequence[dict[str, Any]]]
-) -> dict[str, Any]:
-    """What all seeds of all losses found, as JSON: a pair (mean, standard deviation) for every measure."""
-    first = next(iter(found.values()))[0]
-    results = {"before": {key: (value, 0.0) for key, value in first["before"].items()}}
-    for loss, seeds in found.items():
-        after = {key: [seed["after"][key] for seed in seeds] for key in first["after"]}
-        results[loss] = {key: (mean(values), pstdev(values)) for key, values in after.items()}
-    run = {key: getattr(args, key) for key in ("batch_size", "lr", "temperature", "margin", "least", "amp")}
-    run |= {"seeds": list(range(args.seed, args.seed + args.seeds)), "steps": first["steps"]}
-    run |= {"losses": {loss: [seed["loss"] for seed in seeds] for loss, seeds in found.items()}}
-    run |= {"torch": torch.__version__}
-    sizes = {split: len(pairs) for split, pairs in data._asdict().items()}
-    profiles = {loss: seeds[0]["profile"] for loss, seeds in found.items()}
-    return {"data": sizes, "run": run, "spearman": results, "profiles": profiles}
+def show(data: sts.Benchmark, args: argparse.Namespace, found: list[dict[str, Any]], device: str) -> dict[str, Any]:
+    """Prints and writes what all trainings found."""
+    summary = runs.summarise(found, args, ("temperature", "margin", "least"), device)
+    summary["data"] = {split: len(pairs) for split, pairs in data._asdict().items()}
+    sts_report.draw(summary, args.out / "spearman.png")
+    print(sts_report.table(summary), runs.profiles(summary), sep="\n")
+    runs.write(summary, args.out)
+    return summary
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -242,24 +220,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         data = load_data(args)
         encoder = load_encoder(args).to(here.device)
         untouched = {split: encode(encoder, pairs) for split, pairs in data._asdict().items()}
-        found: dict[str, list[dict[str, Any]]] = {}
-        for loss in args.loss:
-            for seed in range(args.seed, args.seed + args.seeds):
-                one = copy.copy(args)
-                one.loss, one.seed, one.seeds, one.out = loss, seed, 1, args.out / loss / f"seed-{seed}"
-                task = SentencePairs(data, copy.deepcopy(encoder), untouched, one)
-                found.setdefault(loss, []).append(train_one_seed(task, one, here, seed == args.seed))
-        if not here.first:
-            return None
-        summary = summarise(data, args, found)
-        summary["run"]["backend"] = registry.choose(None, here.device.type)
-        sts_report.draw(summary, args.out / "spearman.png")
-        print(sts_report.table(summary))
-        for loss, profile in summary["profiles"].items():
-            print(f"\n{loss}: {step_profile.table(profile)}")
-        (args.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        print(f"\nwritten to {args.out}: {', '.join(sorted(path.name for path in args.out.iterdir()))}")
-        return summary
+        found = [
+            train(SentencePairs(data, copy.deepcopy(encoder), untouched, one), one, here, profile=one.seed == args.seed)
+            for one in runs.each(args, "loss", args.loss)
+        ]
+        return show(data, args, found, here.device.type) if here.first else None
 
 
 if __name__ == "__main__":

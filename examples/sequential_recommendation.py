@@ -18,22 +18,17 @@ that AdamW divides out. On several ranks ``mclrec``, which takes no group, contr
 from __future__ import annotations
 
 import argparse
-import copy
-import json
 import math
 from collections.abc import Sequence
-from statistics import mean, pstdev
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from common import flags, ranks, step_profile
-from common.logs import LOG
+from common import flags, ranks, runs
 from common.sequences import data as sequences
 from common.sequences import ranking
 from common.sequences.data import Sequences, augment, pad
 from common.sequences.encoder import DIM, Encoder, last
-from common.tables import count, grid, spread
 from common.trainer import Task, Trainer
 from torch import Tensor, nn
 
@@ -43,7 +38,8 @@ from pycl.bench.workloads import dense
 from pycl.testing.objectives.mclrec import mclrec as dense_mclrec
 
 DESCRIBED = 512  # users whose augmentations show the shape of the embedding
-MEASURES = {f"{key}_{k}": f"{label}@{k} (%)" for label, key in (("HR", "hr"), ("NDCG", "ndcg")) for k in ranking.CUTS}
+KINDS = {"hr": "HR", "ndcg": "NDCG"}
+MEASURES = {f"test_{key}_{k}": (f"{label}@{k} (%)", 100, 2) for key, label in KINDS.items() for k in ranking.CUTS}
 
 
 class Contrast(nn.Module):
@@ -172,61 +168,34 @@ class NextItem(Task):
         return self.encoder.table.weight.device
 
 
-def train_one(data: Sequences, args: argparse.Namespace, here: ranks.Ranks) -> dict[str, Any]:
-    """Trains with one contrast and one seed; the measures in its log, and its profile."""
+def train(data: Sequences, args: argparse.Namespace, here: ranks.Ranks) -> dict[str, Any]:
+    """Trains as the flags say; what was found."""
     torch.manual_seed(args.seed)
-    trainer = Trainer(NextItem(data, args), args, here)
-    trainer.fit()
-    found = {"profile": step_profile.profile(trainer)}
-    if here.first:
-        rows = viz.read(args.out / LOG)
-        viz.dashboard(rows, args.out / "dashboard.png")
-        found["rows"] = [row for row in rows if "valid_hr_10" in row]
-    return found
-
-
-def summarise(data: Sequences, args: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """What all runs found, as JSON: a pair (mean, standard deviation) for every measure of every contrast."""
-    results: dict[str, Any] = {
-        "popularity": {f"test_{k}": (value, 0.0) for k, value in ranking.popularity(data).items()}
-    }
-    for contrast, runs in found.items():
-        ends = [run["rows"][-1] for run in runs]
-        keys = [f"{split}_{key}" for split in ("valid", "test") for key in MEASURES]
-        results[contrast] = {key: (mean(e[key] for e in ends), pstdev(e[key] for e in ends)) for key in keys}
-    keys = ("batch_size", "epochs", "max_steps", "lr", "length", "dropout", "contrast_weight", "temperature", "amp")
-    run = {key: getattr(args, key) for key in (*keys, "regularizer")}
-    run |= {"seeds": list(range(args.seed, args.seed + args.seeds)), "torch": torch.__version__}
-    sizes = {"users": len(data.users), "items": data.items, "pairs": sum(map(len, data.users))}
-    profiles = {contrast: runs[0]["profile"] for contrast, runs in found.items()}
-    return {"data": {"name": data.name, **sizes}, "run": run, "results": results, "profiles": profiles}
+    return runs.train(Trainer(NextItem(data, args), args, here), args.contrast)
 
 
 def table(summary: dict[str, Any]) -> str:
     """What was learnt, as text."""
-    results, data, seeds = summary["results"], summary["data"], summary["run"]["seeds"]
-    rows = [["test", *results]]
-    for key, label in MEASURES.items():
-        rows.append([label, *(spread(result[f"test_{key}"], 100, 2) for result in results.values())])
+    data = summary["data"]
+    stages = {"popularity": summary["popularity"]}
+    stages |= {contrast: trained["after"] for contrast, trained in summary["trainings"].items()}
     head = f"{data['name']}: {data['users']} users, {data['items']} items, {data['pairs']} pairs; "
-    how = f"all items ranked but those seen; mean ± standard deviation over {count(len(seeds), 'seed')}"
-    return "\n".join([head + how, *grid(rows)])
+    how = f"all items ranked but those seen; {runs.over_seeds(summary)}"
+    return "\n".join([head + how, *runs.compare("test", MEASURES, stages)])
 
 
-def show(data: Sequences, args: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Prints and writes what all runs found."""
-    summary = summarise(data, args, found)
-    curves = {
-        contrast: [[(row["epoch"], 100 * row["valid_ndcg_10"]) for row in run["rows"]] for run in runs]
-        for contrast, runs in found.items()
-    }
+def show(data: Sequences, args: argparse.Namespace, found: list[dict[str, Any]], device: str) -> dict[str, Any]:
+    """Prints and writes what all trainings found."""
+    settings = ("temperature", "length", "dropout", "contrast_weight", "regularizer")
+    summary = runs.summarise(found, args, settings, device)
+    summary["popularity"] = {f"test_{key}": (value, 0.0) for key, value in ranking.popularity(data).items()}
+    sizes = {"users": len(data.users), "items": data.items, "pairs": sum(map(len, data.users))}
+    summary["data"] = {"name": data.name, **sizes}
     title = f"{data.name}: {len(data.users)} users, {data.items} items"
+    curves = runs.curves(found, "valid_ndcg_10")
     ranking.draw_curves(curves, args.out / "curves.png", label="NDCG@10 on the validation items (%)", title=title)
-    print(table(summary))
-    for contrast, profile in summary["profiles"].items():
-        print("", f"--contrast {contrast}; the loss is the contrast", step_profile.table(profile), sep="\n")
-    (args.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    print(f"\nwritten to {args.out}: {', '.join(sorted(path.name for path in args.out.iterdir()))}")
+    print(table(summary), runs.profiles(summary), "the profile's loss is the contrast", sep="\n")
+    runs.write(summary, args.out)
     return summary
 
 
@@ -249,8 +218,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--contrast-weight must be positive, got {args.contrast_weight}")
     if not 0 <= args.dropout < 1:
         parser.error(f"--dropout must be at least 0 and less than 1, got {args.dropout}")
-    if len(set(args.contrast)) < len(args.contrast):
-        parser.error(f"--contrast must name each contrast once, got {' '.join(args.contrast)}")
     return args
 
 
@@ -261,15 +228,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         data = sequences.load(args)
         if here.first:
             print(data.dropped)
-        found: dict[str, list[dict[str, Any]]] = {contrast: [] for contrast in args.contrast}
-        for contrast in args.contrast:
-            for seed in range(args.seed, args.seed + args.seeds):
-                one = copy.copy(args)
-                one.contrast, one.seed, one.seeds = contrast, seed, 1
-                if len(args.contrast) * args.seeds > 1:
-                    one.out = args.out / f"{contrast}-seed-{seed}"
-                found[contrast].append(train_one(data, one, here))
-        return show(data, args, found) if here.first else None
+        found = [train(data, one, here) for one in runs.each(args, "contrast", args.contrast)]
+        return show(data, args, found, here.device.type) if here.first else None
 
 
 if __name__ == "__main__":

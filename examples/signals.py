@@ -18,27 +18,22 @@ contrasts its own share of a batch; the queue of hiclr has the keys of all ranks
 from __future__ import annotations
 
 import argparse
-import copy
-import json
 from collections.abc import Callable
-from statistics import mean, pstdev
 from typing import Any
 
 import torch
-from common import flags, ranks, step_profile
-from common.logs import LOG
+from common import flags, ranks, runs
 from common.signals import data as signals
 from common.signals import encoders as signal_encoders
 from common.signals import pictures as signal_pictures
 from common.signals import views as signal_views
-from common.tables import count, grid, spread
+from common.tables import grid, spread
 from common.trainer import Task, Trainer
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import pycl
 from pycl import metrics, objectives, viz
-from pycl.backends import registry
 from pycl.bench.workloads import dense
 from pycl.testing.objectives import OBJECTIVES
 
@@ -149,41 +144,11 @@ def accuracies(found: dict[str, signals.Split], thorough: bool) -> dict[str, flo
     return row
 
 
-def train_one_seed(data: signals.Dataset, args: argparse.Namespace, here: ranks.Ranks, profile: bool) -> dict[str, Any]:
-    """Trains with the seed and the loss of ``args``; what its log says of the first and of the last step."""
+def train(data: signals.Dataset, args: argparse.Namespace, here: ranks.Ranks, *, profile: bool) -> dict[str, Any]:
+    """Trains as the flags say; what was found."""
     torch.manual_seed(args.seed)
     trainer = Trainer(TASKS[args.signals][args.loss](data, args), args, here)
-    trainer.fit()
-    found: dict[str, Any] = {"profile": step_profile.profile(trainer) if profile else None}
-    if here.first:
-        rows = viz.read(args.out / LOG)
-        viz.dashboard(rows, args.out / "dashboard.png")
-        measured = [row for row in rows if "dev_knn" in row]
-        found["curve"] = [(row["epoch"], row["dev_knn"]) for row in measured]
-        thorough = [{key: row[key] for key in row if key.startswith(("dev_", "test_"))} for row in measured]
-        losses = [row["loss"] for row in rows if "loss" in row]
-        found |= {"before": thorough[0], "after": thorough[-1], "loss": losses[-1], "steps": trainer.steps}
-    return found
-
-
-def summarise(
-    data: signals.Dataset, args: argparse.Namespace, found: dict[str, list[dict[str, Any]]]
-) -> dict[str, Any]:
-    """What all seeds of all losses found, as JSON: a pair (mean, standard deviation) for every measure."""
-    raw = {name: split._replace(x=split.x.flatten(1)) for name, split in data.splits().items()}
-    results = {"raw signals": {key: (value, 0.0) for key, value in accuracies(raw, True).items()}}
-    for loss, seeds in found.items():
-        for stage in ("before", "after"):
-            values = {key: [seed[stage][key] for seed in seeds] for key in seeds[0][stage]}
-            results[f"{loss}, {stage}"] = {key: (mean(column), pstdev(column)) for key, column in values.items()}
-    run = {key: getattr(args, key) for key in ("signals", "batch_size", "epochs", "lr", "temperature", "amp")}
-    run |= {"seeds": list(range(args.seed, args.seed + args.seeds)), "torch": torch.__version__}
-    run |= {"losses": {loss: [seed["loss"] for seed in seeds] for loss, seeds in found.items()}}
-    run |= {"backend": registry.choose(None, data.train.x.device.type)}
-    sizes = {name: len(split.y) for name, split in data.splits().items()} | {"classes": data.classes}
-    profiles = {loss: seeds[0]["profile"] for loss, seeds in found.items()}
-    curves = {loss: [seed["curve"] for seed in seeds] for loss, seeds in found.items()}
-    return {"data": sizes, "run": run, "results": results, "profiles": profiles, "curves": curves}
+    return runs.train(trainer, args.loss, profile=profile)
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -192,9 +157,11 @@ def table(summary: dict[str, Any]) -> str:
     head = f"generated signals ({run['signals']}), {data['train']} to train on, {data['classes']} classes; "
     keys = [f"{split}_{key}" for split in ("dev", "test") for key in ("knn", "linear")]
     rows = [["", *(f"{split}: {label}" for split in ("dev", "test") for label in ("kNN (%)", "linear (%)"))]]
-    rows += [[name, *(spread(found[key], 100) for key in keys)] for name, found in summary["results"].items()]
-    head += f"mean ± standard deviation over {count(len(run['seeds']), 'seed')}"
-    return "\n".join([head, *grid(rows)])
+    stages = {"raw signals": summary["raw"]}
+    for loss, trained in summary["trainings"].items():
+        stages |= {f"{loss}, {stage}": trained[stage] for stage in ("before", "after")}
+    rows += [[name, *(spread(found[key], 100) for key in keys)] for name, found in stages.items()]
+    return "\n".join([head + runs.over_seeds(summary), *grid(rows)])
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -230,24 +197,20 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     args = parse(argv)
     with flags.one_line(), ranks.start(args.device) as here:
         data = signals.generate(args.signals, args.train_size, args.test_size).to(here.device)
-        found: dict[str, list[dict[str, Any]]] = {}
-        for loss in args.loss:
-            for seed in range(args.seed, args.seed + args.seeds):
-                one = copy.copy(args)
-                one.loss, one.seed, one.seeds, one.out = loss, seed, 1, args.out / loss / f"seed-{seed}"
-                found.setdefault(loss, []).append(train_one_seed(data, one, here, seed == args.seed))
+        found = [train(data, one, here, profile=one.seed == args.seed) for one in runs.each(args, "loss", args.loss)]
         return show(data, args, found) if here.first else None
 
 
-def show(data: signals.Dataset, args: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def show(data: signals.Dataset, args: argparse.Namespace, found: list[dict[str, Any]]) -> dict[str, Any]:
     """Prints and writes what all seeds of all losses found."""
-    summary = summarise(data, args, found)
-    signal_pictures.draw(data, summary, args.out / "signals.png")
-    print(table(summary))
-    for loss, profile in summary["profiles"].items():
-        print(f"\n{loss}: {step_profile.table(profile)}")
-    (args.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    print(f"\nwritten to {args.out}: {', '.join(sorted(path.name for path in args.out.iterdir()))}")
+    summary = runs.summarise(found, args, ("signals", "temperature"), data.train.x.device.type)
+    raw = accuracies({name: split._replace(x=split.x.flatten(1)) for name, split in data.splits().items()}, True)
+    summary["raw"] = {key: (value, 0.0) for key, value in raw.items()}
+    summary["data"] = {name: len(split.y) for name, split in data.splits().items()} | {"classes": data.classes}
+    curves = runs.curves(found, "dev_knn")
+    signal_pictures.draw(data, args.signals, curves, 100 * raw["dev_knn"], args.out / "signals.png")
+    print(table(summary), runs.profiles(summary), sep="\n")
+    runs.write(summary, args.out)
     return summary
 
 

@@ -12,18 +12,15 @@ Writes a table, a dashboard of the run, its log and a checkpoint to --out.
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import flags, ranks, step_profile
+from common import flags, ranks, runs
 from common.images import data as images
 from common.images import encoders, evaluate
 from common.images.augment import Augment
 from common.images.data import Dataset
-from common.logs import LOG
-from common.tables import grid
 from common.trainer import Embeddings, Task, Trainer
 from torch import Tensor, nn
 
@@ -35,6 +32,7 @@ from pycl.testing.objectives.simlap import simlap as dense_simlap
 
 VIEWS = 2
 WORLD = "world"
+MEASURES = {"knn": "kNN, k = 20", "linear": "linear probe, all labels", "few_labels": "linear probe, 10 labels a class"}
 
 
 @pycl.together
@@ -159,15 +157,18 @@ class Supervised(Task):
         return {"knn": evaluate.knn(found), **probes, **shape}
 
 
+def train(data: Dataset, args: argparse.Namespace, here: ranks.Ranks) -> dict[str, Any]:
+    """Trains as the flags say; what was found."""
+    torch.manual_seed(args.seed)
+    return runs.train(Trainer(Supervised(data, args), args, here), args.loss)
+
+
 def table(summary: dict[str, Any]) -> str:
     """What was learnt, as text."""
-    measures = {"knn": "kNN accuracy", "linear": "linear probe, all labels", "few_labels": "linear probe, few labels"}
-    rows = [["%", "before training", "after training"]]
-    for key, label in measures.items():
-        rows.append([label, *(f"{100 * summary[stage][key]:.1f}" for stage in ("before", "after"))])
     run, data = summary["run"], summary["data"]
     head = f"{data['name']}: {data['train']} training and {data['test']} test images, {data['classes']} classes"
-    return "\n".join([head, f"{run['loss']}, {run['pairs']} pairs, temperature {run['temperature']:g}", *grid(rows)])
+    how = f"{run['pairs']} pairs, temperature {run['temperature']:g}; {runs.over_seeds(summary)}"
+    return "\n".join([head, how, *runs.table(summary, "accuracy (%)", MEASURES)])
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -177,11 +178,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     images.add_flags(parser)
     add = parser.add_argument_group("example").add_argument
-    add("--loss", choices=sorted(LOSSES), default="sup_con", help="what is trained")
+    add("--loss", choices=LOSSES, nargs="+", default=["sup_con"], help="what is trained, one after the other")
     add("--pairs", choices=("same", "arbitrary"), default="same", help="the class of an image's partners")
     add("--encoder", choices=sorted(encoders.ENCODERS), default="small", help="the network")
-    args = flags.parse(parser, argv, least=images.LEAST)
-    if args.loss == "bacon" and args.pairs != "same":
+    add("--seeds", type=int, default=1, help="how many, from --seed on")
+    args = flags.parse(parser, argv, least=images.LEAST | {"seeds": 1})
+    if "bacon" in args.loss and args.pairs != "same":
         parser.error("--loss bacon has no partners: --pairs same")
     return args
 
@@ -191,21 +193,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     args = parse(argv)
     with flags.one_line(), ranks.start(args.device) as here:
         data = images.load(args).to(here.device)
-        torch.manual_seed(args.seed)
-        trainer = Trainer(Supervised(data, args), args, here)
-        trainer.fit()
-        profile = step_profile.profile(trainer)
+        found = [train(data, one, here) for one in runs.each(args, "loss", args.loss)]
         if not here.first:
             return None
-        measured = [row for row in viz.read(args.out / LOG) if "knn" in row]
-        sizes = {"train": len(data.train.labels), "test": len(data.test.labels), "classes": len(data.classes)}
-        run = {key: getattr(args, key) for key in ("loss", "pairs", "long_tail", "temperature", "seed", "epochs")}
-        summary = {"data": {"name": data.name, **sizes}, "run": run, "profile": profile}
-        summary |= {"before": measured[0], "after": measured[-1]}
-        (args.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        viz.dashboard(args.out / LOG, args.out / "dashboard.png")
-        print(table(summary), "", step_profile.table(profile), sep="\n")
-        print(f"\nwritten to {args.out}: {', '.join(sorted(path.name for path in args.out.iterdir()))}")
+        summary = runs.summarise(found, args, ("pairs", "long_tail", "temperature"), here.device.type)
+        summary["data"] = data.counts
+        print(table(summary), runs.profiles(summary), sep="\n")
+        runs.write(summary, args.out)
         return summary
 
 

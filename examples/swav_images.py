@@ -13,13 +13,12 @@ result, bit for bit.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from statistics import mean
 from typing import Any
 
 import torch
-from common import flags, ranks, step_profile
+from common import flags, ranks, runs, step_profile
 from common.images import data as images
 from common.images import encoders, evaluate, pictures
 from common.images.augment import Augment
@@ -126,8 +125,7 @@ def summarise(data: Dataset, args: argparse.Namespace, trainer: Trainer) -> dict
     for before, row in zip([None, *measured], measured, strict=False):
         row["loss"] = mean(losses[before["step"] : row["step"]]) if before else None
     settings = {key: value for key, value in vars(args).items() if key not in ("data_root", "out", "quiet", "resume")}
-    sizes = {"train": len(data.train.labels), "test": len(data.test.labels), "classes": len(data.classes)}
-    found = {"data": {"name": data.name, **sizes}, "run": settings | {"threads": torch.get_num_threads()}}
+    found = {"data": data.counts, "run": settings | {"threads": torch.get_num_threads()}}
     return found | {"rows": measured, "losses": losses, "profile": step_profile.profile(trainer)}
 
 
@@ -184,11 +182,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         if not here.first:
             return None
         summary = summarise(data, args, trainer)
-        (args.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         viz.dashboard(args.out / LOG, args.out / "dashboard.png")
         pictures.draw_clusters(summary, use, members, args.out / "clusters.png")
         print(table(summary), "", step_profile.table(summary["profile"]), sep="\n")
-        print(f"\nwritten to {args.out}: {', '.join(sorted(path.name for path in args.out.iterdir()))}")
+        runs.write(summary, args.out)
         return summary
 
 

@@ -29,10 +29,10 @@ def pretend(
         trained.append((words, out))
         out.mkdir(parents=True)
         value, views = accuracy(words), int(words[words.index("--views") + 1]) if "--views" in words else 2
-        stages = {"knn": (value, 0.0), "linear": (value, 0.0), "effective_rank": (10.0 * views, 0.0)}
+        after = {"knn": (value, 0.0), "linear": (value, 0.0), "effective_rank": (10.0 * views, 0.0)}
         last = {"perplexity": 100.0, "dead": 0, "predicted_perplexity": 90.0, "knn": value}
         run = {"prototypes": 100}
-        return {"stages": {"after": stages}, "after": {"knn": value, "linear": value}, "rows": [last], "run": run}
+        return {"trainings": {"the loss": {"after": after}}, "rows": [last], "run": run}
 
     monkeypatch.setattr(claims, "train", train)
     return trained
@@ -86,6 +86,8 @@ def test_trainings_are_run_once_and_kept(claims: ModuleType, tmp_path: Path) -> 
         summaries = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")}
         assert len(summaries) == 3
         assert claims.main(arguments)[0] == result
+        with pytest.raises(SystemExit, match=r"has the run of another command, swav_images\.py .* --limit 40 "):
+            claims.main([*arguments, "--limit", "41"])
     assert {path: path.stat().st_mtime_ns for path in summaries} == summaries
     assert all(0 < row["measured"]["in use, of codes (%)"][0] <= 100.001 for row in result["rows"])
 

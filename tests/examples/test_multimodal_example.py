@@ -147,7 +147,7 @@ def test_a_folder_in_colour_and_another_form(example: ModuleType, tmp_path: Path
     root = write_folder(tmp_path / "squares", colour=True)
     arguments = ["--data-root", str(root), "--image-size", "16", "--arm", "incomplete", "--form", "poly_view"]
     summary = example.main([*TINY, *arguments, "--epochs", "2", "--missing", "0.2", "--out", str(tmp_path / "out")])
-    assert summary["data"] == {"name": "squares", "train": 16, "test": 4, "missing": 0.2}
+    assert summary["data"] == {"name": "squares", "train": 16, "test": 4, "classes": 2, "missing": 0.2}
 
 
 def test_a_run_that_is_resumed_is_the_uninterrupted_one(

@@ -113,23 +113,24 @@ def test_from_start_to_end(example: ModuleType, root: Path, tmp_path: Path, caps
     check_picture(out / "spearman.png")
     assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(summary))
     assert summary["data"] == {"train": 30, "dev": 60, "test": 60}
-    assert list(summary["spearman"]) == ["before", *LOSSES]
-    assert list(summary["spearman"]["before"]) == [f"{s}_{d}" for s in ("dev", "test") for d in (16, 8, 4, 2)]
-    for losses in summary["run"]["losses"].values():
-        assert len(losses) == 2
-        assert all(math.isfinite(loss) for loss in losses)
-    for loss in LOSSES:  # a sentence of the test split has words of the train split: it can only get better
-        assert summary["spearman"][loss]["test_16"][0] > summary["spearman"]["before"]["test_16"][0]
+    trainings = summary["trainings"]
+    assert list(trainings) == list(LOSSES)
+    for trained in trainings.values():
+        assert {f"{s}_{d}" for s in ("dev", "test") for d in (16, 8, 4, 2)} < set(trained["before"])
+        assert len(trained["last_loss"]) == 2
+        assert all(math.isfinite(loss) for loss in trained["last_loss"])
+        # a sentence of the test split has words of the train split: it can only get better
+        assert trained["after"]["test_16"][0] > trained["before"]["test_16"][0]
 
     again = example.main(
         [*TINY, "--data-root", str(root), "--loss", *LOSSES, "--seeds", "2", "--out", str(out), "--resume", "auto"]
     )
-    assert again["spearman"] == summary["spearman"]  # nothing was left to do
+    assert again["trainings"]["guided"]["after"] == trainings["guided"]["after"]  # nothing was left to do
 
     words = stand_in().eval()
     found = [words(words.preprocess([row[i] for row in rows_of(2)]))["sentence_embedding"][:, :4] for i in (0, 1)]
     truth = spearmanr(torch.cosine_similarity(*found).tolist(), [row[2] for row in rows_of(2)]).statistic
-    assert summary["spearman"]["before"]["test_4"] == (pytest.approx(truth, abs=1e-6), 0.0)
+    assert trainings["in_batch"]["before"]["test_4"] == (pytest.approx(truth, abs=1e-6), 0.0)
 
 
 @pytest.mark.usefixtures("bag")
@@ -153,7 +154,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     timing = {"images_per_second", "loss_share"}
     logs, states = [], []
     for name in ("whole", "parts"):
-        folder = tmp_path / name / loss / "seed-0"
+        folder = tmp_path / name
         rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         logs.append([{key: value for key, value in row.items() if key not in timing} for row in rows])
         states.append(torch.load(folder / "checkpoint.pt", weights_only=True))
@@ -282,6 +283,7 @@ def test_a_model_of_sentence_transformers(example: ModuleType, root: Path, tmp_p
     flags = [*TINY, "--data-root", str(root), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
     summary = example.main([*flags, "--loss", "guided_matryoshka"])
     assert summary is not None
-    assert len(summary["spearman"]["guided_matryoshka"]) == 8
+    after = summary["trainings"]["guided_matryoshka"]["after"]
+    assert len([key for key in after if key.startswith(("dev_", "test_"))]) == 8
     with pytest.raises(SystemExit, match=r"--model .*nowhere"):
         example.main([*flags, "--model", str(tmp_path / "nowhere")])

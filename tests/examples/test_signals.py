@@ -158,16 +158,17 @@ def test_from_start_to_end(
     assert "the loss in plain torch" in shown
     check_picture(tmp_path / "signals.png")
     assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(json.dumps(summary))
-    stages = [f"{loss}, {stage}" for loss in losses for stage in ("before", "after")]
-    assert list(summary["results"]) == ["raw signals", *stages]
-    for found in summary["results"].values():
-        assert set(found) == {"dev_knn", "dev_linear", "test_knn", "test_linear"}
-        assert all(0 <= mean <= 1 for mean, _ in found.values())
-    for values in summary["run"]["losses"].values():
-        assert len(values) == 2
-        assert all(math.isfinite(value) for value in values)
+    trainings = summary["trainings"]
+    assert list(trainings) == losses
+    stages = [trained[stage] for trained in trainings.values() for stage in ("before", "after")]
+    for found in (summary["raw"], *stages):
+        assert all(0 <= found[f"{split}_{key}"][0] <= 1 for split in ("dev", "test") for key in ("knn", "linear"))
+    for trained in trainings.values():
+        assert len(trained["last_loss"]) == 2
+        assert all(math.isfinite(value) for value in trained["last_loss"])
     again = example.main([*TINY, *flags, "--seeds", "2", "--out", str(tmp_path), "--resume", "auto"])
-    assert again["results"] == summary["results"]  # nothing was left to do
+    for loss in losses:
+        assert again["trainings"][loss]["after"] == trainings[loss]["after"]  # nothing was left to do
 
 
 @pytest.mark.parametrize(("kind", "loss"), CASES[:3])
@@ -193,7 +194,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     timing = {"images_per_second", "loss_share"}
     logs, states = [], []
     for name in ("whole", "parts"):
-        folder = tmp_path / name / loss / "seed-0"
+        folder = tmp_path / name
         rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         logs.append([{key: value for key, value in row.items() if key not in timing} for row in rows])
         states.append(torch.load(folder / "checkpoint.pt", weights_only=True))

@@ -51,16 +51,19 @@ def test_arbitrary_pairs_of_the_own_class_are_sup_con(example: ModuleType) -> No
     torch.testing.assert_close(value, example.functional.sup_con(views, labels, temperature=0.2))
 
 
-@pytest.mark.parametrize(("loss", "pairs"), [("simlap", "arbitrary"), ("bacon", "same")])
+@pytest.mark.parametrize(("losses", "pairs"), [(["simlap"], "arbitrary"), (["bacon", "sup_con"], "same")])
 def test_digits_from_start_to_end(
-    example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], loss: str, pairs: str
+    example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], losses: list[str], pairs: str
 ) -> None:
-    summary = example.main([*TINY, "--loss", loss, "--pairs", pairs, "--long-tail", "5", "--out", str(tmp_path)])
-    assert "kNN accuracy" in capsys.readouterr().out
+    arguments = ["--loss", *losses, "--pairs", pairs, "--long-tail", "5", "--out", str(tmp_path)]
+    summary = example.main([*TINY, *arguments])
+    assert "linear probe, all labels" in capsys.readouterr().out
     assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(json.dumps(summary))
     assert summary["data"]["test"] == 100
-    assert 0.2 < summary["after"]["knn"] <= 1  # of ten classes
-    check_picture(tmp_path / "dashboard.png")
+    assert list(summary["trainings"]) == losses
+    for loss, trained in summary["trainings"].items():
+        assert 0.2 < trained["after"]["knn"][0] <= 1  # of ten classes
+        check_picture((tmp_path / loss if len(losses) > 1 else tmp_path) / "dashboard.png")
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,12 @@ class Dataset(NamedTuple):
     def side(self) -> int:
         return self.train.images.shape[-1]
 
+    @property
+    def counts(self) -> dict[str, str | int]:
+        """What a summary says of the data."""
+        train, test = len(self.train.labels), len(self.test.labels)
+        return {"name": self.name, "train": train, "test": test, "classes": len(self.classes)}
+
     def to(self, device: torch.device) -> Dataset:
         return self._replace(train=self.train.to(device), test=self.test.to(device))
 

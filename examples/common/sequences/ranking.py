@@ -14,12 +14,12 @@ import torch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from common.runs import Curve
 from common.sequences.data import Sequences, pad
 
 CUTS = (5, 10, 20)
 CHUNK = 256  # users ranked at a time
 COLOURS = ("#7f7f7f", "#0072B2", "#D55E00", "#009E73")
-Curve = list[tuple[float, float]]
 
 
 def ranks(scores: Tensor, target: Tensor, seen: Tensor) -> Tensor:

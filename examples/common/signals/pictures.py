@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 
@@ -12,20 +11,22 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
+from common.runs import Curve
 from common.signals.data import PAIRS, Dataset, Split
 
 
-def draw(data: Dataset, summary: dict[str, Any], path: Path) -> None:
-    """One signal of every class beside the kNN accuracy on the dev split against the epoch, a line a seed."""
+def draw(data: Dataset, kind: str, curves: dict[str, list[Curve]], raw: float, path: Path) -> None:
+    """One signal of every class beside the kNN accuracy on the dev split against the epoch, a line a seed.
+
+    ``raw`` is the accuracy of the signals themselves.
+    """
     with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}):
         figure, (left, right) = plt.subplots(1, 2, figsize=(9.0, 3.8), dpi=120, layout="constrained")
-        _signals(left, data.dev.to(torch.device("cpu")), data.classes, PAIRS[summary["run"]["signals"]])
-        for number, (loss, curves) in enumerate(summary["curves"].items()):
-            for seed, curve in enumerate(curves):
-                epochs, accuracy = zip(*curve, strict=True)
+        _signals(left, data.dev.to(torch.device("cpu")), data.classes, PAIRS[kind])
+        for number, (loss, of_seeds) in enumerate(curves.items()):
+            for seed, curve in enumerate(of_seeds):
                 label = loss if seed == 0 else None
-                right.plot(epochs, [100 * a for a in accuracy], color=f"C{number}", marker="o", ms=3, label=label)
-        raw = 100 * summary["results"]["raw signals"]["dev_knn"][0]
+                right.plot(*zip(*curve, strict=True), color=f"C{number}", marker="o", ms=3, label=label)
         right.axhline(raw, color="#888888", linestyle="--", label="raw signals")
         right.set(title="kNN accuracy of the features, dev split (%)", xlabel="epoch")
         right.legend()
