@@ -18,7 +18,7 @@ from pycl.engine.reduction import check_reduction, share_of
 from pycl.engine.reductions import pair_stats
 from pycl.engine.validation import check_integer
 from pycl.functional._common import Scalar, Views, check_features, to_logit_scale, unit
-from pycl.functional._features import feature_logits
+from pycl.functional._features import Stored, feature_logits
 from pycl.functional._sinkhorn_args import check_epsilon, check_iterations, log_targets, uniform_target
 
 if TYPE_CHECKING:
@@ -114,14 +114,18 @@ def swav(
         group=everyone and everyone.group,
         backend=backend,
     )
-    means = torch.stack([assign(z[i], None if earlier is None else earlier[k]) for k, i in enumerate(codes)])
+    means = {i: assign(z[i], None if earlier is None else earlier[k]) for k, i in enumerate(codes)}
     lse = pair_stats(
         Points(z.reshape(-1, d)), Points(prototypes), scale, denominator=Pairs.ALL, offset=None, backend=backend
     ).lse.view(n_crops, n_samples)
-    wide = z.to(lse.dtype)
-    predicted = wide.sum(0) - wide[codes]  # [I, B, d]: all crops but the code's own
-    agreement = (predicted * means).sum((0, 2)) * scale
-    energy = len(codes) * lse.sum(0) - lse[codes].sum(0)
+    # a crop predicts the codes of all crops but its own. No index, which a GPU would be sent
+    total = torch.stack(list(means.values())).sum(0)
+    predicted = torch.stack([total - means[v] if v in means else total for v in range(n_crops)])
+    counts = lse.new_full((n_crops, 1), len(codes))
+    for i in codes:
+        counts[i] -= 1
+    agreement = (z.to(lse.dtype) * predicted).sum((0, 2)) * scale
+    energy = (lse * counts).sum(0)
     return share_of((energy - agreement) / (len(codes) * (n_crops - 1)), reduction, everyone)
 
 
@@ -147,6 +151,9 @@ def _code_means(
             taking_part = torch.cat([queue_mask, queue_mask.new_ones(z.shape[0])])
             target = uniform_target(all_reduce_sum(taking_part.sum(dtype=torch.float64), group), keys.shape[0], samples)
         logits = feature_logits(samples, keys, epsilon, taking_part=taking_part, backend=backend)
+    if isinstance(logits, Stored) and group is None and earlier is None:
+        return logits.code_means_at_once(target, iterations, prototypes)
+    with torch.no_grad():
         v = prototype_potential(
             lambda v: all_reduce_logsumexp(logits.prototype_lse(v), group), partial(step, target=target), iterations
         )

@@ -24,10 +24,11 @@ from pycl.backends import cpu, workspace
 
 @pytest.fixture
 def stored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Sizes of the scores that were read."""
+    """Sizes of the scores that prototype steps read, alone or all iterations at once."""
     sizes: list[int] = []
-    plain = cpu.sinkhorn_columns
-    monkeypatch.setattr(cpu, "sinkhorn_columns", lambda t, v: (sizes.append(t.scores.numel()), plain(t, v))[1])
+    one, every = cpu.sinkhorn_columns, cpu.sinkhorn
+    monkeypatch.setattr(cpu, "sinkhorn_columns", lambda t, v: (sizes.append(t.scores.numel()), one(t, v))[1])
+    monkeypatch.setattr(cpu, "sinkhorn", lambda t: (sizes.extend([t.scores.numel()] * t.iterations), every(t))[1])
     return sizes
 
 
