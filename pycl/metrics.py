@@ -243,6 +243,7 @@ def assignments(codes: Tensor, *, prototype_marginal: Tensor | None = None, dead
     codes = widen(codes)
     codes = codes / sums.to(codes.dtype)[:, None]
     share = codes.mean(0, dtype=torch.float64)
+    share = share / share.sum()  # rows sum to 1 but for their dtype's rounding
     target = torch.full_like(share, 1 / len(share)) if prototype_marginal is None else prototype_marginal.double()
     return Assignments(
         entropy=float(torch.special.entr(codes).sum(1, dtype=torch.float64).mean()),

@@ -30,7 +30,8 @@ def test_hard_codes_that_use_every_prototype(dtype: torch.dtype) -> None:
 @dtypes
 def test_equal_codes(dtype: torch.dtype) -> None:
     codes = torch.full((5, 7), 1 / 7, dtype=dtype)
-    close(assignments(codes), entropy=math.log(7), perplexity=7, dead=0, marginal_error=0)
+    close(found := assignments(codes), entropy=math.log(7), perplexity=7, dead=0, marginal_error=0)
+    assert found.perplexity <= 7 * (1 + 1e-12)  # though rows of float32 may sum to more than 1
 
 
 @dtypes
