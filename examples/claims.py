@@ -34,7 +34,7 @@ class Claim(NamedTuple):
     """What a paper says, the runs that show it, and when it has shown.
 
     ``lines`` and ``points`` are flags: every line is trained at every point. ``read`` finds the measures in the summary
-    of a run.
+    of a run, ``"before"`` and ``"after"`` training.
     """
 
     says: str
@@ -43,27 +43,28 @@ class Claim(NamedTuple):
     fixed: Setting
     lines: dict[str, Setting]
     points: dict[str, Setting]
-    read: Callable[[dict[str, Any]], dict[str, float]]
+    read: Callable[[dict[str, Any], str], dict[str, float]]
     shown: Callable[[dict[tuple[str, str], Measured]], bool]
 
 
-def accuracies(summary: dict[str, Any]) -> dict[str, float]:
+def accuracies(summary: dict[str, Any], stage: str) -> dict[str, float]:
     """Of the features of a training of one seed, in percent."""
     (trained,) = summary["trainings"].values()
-    return {f"{label} (%)": 100 * trained["after"][key][0] for label, key in (("kNN", "knn"), ("linear", "linear"))}
+    return {f"{label} (%)": 100 * trained[stage][key][0] for label, key in (("kNN", "knn"), ("linear", "linear"))}
 
 
-def accuracies_and_rank(summary: dict[str, Any]) -> dict[str, float]:
+def accuracies_and_rank(summary: dict[str, Any], stage: str) -> dict[str, float]:
     """And the effective rank of the embedding."""
     (trained,) = summary["trainings"].values()
-    return accuracies(summary) | {"rank": trained["after"]["effective_rank"][0]}
+    return accuracies(summary, stage) | {"effective rank": trained[stage]["effective_rank"][0]}
 
 
-def prototypes(summary: dict[str, Any]) -> dict[str, float]:
+def prototypes(summary: dict[str, Any], stage: str) -> dict[str, float]:
     """How ``swav_images`` uses its prototypes."""
-    last, count = summary["rows"][-1], summary["run"]["prototypes"]
-    use = {"in use, of codes (%)": 100 * last["perplexity"] / count, "dead": float(last["dead"])}
-    return use | {"in use, predicted (%)": 100 * last["predicted_perplexity"] / count, "kNN (%)": 100 * last["knn"]}
+    row, count = summary["rows"][{"before": 0, "after": -1}[stage]], summary["run"]["prototypes"]
+    use = {"in use, of codes (%)": 100 * row["perplexity"] / count, "dead": float(row["dead"])}
+    use |= {"in use, predicted (%)": 100 * row["predicted_perplexity"] / count}
+    return use | {"kNN (%)": 100 * row["knn"], "linear (%)": 100 * row["linear"]}
 
 
 def top(found: dict[tuple[str, str], Measured], line: str, point: str, measure: str = "linear (%)") -> float:
@@ -90,7 +91,7 @@ CLAIMS = {
         accuracies_and_rank,
         lambda found: (
             top(found, "mv_dhel", "8") >= top(found, "mv_info_nce", "8") >= top(found, "pairwise", "8")
-            and rises(found, "mv_dhel", "rank", VIEWS)
+            and rises(found, "mv_dhel", "effective rank", VIEWS)
         ),
     ),
     "decoupled": Claim(
@@ -184,23 +185,30 @@ def check(name: str, args: argparse.Namespace) -> dict[str, Any]:
             folder = args.out / name / f"{line}-{point}".replace(" ", "") / f"seed-{seed}"
             runs.append(([*words, "--seed", str(seed)], folder))
     with ThreadPoolExecutor(args.jobs) as pool:
-        summaries = list(pool.map(lambda run: claim.read(train(*run)), runs))
+        summaries = list(pool.map(lambda run: train(*run), runs))
     found: dict[tuple[str, str], Measured] = {}
     for at, place in enumerate(places):
-        of_seeds = summaries[at * args.seeds :][: args.seeds]
-        found[place] = {measure: [one[measure] for one in of_seeds] for measure in of_seeds[0]}
-    rows = [{"line": line, "point": point, "measured": measured} for (line, point), measured in found.items()]
-    return {"claim": name, "seeds": args.seeds, "shown": claim.shown(found), "rows": rows}
+        found[place] = measured(claim, summaries[at * args.seeds :][: args.seeds], "after")
+    rows = [{"line": line, "point": point, "measured": of_seeds} for (line, point), of_seeds in found.items()]
+    untrained = measured(claim, summaries[: args.seeds], "before")
+    return {"claim": name, "seeds": args.seeds, "shown": claim.shown(found), "untrained": untrained, "rows": rows}
+
+
+def measured(claim: Claim, summaries: Sequence[dict[str, Any]], stage: str) -> Measured:
+    """The measures of one training, a value for each seed."""
+    of_seeds = [claim.read(summary, stage) for summary in summaries]
+    return {measure: [one[measure] for one in of_seeds] for measure in of_seeds[0]}
 
 
 def table(result: dict[str, Any]) -> str:
     """Means and standard deviations of a claim, as text."""
     claim = CLAIMS[result["claim"]]
-    measures = list(result["rows"][0]["measured"])
-    rows = [["", *measures]]
+    named = {"untrained": result["untrained"]}
     for row in result["rows"]:
-        values = [spread((mean(of_seeds), pstdev(of_seeds))) for of_seeds in row["measured"].values()]
-        rows.append([" ".join(filter(None, (row["line"], *claim.points[row["point"]]))), *values])
+        named[" ".join(filter(None, (row["line"], *claim.points[row["point"]])))] = row["measured"]
+    rows = [["", *result["untrained"]]]
+    for name, of_measures in named.items():
+        rows.append([name, *(spread((mean(values), pstdev(values))) for values in of_measures.values())])
     verdict = "shown" if result["shown"] else "NOT shown"
     return "\n".join([f"{result['claim']} ({claim.paper}): {claim.says}: {verdict}", *grid(rows)])
 
@@ -210,7 +218,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     claim = CLAIMS[result["claim"]]
-    measures = list(result["rows"][0]["measured"])
+    measures = list(result["untrained"])
     figure = Figure(figsize=(3.2 * len(measures), 3.0), dpi=150, layout="constrained")
     panels = figure.subplots(1, len(measures), squeeze=False)[0]
     for panel, measure in zip(panels, measures, strict=True):
@@ -218,12 +226,12 @@ def draw(result: dict[str, Any], path: Path) -> None:
             of_points = [row["measured"][measure] for row in result["rows"] if row["line"] == line]
             centres, widths = [mean(values) for values in of_points], [pstdev(values) for values in of_points]
             panel.errorbar(list(claim.points), centres, widths, marker="o", markersize=4, capsize=3, label=line)
+        panel.axhline(mean(result["untrained"][measure]), color="#888888", linestyle="--", label="untrained")
         panel.set_title(measure, fontsize=10)
         panel.spines[["top", "right"]].set_visible(False)
     flag = next(filter(None, (setting[0] for setting in claim.points.values() if setting)))
     panels[0].set_xlabel(flag)
-    if len(claim.lines) > 1:
-        panels[0].legend(frameon=False)
+    panels[0].legend(frameon=False)
     figure.savefig(path)
 
 

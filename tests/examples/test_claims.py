@@ -30,9 +30,10 @@ def pretend(
         out.mkdir(parents=True)
         value, views = accuracy(words), int(words[words.index("--views") + 1]) if "--views" in words else 2
         after = {"knn": (value, 0.0), "linear": (value, 0.0), "effective_rank": (10.0 * views, 0.0)}
-        last = {"perplexity": 100.0, "dead": 0, "predicted_perplexity": 90.0, "knn": value}
+        last = {"perplexity": 100.0, "dead": 0, "predicted_perplexity": 90.0, "knn": value, "linear": value}
         run = {"prototypes": 100}
-        return {"trainings": {"the loss": {"after": after}}, "rows": [last], "run": run}
+        before = dict.fromkeys(after, (0.1, 0.0))
+        return {"trainings": {"the loss": {"before": before, "after": after}}, "rows": [last, last], "run": run}
 
     monkeypatch.setattr(claims, "train", train)
     return trained
@@ -64,6 +65,8 @@ def test_all_claims_show_where_the_papers_are_right(
     assert all(words[-6:-2] == ["--limit", "50", "--threads", "1"] for words, _ in trained)
     shown = capsys.readouterr().out
     assert "70.5 ± 0.5" in shown
+    assert "untrained" in shown
+    assert results[0]["untrained"]["linear (%)"] == [10.0, 10.0]
     for result in results:
         assert json.loads((tmp_path / f"{result['claim']}.json").read_text()) == result
         check_picture(tmp_path / f"{result['claim']}.png")
