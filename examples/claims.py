@@ -119,7 +119,7 @@ CLAIMS = {
         lambda found: all(measured["dead"] == [0] * len(measured["dead"]) for measured in found.values()),
     ),
     "cacr": Claim(
-        "CACR loses less than SimCLR where classes are not met equally often in training",
+        "CACR loses less than SimCLR where classes are not met equally often in the pre-training",
         "arXiv 2105.03746",
         "multiview_images",
         ("--epochs", "10", "--views", "4"),

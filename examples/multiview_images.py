@@ -115,7 +115,7 @@ class MultiView(Task):
         return LOSSES[self.args.loss].dense(embeddings, temperature=self.criterion.temperature)
 
     def measure(self, thorough: bool) -> dict[str, Any]:
-        found = evaluate.features(self.encoder, self.data)
+        found = evaluate.features(self.encoder, self.data, self.data.whole)  # a long tail is of the training alone
         views = self.augment(self.data.test.images[:SHAPE_OF], SHAPE_VIEWS)
         parts = [encoders.encode(self.encoder, part) for part in views.split(evaluate.CHUNK)]
         shape = viz.measure(self.projector(torch.cat(parts)).unflatten(0, (SHAPE_VIEWS, -1)), bins=80)
@@ -131,9 +131,10 @@ def train(data: Dataset, args: argparse.Namespace, here: ranks.Ranks) -> dict[st
 
 def pixels(data: Dataset, args: argparse.Namespace) -> dict[str, float]:
     """The accuracies of the pixels themselves, which training has to beat."""
+    known, test = data.whole or data.train, data.test
     raw = data._replace(
-        train=data.train._replace(images=data.train.images.flatten(1).float()),
-        test=data.test._replace(images=data.test.images.flatten(1).float()),
+        train=known._replace(images=known.images.flatten(1).float()),
+        test=test._replace(images=test.images.flatten(1).float()),
     )
     few_pixels = raw.train.images.shape[1] <= MOST_PIXELS
     return {"knn": evaluate.knn(raw), **evaluate.probes(raw, args.seed, all_labels=few_pixels)}

@@ -24,6 +24,12 @@ def images() -> Iterator[ModuleType]:
 
 
 @pytest.fixture(scope="module")
+def evaluate() -> Iterator[ModuleType]:
+    with imported("common.images.evaluate") as module:
+        yield module
+
+
+@pytest.fixture(scope="module")
 def augment() -> Iterator[ModuleType]:
     with imported("common.images.augment") as module:
         yield module
@@ -124,6 +130,17 @@ def test_long_tail_keeps_the_first_class_and_a_share_of_the_last(images: ModuleT
     assert counts == [100, 50, 25, 12]
     assert images.long_tail(split, 1.0).labels.tolist() == split.labels.tolist()
     assert images.long_tail(split, 1e9).labels.bincount()[-1] == 2  # or the class had no pair
+
+
+def test_a_long_tail_is_of_the_training_alone(images: ModuleType, evaluate: ModuleType) -> None:
+    """Labels are known of all images, where nothing was trained on them."""
+    data = load(images, limit=100, tail=10.0)
+    assert len(data.train.labels) < len(data.whole.labels) == len(data.test.labels) == 100
+    encoder = torch.nn.Flatten()
+    found = evaluate.features(encoder, data, data.whole)
+    assert found.train.labels.tolist() == data.whole.labels.tolist()
+    assert len(found.train.images) == 100
+    assert evaluate.features(encoder, data).train.labels.tolist() == data.train.labels.tolist()
     with pytest.raises(images.Refused, match="--long-tail must be at least 1"):
         load(images, tail=float("nan"))
 

@@ -29,12 +29,13 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """A train and a test split."""
+    """A train and a test split; ``whole`` is the train split before --long-tail took images from it."""
 
     name: str
     train: Split
     test: Split
     classes: list[str]
+    whole: Split | None = None
 
     @property
     def channels(self) -> int:
@@ -52,7 +53,8 @@ class Dataset(NamedTuple):
         return {"name": self.name, "train": train, "test": test, "classes": len(self.classes)}
 
     def to(self, device: torch.device) -> Dataset:
-        return self._replace(train=self.train.to(device), test=self.test.to(device))
+        splits = {"train": self.train, "test": self.test, "whole": self.whole}
+        return self._replace(**{name: split and split.to(device) for name, split in splits.items()})
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +65,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--long-tail",
         type=float,
         default=1.0,
-        help="how many times rarer the last class is for training than the first",
+        help="how many times rarer the last class is for training than the first; what is learnt without labels is "
+        "probed with all of them",
     )
 
 
@@ -85,8 +88,8 @@ def load(args: argparse.Namespace) -> Dataset:
         data = load_folder(root, args.image_size)
     if not args.long_tail >= 1:
         raise Refused(f"--long-tail must be at least 1, got {args.long_tail}")
-    train = long_tail(_limit(data.train, args.limit), args.long_tail)
-    return data._replace(train=train, test=_limit(data.test, args.limit))
+    whole, test = _limit(data.train, args.limit), _limit(data.test, args.limit)
+    return data._replace(train=long_tail(whole, args.long_tail), test=test, whole=whole)
 
 
 def load_digits() -> Dataset:

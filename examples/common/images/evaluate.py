@@ -31,15 +31,18 @@ def settle_batch_norm(encoder: nn.Module, images: Tensor) -> None:
         norm.momentum = momentum
 
 
-def features(encoder: nn.Module, data: Dataset) -> Dataset:
-    """The features of the plain images in place of the images."""
+def features(encoder: nn.Module, data: Dataset, labelled: Split | None = None) -> Dataset:
+    """The features of the plain images in place of the images.
+
+    ``labelled`` takes the place of the train split where classifiers know labels of other images than were trained on.
+    """
     settle_batch_norm(encoder, data.train.images)
 
     def of(split: Split) -> Split:
         parts = [encode(encoder, part.float().div(255)) for part in split.images.split(CHUNK)]
         return Split(torch.cat(parts).float(), split.labels)
 
-    return data._replace(train=of(data.train), test=of(data.test))
+    return data._replace(train=of(labelled or data.train), test=of(data.test))
 
 
 def knn(found: Dataset) -> float:
