@@ -231,7 +231,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
     flag = next(filter(None, (setting[0] for setting in claim.points.values() if setting)))
     panels[0].set_xlabel(flag)
-    panels[0].legend(frameon=False)
+    names, labels = panels[0].get_legend_handles_labels()
+    figure.legend(names, labels, loc="outside lower center", ncols=len(names), frameon=False)
     figure.savefig(path)
 
 
