@@ -21,7 +21,7 @@ from common.images import data as images
 from common.images import encoders, evaluate
 from common.images.augment import Augment
 from common.images.data import Dataset
-from common.trainer import Embeddings, Task, Trainer
+from common.trainer import Task, Trainer
 from torch import Tensor, nn
 
 import pycl
@@ -48,7 +48,15 @@ def arbitrary_sup_con(
     return pycl.reduce(terms.masked_fill(stats.pos_count == 0, 0.0), "mean", group)
 
 
-class SupCon(nn.Module):
+class Criterion(nn.Module):
+    """What a loss takes beside views [V, B, d], labels and the partners' labels."""
+
+    def network(self, labels: Tensor, partners: Tensor) -> tuple[Tensor, ...]:
+        """Embeddings that the loss has of its own: they count as the encoder's work in the profile."""
+        return ()
+
+
+class SupCon(Criterion):
     """Points of one class attract each other; with a partner's label in place of the own one, those of its class."""
 
     def __init__(self, args: argparse.Namespace, n_classes: int) -> None:
@@ -71,7 +79,7 @@ class SupCon(nn.Module):
         return terms.masked_fill(counts == 0, 0.0).mean()
 
 
-class SimLAP(nn.Module):
+class SimLAP(Criterion):
     """A query finds the keys of its partner's class by the features that a gate picks for the two classes."""
 
     def __init__(self, args: argparse.Namespace, n_classes: int, *, width: int = 512) -> None:
@@ -81,19 +89,22 @@ class SimLAP(nn.Module):
         layers = [nn.Linear(width, 1024), nn.ReLU(), nn.BatchNorm1d(1024), nn.Linear(1024, encoders.DIM), nn.Sigmoid()]
         self.gate = nn.Sequential(*layers)
 
-    def forward(self, views: Tensor, labels: Tensor, partners: Tensor) -> Tensor:
-        return objectives.simlap(*self._arguments(views, labels, partners), temperature=self.temperature, group=WORLD)
-
-    def dense(self, views: Tensor, labels: Tensor, partners: Tensor) -> Tensor:
-        return dense_simlap(*self._arguments(views, labels, partners), self.temperature)
-
-    def _arguments(self, views: Tensor, labels: Tensor, partners: Tensor) -> tuple[Any, ...]:
+    def network(self, labels: Tensor, partners: Tensor) -> tuple[Tensor, ...]:
         partners = partners if self.arbitrary else labels
-        gate = self.gate((self.embedding(labels) + self.embedding(partners)) / 2)
-        return views[0], views[1], labels, (labels, partners), gate
+        return (self.gate((self.embedding(labels) + self.embedding(partners)) / 2),)
+
+    def forward(self, views: Tensor, labels: Tensor, partners: Tensor, gate: Tensor) -> Tensor:
+        given = self._arguments(views, labels, partners, gate)
+        return objectives.simlap(*given, temperature=self.temperature, group=WORLD)
+
+    def dense(self, views: Tensor, labels: Tensor, partners: Tensor, gate: Tensor) -> Tensor:
+        return dense_simlap(*self._arguments(views, labels, partners, gate), self.temperature)
+
+    def _arguments(self, views: Tensor, labels: Tensor, partners: Tensor, gate: Tensor) -> tuple[Any, ...]:
+        return views[0], views[1], labels, (labels, partners if self.arbitrary else labels), gate
 
 
-class BaCon(nn.Module):
+class BaCon(Criterion):
     """Points attract each other as much as a classifier finds their classes alike; it learns from every second image.
 
     The term of arXiv 2310.01376 alone: its estimate of the class distribution is left out.
@@ -138,14 +149,17 @@ class Supervised(Task):
         partners = labels[torch.randperm(len(rows)).to(rows.device)]
         return self.augment(self.data.train.images[rows], VIEWS), labels, partners
 
-    def embed(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        return self.projector(encoders.encode(self.encoder, batch[0])).unflatten(0, (VIEWS, -1))
+    def embed(self, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
+        views = self.projector(encoders.encode(self.encoder, batch[0])).unflatten(0, (VIEWS, -1))
+        return views, *self.criterion.network(*batch[1:])
 
-    def loss(self, embeddings: Embeddings, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        return self.criterion(embeddings, *batch[1:])
+    def loss(self, embeddings: tuple[Tensor, ...], batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        views, *gate = embeddings
+        return self.criterion(views, *batch[1:], *gate)
 
-    def dense_loss(self, embeddings: Embeddings, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        return self.criterion.dense(embeddings, *batch[1:])
+    def dense_loss(self, embeddings: tuple[Tensor, ...], batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        views, *gate = embeddings
+        return self.criterion.dense(views, *batch[1:], *gate)
 
     def measure(self, thorough: bool) -> dict[str, Any]:
         found = evaluate.features(self.encoder, self.data)

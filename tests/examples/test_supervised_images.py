@@ -37,7 +37,7 @@ def test_dense_form_is_the_same_loss(example: ModuleType, loss: str, pairs: str)
     labels, partners = torch.randint(4, (2, 24))  # no image of the last class
     labels[0] = 4  # and one of the fourth: without a partner of its own class it has no positives
     batch = [views, labels, partners]
-    values = [criterion(*batch), criterion.dense(*batch)]
+    values = [form(*batch, *criterion.network(*batch[1:])) for form in (criterion, criterion.dense)]
     asking = [views, *criterion.parameters()]
     gradients = [torch.autograd.grad(value, asking, allow_unused=True) for value in values]
     torch.testing.assert_close(*values)
