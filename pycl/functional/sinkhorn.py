@@ -157,7 +157,7 @@ def sinkhorn_potentials(
         ValueError: B, K or d = 0, widths or devices that differ, a penalty < 0, and as in :func:`sinkhorn`.
         RuntimeError: the backend asked for is not built.
 
-    Chizat et al., "Scaling Algorithms for Unbalanced Optimal SinkhornProblem Problems", arXiv 1607.05816, section 3.
+    Chizat et al., "Scaling Algorithms for Unbalanced Optimal Transport Problems", arXiv 1607.05816, section 3.
     """
     check_features(z=z, prototypes=prototypes)
     epsilon, iterations = check_epsilon("epsilon", epsilon), check_iterations(iterations)
