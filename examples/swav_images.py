@@ -53,6 +53,12 @@ class SwAV(Task):
         self.late = pycl.SwAVLoss(**setting, queue_size=args.queue_size, dim=encoders.DIM, group="world")
         # at first features change too fast for a queue
         self.queue_from = args.queue_after * (self.size // min(args.batch_size, self.size))
+        self.with_queue = False
+
+    @property
+    def criterion(self) -> pycl.SwAVLoss:
+        """The loss of this step."""
+        return self.late if self.with_queue else self.early
 
     def batch(self, rows: Tensor) -> list[Tensor]:
         chosen = self.data.train.images[rows]
@@ -67,7 +73,7 @@ class SwAV(Task):
 
     def before_step(self, step: int) -> None:
         self.prototypes.normalize_()
-        self.criterion = self.late if step >= self.queue_from else self.early
+        self.with_queue = step >= self.queue_from
 
     def before_update(self, step: int) -> None:
         if step < self.args.frozen_steps:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -93,6 +94,33 @@ def test_one_seed_is_one_result(swav: ModuleType, tmp_path: Path) -> None:
     assert losses == again[0]
     assert torch.equal(weight, again[1])
     assert losses != other[0]
+
+
+@pytest.mark.parametrize("stop_at", [2, 5])  # before the queue takes part, and after
+def test_a_resumed_run_is_the_uninterrupted_one(
+    swav: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    flags = [*TINY, "--max-steps", "7", "--checkpoint-every", "1", "--limit", "96", "--queue-size", "32"]
+    flags += ["--queue-after", "1", "--frozen-steps", "1"]  # an epoch is three steps
+    whole = swav.main([*flags, "--out", str(tmp_path / "whole")])
+    update = swav.SwAV.before_update
+
+    def stop(self: Any, step: int) -> None:
+        if step == stop_at:
+            raise KeyboardInterrupt
+        update(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(swav.SwAV, "before_update", stop)
+        with pytest.raises(KeyboardInterrupt):
+            swav.main([*flags, "--out", str(tmp_path / "parts")])
+    for _ in range(2):  # the second time nothing is left to do
+        parts = swav.main([*flags, "--out", str(tmp_path / "parts"), "--resume", "auto"])
+        assert parts["losses"] == whole["losses"]
+        states = [torch.load(tmp_path / run / "checkpoint.pt", weights_only=True) for run in ("whole", "parts")]
+        assert states[0]["task"]["late.queue_pointer"] > 32
+        torch.testing.assert_close(states[1]["task"], states[0]["task"], rtol=0, atol=0)
+        torch.testing.assert_close(states[1]["optimizer"], states[0]["optimizer"], rtol=0, atol=0)
 
 
 def test_frozen_prototypes_stay_as_they_were_drawn(swav: ModuleType, tmp_path: Path) -> None:
