@@ -83,8 +83,8 @@ class Stored(NamedTuple):
     def code_means_at_once(self, prototype_target: Tensor, iterations: int, values: Tensor) -> Tensor:
         """``code_means`` of all samples: where no other rank has a say, all iterations are one call."""
         scores = self.transport.scores
-        out = None if observed() else scores
-        whole = self.transport._replace(iterations=iterations, prototype_target=prototype_target, out=out)
+        out, target = None if observed() else scores, prototype_target.to(scores.dtype)  # which kernels take it for
+        whole = self.transport._replace(iterations=iterations, prototype_target=target, out=out)
         with torch.no_grad():
             codes, _, _ = operators.sinkhorn(whole, self.backend)
         with no_autocast(codes):

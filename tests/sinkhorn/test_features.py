@@ -98,6 +98,19 @@ def test_means_of_kept_codes(queue: bool, dtype: torch.dtype, autocast: bool, st
         assert_close(one, other, rtol=max(1e-4, 2 * half), atol=max(1e-6, half * float(other.abs().max())))
 
 
+@pytest.mark.parametrize("queue", [False, True])
+@pytest.mark.parametrize("wide", ["crops", "prototypes"])
+def test_crops_and_prototypes_of_two_dtypes(wide: str, queue: bool) -> None:
+    """All steps run in the wider one, the targets of the prototypes with them."""
+    dtypes = {"crops": torch.float32, "prototypes": torch.float32} | {wide: torch.float64}
+    crops = normalize(torch.randn(3, 21, 16), dim=-1).to(dtypes["crops"])
+    prototypes = normalize(torch.randn(35, 16), dim=-1).to(dtypes["prototypes"])
+    earlier = normalize(torch.randn(2, 40, 16), dim=-1).to(dtypes["crops"]) if queue else None
+    found = swav(crops, prototypes, queue=earlier, backend="cpu")
+    right = swav(crops.double(), prototypes.double(), queue=None if earlier is None else earlier.double())
+    assert_close(found.double(), right, rtol=1e-6, atol=1e-6)
+
+
 def test_kept_codes_are_in_the_budget() -> None:
     """As long as the graph lives; the second code crop has what the first has left."""
     crops, prototypes = torch.randn(2, 19, 16), torch.randn(33, 16, requires_grad=True)
