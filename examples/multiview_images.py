@@ -145,7 +145,7 @@ def table(summary: dict[str, Any]) -> str:
     data, run = summary["data"], summary["run"]
     ((loss, trained),) = summary["trainings"].items()
     stages = {"raw pixels": summary["pixels"], "before training": trained["before"], "after training": trained["after"]}
-    head = f"{data['name']}: {data['train']} training and {data['test']} test images, {data['classes']} classes"
+    head = images.title(data)
     how = f"{loss}, {run['views']} views, temperature {run['temperature']:g}; {runs.over_seeds(summary)}"
     return "\n".join([head, how, *runs.compare("", MEASURES, stages)])
 

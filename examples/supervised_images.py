@@ -180,7 +180,7 @@ def train(data: Dataset, args: argparse.Namespace, here: ranks.Ranks) -> dict[st
 def table(summary: dict[str, Any]) -> str:
     """What was learnt, as text."""
     run, data = summary["run"], summary["data"]
-    head = f"{data['name']}: {data['train']} training and {data['test']} test images, {data['classes']} classes"
+    head = images.title(data)
     how = f"{run['pairs']} pairs, temperature {run['temperature']:g}; {runs.over_seeds(summary)}"
     return "\n".join([head, how, *runs.table(summary, "accuracy (%)", MEASURES)])
 

@@ -147,7 +147,7 @@ def table(summary: dict[str, Any]) -> str:
     first, last = (100 * measured[at]["knn"] for at in (0, -1))
     return "\n".join(
         [
-            f"{data['name']}: {data['train']} training and {data['test']} test images, {data['classes']} classes",
+            images.title(data),
             f"{count(run['prototypes'], 'prototype')}, epsilon {run['epsilon']:g}, temperature {run['temperature']:g}, "
             f"crops {LARGE_CROPS} + {run['small_crops']}, {count(run['threads'], 'thread')}",
             *grid(rows),

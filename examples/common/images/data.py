@@ -57,6 +57,11 @@ class Dataset(NamedTuple):
         return self._replace(**{name: split and split.to(device) for name, split in splits.items()})
 
 
+def title(data: dict[str, str | int]) -> str:
+    """The line over a table, from the ``counts`` that a summary has."""
+    return f"{data['name']}: {data['train']} training and {data['test']} test images, {data['classes']} classes"
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("images").add_argument
     add("--image-size", type=int, default=32, help="side that the images of a folder are resized to")
