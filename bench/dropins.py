@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drop-ins against the libraries they stand for: ``python -m pycl.bench.dropins [--sizes 128,512] [--json DIR]``.
 
-Forward and backward, both in one process, in turn; each row's values and gradients are compared first.
+Forward and backward, both in one process, in turn; each row's values and gradients are compared first. The peak memory
+of either is that of a process of its own, at the largest size and the smallest width.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from .measure.dropin_memory import inputs_of, module_of, peak
 from .measure.timing import interleaved
 from .present import record as records
 from .present.text import text
@@ -30,9 +30,8 @@ TOLERANCE = 1e-3  # of the largest entry, float32
 
 def measure(dropin: DropIn, dim: int, size: int, theirs: Any, seconds: float) -> dict[str, Any]:
     """One row: times of ours and, where its memory allows, the peer's, after their answers were compared."""
-    generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(size, dim, generator=generator).requires_grad_() for _ in range(dropin.views)]
-    ours = step_of(dropin.make(importlib.import_module(f"pycl.compat.{dropin.ours}")), inputs)
+    inputs = inputs_of(dropin, dim, size)
+    ours = step_of(dropin.make(module_of(dropin, "ours")), inputs)
     steps: dict[str, Callable[[], Any]] = {"ours": ours}
     answer = ours()
     if size <= dropin.largest:
@@ -45,6 +44,12 @@ def measure(dropin: DropIn, dim: int, size: int, theirs: Any, seconds: float) ->
     times = interleaved(steps, seconds=seconds)
     time_s = {name: time._asdict() for name, time in times.items()}
     return {"name": dropin.name, "dim": dim, "size": size, "time_s": time_s}
+
+
+def peaks(dropin: DropIn, dim: int, size: int) -> dict[str, float]:
+    """MiB of ours and, where its memory allows, the peer's."""
+    sides = ("ours", "peer") if size <= dropin.largest else ("ours",)
+    return {side: peak(dropin, dim, size, side) for side in sides}
 
 
 def _integers(text: str) -> list[int]:
@@ -74,7 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         record["peers"][dropin.distribution] = {"version": version, "why_not": None}
         for dim, size in itertools.product(options.dims, options.sizes):
             print(f"{dropin.name}, d = {dim}, N = {size}", file=sys.stderr)
-            record["rows"].append(measure(dropin, dim, size, theirs, options.seconds))
+            row = measure(dropin, dim, size, theirs, options.seconds)
+            if (dim, size) == (min(options.dims), max(options.sizes)):
+                row["peak_mib"] = peaks(dropin, dim, size)
+            record["rows"].append(row)
     print(text(record))
     if options.json:
         records.write_json(record, options.json)

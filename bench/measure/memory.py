@@ -1,39 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Peak memory of one step above its inputs, in a fresh process.
-
-That process is ``python -m pycl.bench.measure.memory JSON``.
-It is what the resident set grows to, so it counts what compiled code allocates, and the gradients that are returned.
-"""
+"""Peak memory of one step of a case above its inputs, in a process of its own."""
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
 
-import pycl
-
 from ..suites.case import Case
 from ..workloads.registry import WORKLOADS
 from ..workloads.workload import step_of
-from .correctness import Refusal
+from .peak import Failed, growth, in_fresh_process
 
-STATUS = Path("/proc/self/status")
+__all__ = ["EAGER_SIZE", "Failed", "measure", "peak", "peak_here"]
+
 WARM_UP = 64  # rows; loads the code and starts the threads before anything is measured
 EAGER_SIZE = 4096  # dense memory is measured up to this size and grows with the matrix from there
-
-
-class Failed(Refusal):
-    """The process that measures ended without a result."""
 
 
 def measure(case: Case, baselines: Sequence[str]) -> dict[str, Any]:
@@ -50,15 +36,7 @@ def measure(case: Case, baselines: Sequence[str]) -> dict[str, Any]:
 
 def peak(case: Case, provider: str) -> dict[str, float]:
     """MiB and seconds of one step of ``"ours"`` or ``"eager"``; raises ``Failed``."""
-    # the pycl that is imported here, wherever the process is started
-    here = {"PYTHONPATH": os.pathsep.join([str(Path(pycl.__file__).parent.parent), *filter(None, sys.path)])}
-    command = [sys.executable, "-m", "pycl.bench.measure.memory", json.dumps(job_of(case, provider))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | here)
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise Failed(f"the step of {provider} failed: {reason}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return in_fresh_process("pycl.bench.measure.memory", job_of(case, provider), f"the step of {provider}")
 
 
 def job_of(case: Case, provider: str) -> dict[str, Any]:
@@ -82,33 +60,7 @@ def peak_here(job: dict[str, Any]) -> dict[str, float]:
     workload, size, shape = WORKLOADS[job["loss"]], job["size"], (job["dim"], getattr(torch, job["dtype"]))
     function = workload.ours if job["provider"] == "ours" else workload.dense
     step_of(function, workload.inputs(min(size, WARM_UP), *shape))()
-    step = step_of(function, workload.inputs(size, *shape))
-    before = _restart_high_water_mib()
-    start = time.perf_counter()
-    step()
-    return {"seconds": time.perf_counter() - start, "peak_mib": _high_water_mib() - before}
-
-
-def _restart_high_water_mib() -> float:
-    """Forget the highest resident size so far and return the size now."""
-    with suppress(AttributeError, OSError, TypeError):  # not glibc
-        ctypes.CDLL(None).malloc_trim(0)  # memory that the inputs' making left behind would serve the step unseen
-    with suppress(OSError):  # where it is not allowed the result may only come out too large
-        Path("/proc/self/clear_refs").write_text("5")
-    return _status_mib("VmRSS") if STATUS.exists() else _high_water_mib()
-
-
-def _high_water_mib() -> float:
-    # not ru_maxrss on Linux: it starts at the size of the process that started this one
-    if STATUS.exists():
-        return _status_mib("VmHWM")
-    from resource import RUSAGE_SELF, getrusage
-
-    return getrusage(RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
-
-
-def _status_mib(field: str) -> float:
-    return int(STATUS.read_text().split(f"{field}:")[1].split()[0]) / 2**10
+    return growth(step_of(function, workload.inputs(size, *shape)))
 
 
 if __name__ == "__main__":

@@ -162,7 +162,9 @@ SMALL = (
 
 
 def _dropins(record: Record) -> Table:
-    title = "Forward and backward, float32, both in one process, medians"
+    title = (
+        "Forward and backward, float32, both in one process, medians; peak memory of one step in a process of its own"
+    )
     columns = (
         Column("drop-in", lambda row: str(row["name"])),
         Column("d", lambda row: str(row["dim"])),
@@ -170,8 +172,14 @@ def _dropins(record: Record) -> Table:
         Column("the library (ms)", _library),
         Column("ours (ms)", lambda row: figures.milliseconds(figures.seconds_of(row))),
         Column("vs the library", lambda row: figures.times(figures.ratio(row, "peer", "ours"))),
+        Column("the library (MiB)", partial(_peak_mib, "peer")),
+        Column("ours (MiB)", partial(_peak_mib, "ours")),
     )
     return table(title, columns, record["rows"])
+
+
+def _peak_mib(side: str, row: Row) -> str:
+    return figures.formatted(row.get("peak_mib", {}).get(side), ".3g")
 
 
 def _library(row: Row) -> str:
