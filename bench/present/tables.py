@@ -14,7 +14,7 @@ from ..suites.case import Case
 from ..workloads.baselines import PEERS
 from ..workloads.registry import FORMS, WORKLOADS
 from ..workloads.workload import Workload
-from . import figures
+from . import figures, training
 from .figures import Row
 
 BUSY = 0.5  # load average a core before the run from which its times mean little
@@ -54,6 +54,8 @@ def tables(record: Record) -> list[Table]:
     """Tables of times, then of memory, each of what is measured alike."""
     if record["suite"] == "dropins":
         return [_dropins(record)]
+    if record["suite"] == "training":
+        return [table(training.TITLE, [Column(*column) for column in training.columns()], record["rows"])]
     timed = [row for row in record["rows"] if row["measure"] != "memory"]
     memory = [row for row in record["rows"] if row["measure"] == "memory"]
     found = [table(_title(record, rows), _times(record, rows), rows) for rows in _alike(timed, lambda w: w.what)]
