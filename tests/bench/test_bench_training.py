@@ -59,7 +59,7 @@ def test_recipes_name_a_library(name: str) -> None:
     assert RECIPES[name].library.name == RECIPES[name].dropin
 
 
-def _fake(recipe: str, size: int, chunk: int | None, side: str, **other: float) -> dict[str, float]:
+def _fake(recipe: str, size: int, chunk: int | None, side: str) -> dict[str, float]:
     return {
         "seconds": {"ours": 2.0, "peer": 2.5, "eager": 3.0}[side],
         "loss_seconds": 0.5,
