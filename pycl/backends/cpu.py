@@ -208,7 +208,7 @@ def pair_stats(
     n = problem.n_cols() if both_sides and problem.cols is not None else 0
     dtype = accumulation_dtype(problem.rows.dtype)
     height = N_STATS * len(slopes_or_one(slopes))
-    row_stats, col_stats = (torch.empty(height, size, dtype=dtype) for size in (len(problem.rows), n))
+    row_stats, col_stats = (torch.empty(height, size, dtype=dtype, device="cpu") for size in (len(problem.rows), n))
     compiled = _compiled(problem)
     residuals = _write_residuals(problem, compiled, save)
     _C.pair_stats(compiled, row_stats.data_ptr(), _pointer(col_stats), slopes)
@@ -239,7 +239,7 @@ def prefix_stats(
 ) -> tuple[Tensor, Tensor]:
     n = problem.n_cols() if both_sides and problem.cols is not None else 0
     height, dtype = N_STATS * len(ends), row_factor.dtype
-    row_stats, col_stats = (torch.empty(height, size, dtype=dtype) for size in (len(problem.rows), n))
+    row_stats, col_stats = (torch.empty(height, size, dtype=dtype, device="cpu") for size in (len(problem.rows), n))
     factors = row_factor.data_ptr(), col_factor.data_ptr()
     _C.prefix_stats(_compiled(problem), ends, *factors, row_stats.data_ptr(), _pointer(col_stats))
     return row_stats, col_stats
@@ -272,7 +272,7 @@ def pair_sum(
     problem: Problem, map: str, positive_weight: Tensor | None, counted: bool, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     m, dtype = len(problem.rows), accumulation_dtype(problem.rows.dtype)
-    sums, counts = torch.empty(m, dtype=dtype), torch.empty(m if counted else 0, dtype=dtype)
+    sums, counts = (torch.empty(n, dtype=dtype, device="cpu") for n in (m, m if counted else 0))
     compiled = _compiled(problem)
     residuals = _write_residuals(problem, compiled, save)
     _C.pair_sum(compiled, *_terms(map, positive_weight), sums.data_ptr(), _pointer(counts))
@@ -333,8 +333,8 @@ def pair_average_backward(
 
 def pair_extremes(problem: Problem, both_sides: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     m, n, dtype = len(problem.rows), problem.n_cols() if both_sides else 0, accumulation_dtype(problem.rows.dtype)
-    values, index = torch.empty(2, m, dtype=dtype), torch.empty(2, m, dtype=torch.int64)
-    col_values, col_index = torch.empty(2, n, dtype=dtype), torch.empty(2, n, dtype=torch.int64)
+    values, col_values = (torch.empty(2, size, dtype=dtype, device="cpu") for size in (m, n))
+    index, col_index = (torch.empty(2, size, dtype=torch.int64, device="cpu") for size in (m, n))
     of_cols = _pointer(col_values), _pointer(col_index)
     _C.pair_extremes(_compiled(problem), values.data_ptr(), index.data_ptr(), *of_cols)
     return values, index, col_values, col_index
@@ -351,7 +351,7 @@ def sinkhorn_scores(z: Tensor, prototypes: Tensor) -> Tensor:
 
 
 def sinkhorn_columns(t: SinkhornProblem, potential: Tensor | None) -> Tensor:
-    lse = torch.empty(t.scores.shape[1], dtype=accumulation_dtype(t.scores.dtype))
+    lse = torch.empty(t.scores.shape[1], dtype=accumulation_dtype(t.scores.dtype), device="cpu")
     if t.scores.shape[0] == 0:  # a rank of a group without samples
         return lse.fill_(-torch.inf)
     _C.sinkhorn_columns(*_scores(t), _pointer(potential), lse.data_ptr(), _threads(t.scores.numel()))
