@@ -31,7 +31,8 @@ TOLERANCE = 1e-3  # of the largest entry, float32
 def measure(dropin: DropIn, dim: int, size: int, theirs: Any, seconds: float) -> dict[str, Any]:
     """One row: times of ours and, where its memory allows, the peer's, after their answers were compared."""
     generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(size, dim, generator=generator).requires_grad_() for _ in range(dropin.views)]
+    rows = [size] * dropin.views + [dropin.classes] * (dropin.classes > 0)
+    inputs = [torch.randn(n, dim, generator=generator).requires_grad_() for n in rows]
     ours = step_of(dropin.make(importlib.import_module(f"pycl.compat.{dropin.ours}")), inputs)
     steps: dict[str, Callable[[], Any]] = {"ours": ours}
     answer = ours()
