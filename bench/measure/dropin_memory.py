@@ -28,7 +28,8 @@ def peak(dropin: DropIn, dim: int, size: int, side: str) -> float:
 def inputs_of(dropin: DropIn, dim: int, size: int) -> list[torch.Tensor]:
     """What the loss is called with."""
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(size, dim, generator=generator).requires_grad_() for _ in range(dropin.views)]
+    rows = [size] * dropin.views + [dropin.classes] * (dropin.classes > 0)
+    return [torch.randn(n, dim, generator=generator).requires_grad_() for n in rows]
 
 
 def module_of(dropin: DropIn, side: str) -> Any:

@@ -17,10 +17,12 @@ from torch import Tensor
 
 import pycl.compat
 from pycl.compat import FallbackWarning
+from pycl.compat._explain import DROP_INS
 from pycl.compat.pml import losses as ours
 
 PEER, MODULE = "pytorch-metric-learning", "pytorch_metric_learning.losses"
-REPLACED = ["NTXentLoss", "SupConLoss", "CrossBatchMemory", "SelfSupervisedLoss"]
+REPLACED = ["NTXentLoss", "SupConLoss", "CrossBatchMemory", "SelfSupervisedLoss"]  # also without the library
+FUSED = next(d.fused for d in DROP_INS if d.library == MODULE)
 HALF = 4e-2  # of the library in bfloat16, whose every step is rounded
 
 LABELS = {
@@ -154,9 +156,10 @@ def test_live(name: str) -> None:
     assert_same(found(CASES[name], ours), measure(CASES[name], peer(MODULE)), CASES[name].tolerance)
 
 
-@pytest.mark.parametrize("name", REPLACED)
+@pytest.mark.parametrize("name", FUSED)
 def test_signatures_and_classes(name: str) -> None:
-    mine, theirs = getattr(ours, name), getattr(peer(MODULE), name)
+    theirs = getattr(peer(MODULE), name)
+    mine = getattr(ours, name)
     assert mine is not theirs
     assert issubclass(mine, theirs)
     assert mine.__name__ == name
@@ -173,8 +176,8 @@ def test_every_other_name_is_the_librarys() -> None:
     names = [name for name in vars(theirs) if not name.startswith("_")]
     assert "TripletMarginLoss" in names
     for name in names:
-        assert (getattr(ours, name) is getattr(theirs, name)) == (name not in REPLACED)
-    assert {"TripletMarginLoss", *REPLACED} <= set(ours.__all__)
+        assert (getattr(ours, name) is getattr(theirs, name)) == (name not in FUSED)
+    assert {"TripletMarginLoss", *FUSED} <= set(ours.__all__)
     with pytest.raises(AttributeError, match="NoSuchLoss"):
         _ = ours.NoSuchLoss
 
@@ -211,6 +214,9 @@ def test_without_the_library(alone: Any) -> None:
     loss = alone.NTXentLoss()
     with pytest.raises(AttributeError, match="pip install pytorch-metric-learning"):
         _ = alone.TripletMarginLoss
+    for name in set(FUSED) - set(REPLACED):
+        with pytest.raises(AttributeError, match=f"{name} needs.*pip install pytorch-metric-learning"):
+            getattr(alone, name)
     for options in ({"distance": object()}, {"reducer": object()}, {"collect_stats": True}):
         with pytest.raises(RuntimeError, match="pip install pytorch-metric-learning"):
             alone.SupConLoss(**options)

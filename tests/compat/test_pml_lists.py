@@ -60,6 +60,7 @@ def almost_all(change: str) -> tuple[Tensor, ...]:
     return a1, p, a2, n
 
 
+MATRIX_LOSSES = ["SupConLoss", "MultiSimilarityLoss", "GeneralizedLiftedStructureLoss"]
 CHANGES = ["missing positive", "missing negative", "repeated positive", "repeated negative", "itself", "triplets"]
 CHANGES += ["a positive as a negative", "a negative as a positive", "a negative among the positives"]
 
@@ -70,19 +71,17 @@ def test_lists_of_other_pairs(change: str) -> None:
     assert_same(measure(case, ours), measure(case, theirs), 1e-12)
 
 
+@pytest.mark.parametrize("name", MATRIX_LOSSES)
 @pytest.mark.parametrize("change", CHANGES)
-def test_lists_of_other_pairs_run_the_librarys_code(change: str, fallbacks: None) -> None:
-    def value(module: Any) -> float:
-        return float(module.SupConLoss()(Z, LABELS, almost_all(change)))
-
-    try:
-        expected = value(theirs)
-    except AssertionError:  # it takes no pair for both
-        with pytest.raises(AssertionError), pytest.warns(FallbackWarning, match="indices_tuple"):
-            value(ours)
-    else:
-        with pytest.warns(FallbackWarning, match="indices_tuple"):
-            assert value(ours) == expected
+def test_lists_of_other_pairs_and_matrices(change: str, name: str) -> None:
+    """A matrix has a listed pair once, however often it is listed; the library takes no pair for both."""
+    case = Case(lambda m, z: getattr(m, name)()(z, LABELS, almost_all(change)), (Z,))
+    if change not in ("a positive as a negative", "a negative among the positives"):
+        assert_same(measure(case, ours), measure(case, theirs), 1e-12)
+        return
+    for module in (theirs, ours):
+        with pytest.raises(AssertionError, match="either be positive or negative"):
+            measure(case, module)
 
 
 def test_as_many_pairs_as_without_the_points_themselves() -> None:
@@ -127,6 +126,20 @@ def test_pairs_of_a_miner(miner: str, options: str) -> None:
     assert_same(measure(case, ours), measure(case, theirs), 1e-12)
 
 
+@pytest.mark.parametrize("distance", ["CosineSimilarity", "LpDistance"])
+@pytest.mark.parametrize("name", MATRIX_LOSSES)
+@pytest.mark.parametrize("miner", MINERS)
+def test_matrices_of_the_pairs_of_a_miner(miner: str, name: str, distance: str) -> None:
+    pairs = MINERS[miner]()(Z, LABELS)
+
+    def run(module: Any, z: Tensor) -> Tensor:
+        options = {} if distance == "CosineSimilarity" else {"power": 2}
+        return getattr(module, name)(distance=getattr(distances, distance)(**options))(z, LABELS, pairs)
+
+    case = Case(run, (Z,))
+    assert_same(measure(case, ours), measure(case, theirs), 1e-12)
+
+
 @pytest.mark.parametrize("options", OTHERS)
 def test_other_distances_say_so(options: str, fallbacks: None) -> None:
     for pairs in (MINERS["TripletMarginMiner"]()(Z, LABELS), None):
@@ -139,11 +152,11 @@ def test_other_distances_say_so(options: str, fallbacks: None) -> None:
         ours.NTXentLoss(**OTHERS[options]())(Z, LABELS)
 
 
-def test_pairs_without_labels(fallbacks: None) -> None:
+@pytest.mark.parametrize("name", MATRIX_LOSSES)
+def test_pairs_without_labels(name: str) -> None:
     pairs = MINERS["MultiSimilarityMiner"]()(Z, LABELS)
-    case = Case(lambda m, z: m.SupConLoss()(z, None, pairs), (Z,))
-    with pytest.warns(FallbackWarning, match="without labels"):
-        assert_same(measure(case, ours), measure(case, theirs), 1e-12)
+    case = Case(lambda m, z: getattr(m, name)()(z, None, pairs), (Z,))
+    assert_same(measure(case, ours), measure(case, theirs), 1e-12)
 
 
 @pytest.mark.parametrize("name", ["NTXentLoss", "SupConLoss"])

@@ -205,3 +205,10 @@ def test_terms_the_library_rounds_to_zero_leave_the_default_mean() -> None:
     expected = measure(case, theirs)
     assert expected["loss"] > 1e-6  # that of one anchor of the two with a positive and a negative
     assert_same(measure(case, ours), expected, 1e-3)
+
+
+@pytest.mark.parametrize("name", PAIR_LOSSES)
+def test_version_2_0_has_no_check_of_pairs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = getattr(theirs, name)()(Z, LABELS)
+    monkeypatch.delattr(theirs.GenericPairLoss, "_assert_either_pos_or_neg")
+    torch.testing.assert_close(getattr(ours, name)()(Z, LABELS), expected)

@@ -29,7 +29,25 @@ if theirs is not None:
 
 LABELS = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 3])
 Z = embeddings(10, 4, 1)
-CLASSES = ["NTXentLoss", "SupConLoss"] if theirs else []
+OF_CLASSES = {"num_classes": 10, "embedding_size": 4}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "NTXentLoss": {"temperature": 0.5},
+    "SupConLoss": {"temperature": 0.5},
+    "MultiSimilarityLoss": {"alpha": 2.0, "beta": 8.0},
+    "GeneralizedLiftedStructureLoss": {"neg_margin": 1.0, "pos_margin": 0.0},
+    "CircleLoss": {"m": 0.4, "gamma": 8.0},
+    "NCALoss": {"softmax_scale": 2.0},
+    "InstanceLoss": {"gamma": 8.0},
+    "ArcFaceLoss": OF_CLASSES | {"scale": 8.0},
+    "CosFaceLoss": OF_CLASSES | {"scale": 8.0},
+    "SphereFaceLoss": OF_CLASSES | {"scale": 2.0},
+    "LargeMarginSoftmaxLoss": OF_CLASSES | {"scale": 2.0},
+    "NormalizedSoftmaxLoss": OF_CLASSES | {"temperature": 0.3},
+    "ProxyAnchorLoss": OF_CLASSES | {"alpha": 8.0},
+    "ProxyNCALoss": OF_CLASSES | {"softmax_scale": 2.0},
+}
+CLASSES = list(OPTIONS) if theirs else []
+OVER_TEMPERATURE = CLASSES[:2]
 WRAPPERS = ["CrossBatchMemory", "SelfSupervisedLoss"] if theirs else []
 Prepare = Callable[[Any], None]
 
@@ -66,8 +84,9 @@ def assert_same(mine: list[Tensor], its: list[Tensor]) -> None:
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)  # the queue is float64, its first batch's copy too
 
 
-def inner(module: Any, name: str = "NTXentLoss", **options: Any) -> Any:
-    return getattr(module, name)(temperature=0.5, **options)
+def inner(module: Any, name: str = "NTXentLoss", kind: Any = None, **options: Any) -> Any:
+    torch.manual_seed(0)  # of class weights
+    return (kind or getattr(module, name))(**OPTIONS[name], **options)
 
 
 def build(module: Any, name: str, kind: Any = None) -> Any:
@@ -76,12 +95,15 @@ def build(module: Any, name: str, kind: Any = None) -> Any:
         return kind(inner(module), 4, 25)
     if name == "SelfSupervisedLoss":
         return kind(inner(module))
-    return kind(temperature=0.5)
+    return inner(module, name, kind)
 
 
 def every_method(static: bool = True) -> list[tuple[str, str]]:
     skipped = {"check_loss_support", "supported_losses"}  # of names, called when the loss is built
-    found = [(n, m) for n in CLASSES + WRAPPERS for m in methods(getattr(theirs, n), "pytorch_metric_learning")]
+    library = "pytorch_metric_learning"
+    found = [(n, m) for n in CLASSES + WRAPPERS for m in methods(getattr(theirs, n), library)]
+    of_all = {*methods(theirs.BaseMetricLossFunction, library)} - {"forward", "compute_loss"} if theirs else {}
+    found = [(n, m) for n, m in found if m not in of_all or n in OVER_TEMPERATURE + WRAPPERS]
     return [(n, m) for n, m in found if m not in skipped and (static or not is_static(n, m))]
 
 
@@ -118,6 +140,9 @@ def test_methods_of_one_object(name: str, method: str) -> None:
     assert_same_outcome(lambda m: result(build(m, name), lambda loss: vary(loss, method)))
 
 
+UNREAD = {"collect_stats", "embedding_reg_weight", "weight_init_func", "m", "has_been_filled", "miner"}  # by now
+
+
 def every_attribute() -> list[tuple[str, str]]:
     return [(name, a) for name in CLASSES + WRAPPERS for a in attributes(build(theirs, name))]
 
@@ -125,7 +150,7 @@ def every_attribute() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("name", "attribute"), every_attribute())
 def test_attributes_that_are_set(name: str, attribute: str) -> None:
     its = assert_same_outcome(lambda m: result(build(m, name), lambda loss: vary(loss, attribute)))
-    if attribute not in ("collect_stats", "embedding_reg_weight", "has_been_filled", "miner"):
+    if attribute not in UNREAD:
         assert not all(torch.equal(a, b) for a, b in zip(its, result(build(theirs, name)), strict=True))
 
 
@@ -151,14 +176,21 @@ def with_part(module: Any, name: str, part: str, prepare: Prepare, after: bool) 
     return result(loss, lambda loss: prepare(getattr(loss, option)) if after else None)
 
 
+def parts_of(name: str) -> list[str]:
+    """What is part of a loss's form; the reducers of most losses are given terms of their own, whatever they are."""
+    return list(PARTS) if name in OVER_TEMPERATURE else ["CosineSimilarity"]
+
+
 PART_METHODS = [
-    (part, m) for part, (_, make) in PARTS.items() if theirs for m in methods(type(make()), "pytorch_metric_learning")
+    (name, part, m)
+    for name in CLASSES
+    for part in parts_of(name)
+    for m in methods(type(PARTS[part][1]()), "pytorch_metric_learning")
 ]
-PART_ATTRIBUTES = [(part, a) for part, (_, make) in PARTS.items() if theirs for a in attributes(make())]
+PART_ATTRIBUTES = [(name, part, a) for name in CLASSES for part in parts_of(name) for a in attributes(PARTS[part][1]())]
 
 
-@pytest.mark.parametrize("name", CLASSES)
-@pytest.mark.parametrize(("part", "method"), PART_METHODS)
+@pytest.mark.parametrize(("name", "part", "method"), PART_METHODS)
 def test_methods_of_parts(name: str, part: str, method: str) -> None:
     assert_same_outcome(lambda m: with_part(m, name, part, lambda p: vary(p, method), after=True))
 
@@ -168,14 +200,12 @@ def test_methods_of_parts(name: str, part: str, method: str) -> None:
     assert_same_outcome(lambda m: with_part(m, name, part, become, after=False))
 
 
-@pytest.mark.parametrize("name", CLASSES)
-@pytest.mark.parametrize(("part", "attribute"), PART_ATTRIBUTES)
+@pytest.mark.parametrize(("name", "part", "attribute"), PART_ATTRIBUTES)
 def test_attributes_of_parts(name: str, part: str, attribute: str) -> None:
     assert_same_outcome(lambda m: with_part(m, name, part, lambda p: vary(p, attribute), after=True))
 
 
-@pytest.mark.parametrize("name", CLASSES)
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(("name", "part"), [(name, part) for name in CLASSES for part in parts_of(name)])
 def test_hooks_on_parts(name: str, part: str) -> None:
     its = assert_same_outcome(lambda m: with_part(m, name, part, hooked, after=True))
     plain = with_part(theirs, name, part, nothing, after=True)
@@ -192,7 +222,7 @@ NUMBERS = {
 }
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", OVER_TEMPERATURE)
 @pytest.mark.parametrize("temperature", NUMBERS)
 def test_temperatures(name: str, temperature: str) -> None:
     def run(module: Any) -> list[Tensor]:
@@ -224,7 +254,7 @@ def test_a_loss_in_a_queue_that_reads_the_list_of_pairs() -> None:
     assert_same_outcome(lambda m: result(m.CrossBatchMemory(Reader(m).loss, 4, 25)))
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", OVER_TEMPERATURE)
 def test_a_hook_before_the_loss_in_a_queue_gets_a_list(name: str) -> None:
     def seen(module: Any) -> list[int]:
         sizes: list[int] = []
@@ -252,13 +282,18 @@ def test_result_has_the_library_s_dtype(name: str, dtype: torch.dtype, half: tor
     ]
     pairs = tuple(torch.tensor(x) for x in ([0, 3], [1, 4], [0, 3], [4, 0]))
     calls = [(LABELS, None), (LABELS, pairs), (torch.arange(10), None)]  # the last has no positives
+    options = options if name in OVER_TEMPERATURE else options[:1]
     with warnings.catch_warnings(), torch.autocast("cpu", half) if half else contextlib.nullcontext():
         warnings.simplefilter("ignore", FallbackWarning)
         for option in options:
             for labels, listed in calls:
-                mine, its = (inner(m, name, **option())(Z.to(dtype), labels, listed) for m in (ours, theirs))
+                try:
+                    its = inner(theirs, name, **option())(Z.to(dtype), labels, listed)
+                except (NotImplementedError, ValueError):  # no cdist in bfloat16; InstanceLoss refuses lists
+                    continue
+                mine = inner(ours, name, **option())(Z.to(dtype), labels, listed)
                 assert mine.dtype == its.dtype
-                torch.testing.assert_close(mine, its, rtol=5e-2, atol=5e-2)
+                torch.testing.assert_close(mine, its, rtol=5e-2, atol=5e-2, equal_nan=True)
 
 
 def test_a_check_of_pairs_that_refuses() -> None:
@@ -276,7 +311,7 @@ def test_explained(name: str) -> None:
     loss = build(ours, name)
     lines = [line.split() for line in explain(loss).splitlines()]
     assert len([line for line in lines if line[1:] == ["1", "fused"]]) == 1 + (name in WRAPPERS)
-    getattr(loss, "loss", loss).distance = distances.LpDistance()
+    getattr(loss, "loss", loss).distance = distances.LpDistance(p=1)
     assert explain(loss).count("distance=LpDistance") == 1 + (name in WRAPPERS)
     if name in WRAPPERS:
         loss.loss = theirs.TripletMarginLoss()

@@ -86,6 +86,23 @@ def test_two_batches_before_one_backward(theirs: Any) -> None:
     torch.testing.assert_close(gradient(ours), gradient(theirs), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("loss", ["MultiSimilarityLoss", "NCALoss", "GeneralizedLiftedStructureLoss"])
+@pytest.mark.parametrize("mined", [False, True])
+def test_two_batches_of_other_losses_before_one_backward(loss: str, mined: bool, theirs: Any) -> None:
+    from pytorch_metric_learning import distances, miners
+
+    def gradient(module: Any) -> Tensor:
+        inner = getattr(module, loss)(distance=distances.CosineSimilarity())
+        queue, z = module.CrossBatchMemory(inner, 4, 7, miners.PairMarginMiner() if mined else None), Z.double()
+        z.requires_grad_()
+        queue(Z.double().flip(0), LABELS)
+        (queue(z, LABELS) + queue(2 * z.roll(1, 0), LABELS.roll(1))).backward()
+        assert z.grad is not None
+        return z.grad
+
+    torch.testing.assert_close(gradient(ours), gradient(theirs), rtol=1e-6, atol=1e-9)
+
+
 def saved(state: dict[str, Any]) -> dict[str, Any]:
     file = io.BytesIO()
     torch.save(state, file)

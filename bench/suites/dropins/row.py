@@ -25,6 +25,7 @@ class DropIn(NamedTuple):
     make: Make
     views: int = 2  # tensors [N, d] with a gradient
     largest: int = sys.maxsize  # N beyond which the peer takes 9 GB or more
+    classes: int = 0  # rows of one more tensor [classes, d] with a gradient, of class weights
 
 
 class Encoder(nn.Module):
@@ -54,6 +55,26 @@ def classes(make: Make) -> Make:
     def build(module: Any) -> Function:
         loss = make(module)
         return lambda a: loss(a, torch.arange(len(a)) % max(1, len(a) // 8))
+
+    return build
+
+
+def over_classes(make: Callable[[Any, int, int], Any], weights: str) -> Make:
+    """A loss on labelled rows with a parameter of that name, [d, classes] for ``W`` and else [classes, d], as input."""
+
+    def build(module: Any) -> Function:
+        losses: dict[tuple[int, ...], Any] = {}
+
+        def run(a: Tensor, given: Tensor) -> Tensor:
+            shape = tuple(given.shape)
+            if shape not in losses:
+                losses[shape] = make(module, *shape)
+                del losses[shape]._parameters[weights]
+            setattr(losses[shape], weights, given.t() if weights == "W" else given)
+            value: Tensor = losses[shape](a, torch.arange(len(a)) * 37 % len(given))
+            return value
+
+        return run
 
     return build
 

@@ -46,7 +46,7 @@ def compared(
             return "ref_emb of another length without ref_labels"
         ref_labels = labels
     shared = ref_labels is labels
-    ids, ref_ids = _integers(labels, ref_labels)
+    ids, ref_ids = integers(labels, ref_labels)
     if indices_tuple is None:
         pairs: AllPairs | None = AllPairs(0 if shared else None)  # whatever the embeddings are
     else:
@@ -58,7 +58,7 @@ def compared(
     return Compared(Points(embeddings, ids), Points(ref_emb, ref_ids), pairs.offset)
 
 
-def _integers(labels: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor]:
+def integers(labels: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor]:
     if labels.is_floating_point() or ref_labels.is_floating_point():
         ids = torch.cat([labels, ref_labels]).unique(return_inverse=True)[1]
         return ids[: len(labels)], ids[len(labels) :]
@@ -92,6 +92,12 @@ def written(pairs: AllPairs, labels: Tensor | None, ref_labels: Tensor | None) -
         others = p != a1
         a1, p = a1[others], p[others]
     return a1, p, a2, n
+
+
+def distinct(anchors: Tensor, others: Tensor, mat: Tensor) -> Tensor:
+    """Ascending positions of listed pairs in a matrix, each once."""
+    positions = anchors.to(torch.int64) * mat.shape[1] + others
+    return torch.unique(positions)  # type: ignore[no-any-return]  # torch's has no types
 
 
 def lse_by_anchor(scores: Tensor, anchors: Tensor, n: int) -> Tensor:

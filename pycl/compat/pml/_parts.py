@@ -27,16 +27,3 @@ def _names(kind: type) -> frozenset[str]:
 def is_theirs(thing: Any) -> bool:
     """Whether a class or function is one of the library."""
     return getattr(thing, "__module__", "").startswith("pytorch_metric_learning.")
-
-
-def why_no_cosine(distance: Any) -> str:
-    """Why a distance is no product of embeddings, or nothing."""
-    if kind_of(distance) not in COSINES:
-        return f"distance={type(distance).__name__}"
-    if distance.power != 1:
-        return f"a distance of power={distance.power}"
-    if not distance.is_inverted:
-        return "a similarity with is_inverted=False"
-    if distance.collect_stats:
-        return "collect_stats=True"
-    return ""

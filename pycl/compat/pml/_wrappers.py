@@ -12,7 +12,7 @@ from pycl.compat._peer import Hooks, find_peer
 from pycl.compat._plain import is_hooked
 
 from ._alone import MemoryAlone, SelfSupervisedAlone
-from ._pair_losses import NTXentLoss, SupConLoss
+from ._fused import FusedPairLoss
 from ._pairs import AllPairs
 
 _LOSSES: Any = find_peer("pytorch_metric_learning.losses")
@@ -58,10 +58,11 @@ class CrossBatchMemory(_MemoryBase):
     queue, except for each point with itself. With ``enqueue_mask`` [n] the marked points go into the queue and the
     others are compared. A batch of one point meets itself, too, as in the library.
 
-    With pycl's ``NTXentLoss`` or ``SupConLoss`` and without a miner or an ``indices_tuple`` the pairs are not listed,
-    O(n + memory_size) numbers instead of O(n * memory_size). Whatever the loss or the miner, the library's code lists
-    the pairs; other losses of the library work as they do there. The queue has the dtype of the batch. With
-    float16 this is within 4e-4 of float64, the library's sums of float16 exponentials were up to 5 % off it.
+    With pycl's ``NTXentLoss``, ``SupConLoss``, ``MultiSimilarityLoss`` or ``GeneralizedLiftedStructureLoss``, without
+    a miner or an ``indices_tuple``, the pairs are not listed, O(n + memory_size) numbers instead of O(n * memory_size).
+    Whatever the loss or the miner, the library's code lists the pairs; other losses of the library work as they do
+    there. The queue has the dtype of the batch. With float16 this is within 4e-4 of float64, the library's sums of
+    float16 exponentials were up to 5 % off it.
 
     ``queue_idx`` and ``has_been_filled`` travel in the metadata of ``state_dict()``, which ``torch.save`` keeps, so
     that training goes on where it stopped; the library forgets them and with them what is in the queue. The keys are
@@ -145,7 +146,7 @@ class CrossBatchMemory(_MemoryBase):
 
 
 _LISTS = Hooks(CrossBatchMemory, "create_indices_tuple")
-_READERS = {kind: Hooks(kind, "forward", "compute_loss") for kind in (NTXentLoss, SupConLoss)}
+_READERS = Hooks(FusedPairLoss, "forward", "compute_loss")
 
 
 def why_not_inside(loss: Any) -> str:
@@ -155,7 +156,4 @@ def why_not_inside(loss: Any) -> str:
 
 def takes_all_pairs(loss: Any) -> bool:
     """Whether ``AllPairs`` in the place of a list are read by nobody who may expect a list."""
-    for kind, readers in _READERS.items():
-        if isinstance(loss, kind):
-            return not (readers.replaced_in(loss) or is_hooked(loss))
-    return False
+    return isinstance(loss, FusedPairLoss) and not (_READERS.replaced_in(loss) or is_hooked(loss))
