@@ -101,12 +101,24 @@ class Hooks:
     def __init__(self, base: type, *names: str) -> None:
         self.originals = {name: getattr(base, name) for name in names if hasattr(base, name)}
 
+    @classmethod
+    def of_all(cls, base: type) -> Hooks:
+        """All methods of that class but ``forward``, whatever the library's version has."""
+        names = [n for n, f in vars(base).items() if inspect.isfunction(f) and not n.startswith("__")]
+        return cls(base, *(n for n in names if n != "forward"))
+
     def replaced_in(self, loss: Any) -> str:
         """Why a loss must run the library's code, or nothing."""
         for name, original in self.originals.items():
             if getattr(loss, name) != original.__get__(loss):  # __func__ is another object while dynamo traces
                 return f"{type(loss).__name__} has a {name} of its own"
         return ""
+
+
+def known(base: type, **options: Any) -> dict[str, Any]:
+    """Those of the options that the constructor of a library's class takes: not all versions have them."""
+    taken = inspect.signature(base.__init__).parameters  # type: ignore[misc]  # of the class as it is
+    return {name: value for name, value in options.items() if name in taken}
 
 
 @torch.compiler.assume_constant_result  # said once, while torch.compile looks, and no break in the graph
