@@ -66,6 +66,17 @@ DROP_INS = (
             "CachedMultipleNegativesSymmetricRankingLoss",
         ),
     ),
+    DropIn(
+        "pycl.compat.grad_cache",
+        "grad_cache",
+        "gradcache",
+        (
+            "GradCache",
+            "SimpleContrastiveLoss",
+            "DistributedContrastiveLoss",
+            "ContrastiveLossWithQueryClosure",
+        ),
+    ),
     DropIn("pycl.compat.info_nce", "info_nce", "info-nce-pytorch", ("InfoNCE", "info_nce")),
     DropIn("pycl.compat.supcontrast", "losses", "SupContrast", ("SupConLoss",)),
     DropIn(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 declare_torchvision()
 
+import pycl.compat.grad_cache as grad_cache  # noqa: E402
 import pycl.compat.info_nce as info_nce  # noqa: E402
 import pycl.compat.lightly as lightly  # noqa: E402
 import pycl.compat.open_clip as open_clip  # noqa: E402
@@ -52,6 +53,8 @@ CASES: dict[str, tuple[Callable[[], Callable[..., Any]], tuple[Any, ...]]] = {
     "open_clip SigLipLoss": (lambda: open_clip.SigLipLoss(), (x(0), x(1), SCALE, BIAS)),
     "open_clip CoCaLoss": (lambda: open_clip.CoCaLoss(2.0, 1.0), (x(0), x(1), *COCA, SCALE)),
     "open_clip DistillClipLoss": (lambda: open_clip.DistillClipLoss(), (x(0), x(1), SCALE, x(2), x(3), SCALE)),
+    "grad_cache SimpleContrastiveLoss": (lambda: grad_cache.SimpleContrastiveLoss().__call__, (x(0), x(1))),
+    "grad_cache targets": (lambda: grad_cache.SimpleContrastiveLoss().__call__, (x(0), x(1), torch.arange(N) % 4)),
     "info_nce InfoNCE": (lambda: info_nce.InfoNCE(), (x(0), x(1))),
     "info_nce InfoNCE negatives": (lambda: info_nce.InfoNCE(), (x(0), x(1), x(2, 20, D))),
     "solo simclr_loss_func": (lambda: solo.simclr_loss_func, (x(0), torch.arange(N // 2).repeat_interleave(2))),
