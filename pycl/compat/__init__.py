@@ -23,6 +23,7 @@ or ``exp``, which autocast leaves alone there.
 ``from info_nce import ...``               ``from pycl.compat.info_nce import ...``
 ``from losses import SupConLoss``          ``from pycl.compat.supcontrast import SupConLoss``
 ``from solo.losses... import ...``         ``from pycl.compat.solo import ...``
+``from grad_cache import GradCache``       ``from pycl.compat.grad_cache import GradCache``
 =========================================  ==================================================
 """
 

@@ -23,7 +23,23 @@ class DropIn(NamedTuple):
 
 DROP_INS = (
     DropIn(
-        "pycl.compat.lightly", "lightly.loss", "lightly", ("NTXentLoss", "DCLLoss", "DCLWLoss", "SwaVLoss", "sinkhorn")
+        "pycl.compat.lightly",
+        "lightly.loss",
+        "lightly",
+        (
+            "NTXentLoss",
+            "DirectCLRLoss",
+            "DCLLoss",
+            "DCLWLoss",
+            "MACLLoss",
+            "HypersphereLoss",
+            "KoLeoLoss",
+            "MSNLoss",
+            "PMSNLoss",
+            "PMSNCustomLoss",
+            "SwaVLoss",
+            "sinkhorn",
+        ),
     ),
     DropIn(
         "pycl.compat.pml.losses",
@@ -67,13 +83,32 @@ DROP_INS = (
             "CachedMultipleNegativesSymmetricRankingLoss",
         ),
     ),
+    DropIn(
+        "pycl.compat.grad_cache",
+        "grad_cache",
+        "gradcache",
+        (
+            "GradCache",
+            "SimpleContrastiveLoss",
+            "DistributedContrastiveLoss",
+            "ContrastiveLossWithQueryClosure",
+        ),
+    ),
     DropIn("pycl.compat.info_nce", "info_nce", "info-nce-pytorch", ("InfoNCE", "info_nce")),
     DropIn("pycl.compat.supcontrast", "losses", "SupContrast", ("SupConLoss",)),
     DropIn(
         "pycl.compat.solo",
         "solo.losses",
         "solo-learn",
-        ("simclr_loss_func", "nnclr_loss_func", "swav_loss_func", "SinkhornKnopp"),
+        (
+            "simclr_loss_func",
+            "nnclr_loss_func",
+            "swav_loss_func",
+            "mocov2plus_loss_func",
+            "mocov3_loss_func",
+            "ressl_loss_func",
+            "SinkhornKnopp",
+        ),
     ),
 )
 NAMES = {name for drop_in in DROP_INS for name in drop_in.fused}

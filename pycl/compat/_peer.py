@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 import warnings
@@ -35,12 +36,14 @@ def find_peer(module: str) -> ModuleType | None:
         return None
 
 
-def forward_names(module: str, library: str, distribution: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def forward_names(
+    module: str, library: str, distribution: str, install: str = ""
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """``__getattr__`` and ``__dir__`` of a drop-in: what it has not, the library has, and ``import *`` brings both.
 
     Called below ``__all__``, which gets the library's public names. The library's modules are found with the drop-in's
     names in them; under its last name the library is the drop-in itself, as in ``from pycl.compat.lightly import loss``
-    for ``from lightly import loss``.
+    for ``from lightly import loss``. ``install`` is what pip takes where that is not the distribution's name.
     """
     drop_in, theirs = sys.modules[module], find_peer(library)
     public: list[str] = vars(drop_in)["__all__"]
@@ -51,8 +54,9 @@ def forward_names(module: str, library: str, distribution: str) -> tuple[Callabl
 
     def get(name: str) -> Any:
         if name not in names and (theirs is None or name.startswith("_") or not hasattr(theirs, name)):
+            way_out = "" if theirs else f": pip install {install or distribution}"
             raise AttributeError(
-                f"module {module!r} has no attribute {name!r}, nor is there one of an installed {distribution}"
+                f"module {module!r} has no attribute {name!r}, nor is there one of an installed {distribution}{way_out}"
             )
         if name == itself:
             return drop_in
@@ -76,8 +80,16 @@ def _overlaid(module: ModuleType, library: str, ours: Mapping[str, Any]) -> Modu
     if not module.__name__.startswith(f"{library}."):
         return module
     found = ModuleType(module.__name__, module.__doc__)
-    vars(found).update(vars(module) | {name: value for name, value in ours.items() if hasattr(module, name)})
+    vars(found).update(vars(module))
+    vars(found).update({name: x for name, x in ours.items() if _stands_for(x, getattr(module, name, None))})
     return found
+
+
+def _stands_for(ours: Any, theirs: Any) -> bool:
+    """Whether these are one loss: lightly has two functions ``sinkhorn``, which take different arguments."""
+    if inspect.isfunction(ours) and inspect.isfunction(theirs):
+        return list(inspect.signature(ours).parameters) == list(inspect.signature(theirs).parameters)
+    return theirs is not None
 
 
 class Hooks:
@@ -89,12 +101,24 @@ class Hooks:
     def __init__(self, base: type, *names: str) -> None:
         self.originals = {name: getattr(base, name) for name in names if hasattr(base, name)}
 
+    @classmethod
+    def of_all(cls, base: type) -> Hooks:
+        """All methods of that class but ``forward``, whatever the library's version has."""
+        names = [n for n, f in vars(base).items() if inspect.isfunction(f) and not n.startswith("__")]
+        return cls(base, *(n for n in names if n != "forward"))
+
     def replaced_in(self, loss: Any) -> str:
         """Why a loss must run the library's code, or nothing."""
         for name, original in self.originals.items():
             if getattr(loss, name) != original.__get__(loss):  # __func__ is another object while dynamo traces
                 return f"{type(loss).__name__} has a {name} of its own"
         return ""
+
+
+def known(base: type, **options: Any) -> dict[str, Any]:
+    """Those of the options that the constructor of a library's class takes: not all versions have them."""
+    taken = inspect.signature(base.__init__).parameters  # type: ignore[misc]  # of the class as it is
+    return {name: value for name, value in options.items() if name in taken}
 
 
 @torch.compiler.assume_constant_result  # said once, while torch.compile looks, and no break in the graph

@@ -20,7 +20,7 @@ from pycl.compat._common import as_input, nothing
 from pycl.compat._open_clip_alone import DIST_IMPLS, ClipAlone, SigLipAlone, packed
 from pycl.compat._open_clip_distill import surplus, taught
 from pycl.compat._open_clip_ranks import against_constants, is_rank, over_all_rows, world
-from pycl.compat._peer import Hooks, fall_back, find_peer, forward_names
+from pycl.compat._peer import Hooks, fall_back, find_peer, forward_names, known
 from pycl.distributed.ranks import LOCAL, Group
 from pycl.functional import clip, siglip
 from pycl.functional._common import Scalar
@@ -33,8 +33,8 @@ GATHERING = "gather_features", "neighbour_exchange_with_grad", "neighbour_exchan
 _PEER = find_peer("open_clip.loss")
 _ClipBase: Any = _PEER.ClipLoss if _PEER else ClipAlone
 _SigLipBase: Any = _PEER.SigLipLoss if _PEER else SigLipAlone
-_CLIP = Hooks(_ClipBase, "get_logits", "get_ground_truth")
-_SIGLIP = Hooks(_SigLipBase, "get_logits", "get_ground_truth", "_loss")
+_CLIP = Hooks.of_all(_ClipBase)
+_SIGLIP = Hooks.of_all(_SigLipBase)
 _ORIGINALS = {name: getattr(_PEER, name) for name in NAMES if hasattr(_PEER, name)}
 _FUNCTIONS = {name: getattr(_PEER, name) for name in GATHERING if hasattr(_PEER, name)}
 
@@ -63,9 +63,10 @@ class ClipLoss(_ClipBase):
     With ``local_loss`` the gradients of ``logit_scale`` and ``logit_bias`` are open_clip's in the mean over the ranks,
     which is what training sees.
 
-    ``get_logits`` and ``get_ground_truth`` are open_clip's, and a loss with one of its own runs open_clip's code, as do
-    ``labels`` that were set and Horovod. For half features the sums are taken in float32, and the result is rounded to
-    their dtype (float32 under autocast), as open_clip returns it.
+    All methods but ``forward`` are open_clip's, and a loss with one of its own runs open_clip's code, as do ``labels``
+    that were set and Horovod, which version 4 of open_clip does not have: ``use_horovod=True`` is a TypeError there.
+    For half features the sums are taken in float32, and the result is rounded to their dtype (float32 under autocast),
+    as open_clip returns it.
 
     Shape:
         ``image_features`` and ``text_features`` [N, d], ``logit_scale`` and ``logit_bias`` numbers or tensors of one
@@ -81,8 +82,11 @@ class ClipLoss(_ClipBase):
         world_size: int = 1,
         use_horovod: bool = False,
     ) -> None:
-        super().__init__(local_loss, gather_with_grad, cache_labels, rank, world_size)
-        self.use_horovod = use_horovod  # newer versions of open_clip do not take it
+        newer = known(_ClipBase, use_horovod=use_horovod)  # version 4 has none
+        if use_horovod and _PEER and not newer:
+            raise TypeError("use_horovod=True: this version of open_clip has no Horovod, use torch.distributed")
+        super().__init__(local_loss, gather_with_grad, cache_labels, rank, world_size, **newer)
+        self.use_horovod = use_horovod
 
     def forward(
         self,
@@ -129,10 +133,10 @@ class SigLipLoss(_SigLipBase):
 
     Value and gradients on every rank are those of open_clip, which do not depend on ``dist_impl``: with
     DistributedDataParallel the gradient is that of one process with all pairs. No logits are stored for the backward
-    pass, which needs no ``chunk_size`` for that; the argument of newer versions of open_clip is accepted.
+    pass, which needs no ``chunk_size`` for that; open_clip's own code has it since version 4.
 
-    ``get_logits``, ``get_ground_truth`` and ``_loss`` are open_clip's, and a loss with one of its own runs open_clip's
-    code. For half features the sums are taken in float32, and the result is rounded to the dtype of open_clip's.
+    All methods but ``forward`` are open_clip's, and a loss with one of its own runs open_clip's code. For
+    half features the sums are taken in float32, and the result is rounded to the dtype of open_clip's.
 
     Shape:
         ``image_features`` and ``text_features`` [N, d], ``logit_scale`` and ``logit_bias`` numbers or tensors of one
@@ -150,8 +154,8 @@ class SigLipLoss(_SigLipBase):
         dist_impl: str | None = None,
         chunk_size: int = 0,
     ) -> None:
-        super().__init__(cache_labels, rank, world_size, dist_impl)
-        self.chunk_size = chunk_size  # read by the code of newer versions of open_clip
+        super().__init__(cache_labels, rank, world_size, dist_impl, **known(_SigLipBase, chunk_size=chunk_size))
+        self.chunk_size = chunk_size  # of version 4; without it the loss is the same
 
     def forward(
         self,
@@ -231,7 +235,7 @@ if _PEER:
         def _pycl_why_not(self) -> str:
             return super()._pycl_why_not() or _DISTILL.replaced_in(self)
 
-    _DISTILL = Hooks(_DistillBase, "dist_loss")
+    _DISTILL = Hooks.of_all(_DistillBase)
     __all__ += ["CoCaLoss", "DistillClipLoss"]
 
 __getattr__, __dir__ = forward_names(__name__, "open_clip.loss", "open_clip_torch")

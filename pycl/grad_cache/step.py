@@ -3,22 +3,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from pycl.core.notices import warn_once
 from pycl.engine.validation import check_integer
 from pycl.functional._common import no_autocast
-from pycl.grad_cache.replay import Buffers, modules_of, random_state, set_random_state, watch
+from pycl.grad_cache.replay import Buffers, random_state, set_random_state
+from pycl.grad_cache.tower import Tower
 
 __all__ = ["cached_step"]
 
-Tower: TypeAlias = tuple[Callable[..., Any], Any]
+Pair: TypeAlias = tuple[Callable[..., Any], Any]
 
 
 class Scaler(Protocol):
@@ -28,7 +28,7 @@ class Scaler(Protocol):
 
 
 def cached_step(
-    loss: Callable[..., Tensor], *towers: Tower, chunk_size: int | Sequence[int], scaler: Scaler | None = None
+    loss: Callable[..., Tensor], *towers: Pair, chunk_size: int | Sequence[int], scaler: Scaler | None = None
 ) -> Tensor:
     r"""Value of a loss on whole batches and, as ``loss.backward()`` would, its gradients, chunk by chunk (GradCache).
 
@@ -89,7 +89,12 @@ def cached_step(
     if scaler is not None and not hasattr(scaler, "scale"):
         raise TypeError(f"scaler must be None or a torch.amp.GradScaler, got {type(scaler).__name__}")
     sizes = _sizes(chunk_size, len(towers))
-    parts = [_Tower(f"towers[{i}]", tower, size) for i, (tower, size) in enumerate(zip(towers, sizes, strict=True))]
+    parts = [Tower(f"towers[{i}]", tower, size) for i, (tower, size) in enumerate(zip(towers, sizes, strict=True))]
+    return replayed(loss, parts, scaler)
+
+
+def replayed(loss: Callable[..., Tensor], parts: Sequence[Tower], scaler: Scaler | None) -> Tensor:
+    """The three passes of :func:`cached_step`; one where every tower has one chunk."""
     if all(len(part.spans) == 1 for part in parts) and not _share_ddp(parts):
         return _backward(loss, [part.encode_with_graph() for part in parts], scaler)
 
@@ -136,118 +141,6 @@ def _sizes(chunk_size: int | Sequence[int], n_towers: int) -> list[int]:
     return sizes
 
 
-class _Tower:
-    """An encoder with its inputs: its chunks, what they return, and what must be kept to run them twice."""
-
-    def __init__(self, name: str, tower: Tower, chunk_size: int) -> None:
-        if not isinstance(tower, tuple) or len(tower) != 2 or not callable(tower[0]):
-            parts = ", ".join(type(part).__name__ for part in tower) if isinstance(tower, tuple) else ""
-            got = f"({parts})" if parts else type(tower).__name__
-            way_out = ": it encodes the inputs itself, chunk by chunk" if isinstance(tower, Tensor) else ""
-            raise TypeError(f"{name} must be a pair (encoder, inputs) with a callable encoder, got {got}{way_out}")
-        self.name = name
-        self.encoder, inputs = tower
-        self.by_name = isinstance(inputs, Mapping)
-        positional = inputs if isinstance(inputs, tuple) else (inputs,)
-        self.arguments: dict[Any, Any] = dict(inputs if self.by_name else enumerate(positional))
-        rows = self._count_rows()
-        self.spans = [slice(start, min(start + chunk_size, rows)) for start in range(0, rows, chunk_size)]
-        self.modules = list(dict.fromkeys(modules_of(self.encoder)))
-        self.ddp = [module for module in self.modules if isinstance(module, DistributedDataParallel)]
-        self.ran: set[DistributedDataParallel] = set()  # those of self.ddp that the encoder does run
-        self.random: list[list[Tensor]] = []
-        self.returns_tuple = False
-
-    def _count_rows(self) -> int:
-        cut = {key: value for key, value in self.arguments.items() if isinstance(value, (Tensor, list))}
-        if not cut:
-            got = ", ".join(type(value).__name__ for value in self.arguments.values())
-            raise TypeError(f"{self.name}: the inputs must contain a tensor or a list to cut into chunks, got {got}")
-        for key, value in cut.items():
-            if isinstance(value, Tensor) and value.dim() == 0:
-                raise ValueError(
-                    f"{self.name}: input {key!r} must have the rows of the batch, got a tensor of shape ()"
-                )
-        rows = {key: len(value) for key, value in cut.items()}
-        if len(set(rows.values())) != 1 or 0 in rows.values():
-            got = ", ".join(f"{key!r}: {n}" for key, n in rows.items())
-            raise ValueError(f"{self.name}: all inputs must have one and the same number of rows, >= 1, got {got}")
-        return next(iter(rows.values()))
-
-    def sources(self) -> list[Tensor]:
-        """The inputs that want a gradient."""
-        return [value for value in self.arguments.values() if isinstance(value, Tensor) and value.requires_grad]
-
-    def columns(self, embeddings: Any) -> tuple[Tensor, ...]:
-        """The tensors of what the encoder returned."""
-        return tuple(embeddings) if self.returns_tuple else (embeddings,)
-
-    def encode(self) -> Any:
-        """First pass: embeddings of all rows, leaves that take a gradient."""
-        chunks = []
-        with watch(self.ddp, self.ran):
-            for span in self.spans:
-                self.random.append(random_state())
-                chunks.append(self.run(span)[0])
-        joined = [torch.cat(column) for column in zip(*chunks, strict=True)]
-        for z in joined:
-            z.requires_grad_(z.is_floating_point() or z.is_complex())
-        return tuple(joined) if self.returns_tuple else joined[0]
-
-    def encode_with_graph(self) -> Any:
-        """The plain forward, of a single chunk."""
-        out = self._call(self.arguments)
-        self._check_graph(self.columns(out))
-        return out
-
-    def run(self, span: slice) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-        """Embeddings of one chunk, and its inputs that want a gradient, cut off from what they come from."""
-        chunk, leaves = dict(self.arguments), []
-        for key, value in chunk.items():
-            if isinstance(value, (Tensor, list)):
-                chunk[key] = value[span]
-            if isinstance(value, Tensor) and value.requires_grad:
-                leaves.append(chunk[key].detach().requires_grad_())
-                chunk[key] = leaves[-1]
-        return self.columns(self._call(chunk)), leaves
-
-    def run_backward(self, span: slice, gradients: Sequence[Tensor | None]) -> list[Tensor]:
-        """Second pass over one chunk, for the whole batch's gradients; returns those of the chunk's inputs."""
-        columns, leaves = self.run(span)
-        wanted = [(z, d_z[span]) for z, d_z in zip(columns, gradients, strict=True) if d_z is not None]
-        self._check_graph([z for z, _ in wanted])
-        outputs, d_outputs = zip(*((z, d_z) for z, d_z in wanted if z.requires_grad), strict=True)
-        with no_autocast(outputs[0]):
-            torch.autograd.backward(outputs, d_outputs)
-        return [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
-
-    def _call(self, arguments: Mapping[Any, Any]) -> Any:
-        out = self.encoder(**arguments) if self.by_name else self.encoder(*arguments.values())
-        self.returns_tuple = isinstance(out, tuple)
-        columns = self.columns(out)
-        if not columns or not all(isinstance(z, Tensor) for z in columns):
-            got = f"({', '.join(type(z).__name__ for z in out)})" if self.returns_tuple else type(out).__name__
-            raise TypeError(
-                f"{self.name}: the encoder must return a tensor or a tuple of tensors, got {got}; "
-                "wrap it, as in (lambda **tokens: encoder(**tokens).pooler_output, tokens)"
-            )
-        rows = next(len(value) for value in arguments.values() if isinstance(value, (Tensor, list)))
-        for z in columns:
-            if z.dim() == 0 or len(z) != rows:
-                raise ValueError(
-                    f"{self.name}: the encoder must return one row for each of the {rows} rows of a chunk, "
-                    f"got shape {tuple(z.shape)}"
-                )
-        return out
-
-    def _check_graph(self, columns: Sequence[Tensor]) -> None:
-        if not any(z.requires_grad for z in columns):
-            raise RuntimeError(
-                f"{self.name}: the encoder's output has no gradient (torch.no_grad() inside, or frozen parameters?); "
-                "embeddings without one belong into the loss, as in lambda z: loss(z, fixed)"
-            )
-
-
 def _backward(loss: Callable[..., Tensor], embeddings: Sequence[Any], scaler: Scaler | None) -> Tensor:
     """Loss and its backward, which stops at the embeddings where these are leaves."""
     value = loss(*embeddings)
@@ -262,7 +155,7 @@ def _backward(loss: Callable[..., Tensor], embeddings: Sequence[Any], scaler: Sc
     return value.detach()
 
 
-def _second_pass(parts: Sequence[_Tower], gradients: Sequence[Sequence[Tensor | None]]) -> None:
+def _second_pass(parts: Sequence[Tower], gradients: Sequence[Sequence[Tensor | None]]) -> None:
     """Encodes all chunks again, in the same order, and sends the gradients of the embeddings through."""
     run = [i for i, of_tower in enumerate(gradients) if any(d_z is not None for d_z in of_tower)]
     last = {module: i for i in run for module in parts[i].ran}  # the tower that lets it communicate
@@ -284,7 +177,7 @@ def _second_pass(parts: Sequence[_Tower], gradients: Sequence[Sequence[Tensor | 
             torch.autograd.backward(sources, d_sources)
 
 
-def _share_ddp(parts: Sequence[_Tower]) -> bool:
+def _share_ddp(parts: Sequence[Tower]) -> bool:
     """Two forwards of a DistributedDataParallel module before one backward are not what it is made for."""
     found = [module for part in parts for module in part.ddp]
     return len(found) != len(set(found))

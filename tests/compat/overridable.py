@@ -121,6 +121,62 @@ OVERRIDABLE = [
     Loss(
         "lightly.loss",
         LIGHTLY,
+        "DirectCLRLoss",
+        (3, 0.3),
+        (x(0), x(1)),
+        {
+            "loss_dim": [2, 9],
+            "temperature": [0.7, -0.5],
+            "gather_distributed": [True],
+            "eps": [1.0],
+            "memory_bank": [Shifted],
+            "cross_entropy": [CE(reduction="none"), Total()],
+        },
+    ),
+    Loss(
+        "lightly.loss",
+        LIGHTLY,
+        "MACLLoss",
+        (0.3,),
+        (x(0), x(1)),
+        {"temperature": [0.7, -0.5], "alpha": [0.0, 7.0], "A_0": [0.4, -2.0], "eps": [0.5]},
+    ),
+    Loss(
+        "lightly.loss.hypersphere_loss",
+        LIGHTLY,
+        "HypersphereLoss",
+        (),
+        (x(0), x(1)),
+        {"t": [3.0, 0.0, -0.5], "lam": [0.3, -1.0], "alpha": [1.0, 0.5]},
+    ),
+    Loss(
+        "lightly.loss",
+        LIGHTLY,
+        "KoLeoLoss",
+        (),
+        (x(0),),
+        {"p": [1], "eps": [0.3], "pairwise_distance": [nn.PairwiseDistance(p=1), nn.CosineSimilarity()]},
+    ),
+    *(
+        Loss(
+            "lightly.loss",
+            LIGHTLY,
+            name,
+            (0.3,),
+            (x(0), x(1, 3), x(2, 4)),
+            {
+                "temperature": [0.7, -0.5],
+                "sinkhorn_iterations": [0, 1, -2],
+                "regularization_weight": [0.0, -1.0, 5.0],
+                "gather_distributed": [True],
+            }
+            | more,
+        )
+        for name, more in (("MSNLoss", {}), ("PMSNLoss", {"power_law_exponent": [0.0, -1.0, 2.0]}))
+    ),
+    Loss(
+        "lightly.loss",
+        LIGHTLY,
         "DCLLoss",
         (0.3,),
         (x(0), x(1)),

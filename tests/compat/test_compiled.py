@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 declare_torchvision()
 
+import pycl.compat.grad_cache as grad_cache  # noqa: E402
 import pycl.compat.info_nce as info_nce  # noqa: E402
 import pycl.compat.lightly as lightly  # noqa: E402
 import pycl.compat.open_clip as open_clip  # noqa: E402
@@ -22,7 +23,12 @@ from pycl.compat import FallbackWarning  # noqa: E402
 
 N, D = 12, 4
 DENSE = {"matmul", "mm", "bmm", "einsum", "cross_entropy", "log_softmax", "logsumexp"}
-SCORES = {"cross_entropy"}  # of [B, K] scores that are the input
+ALLOWED = {
+    "SwaVLoss": {"cross_entropy"},  # of [B, K] scores that are the input
+    "CoCaLoss": {"cross_entropy"},  # of captions
+    "HypersphereLoss": {"logsumexp"},  # of a number for each point
+    "MSNLoss": {"matmul", "log_softmax"},  # of targets, whose codes are kept
+}
 
 
 def x(seed: int, *shape: int) -> Tensor:
@@ -36,16 +42,26 @@ CASES: dict[str, tuple[Callable[[], Callable[..., Any]], tuple[Any, ...]]] = {
     "lightly NTXentLoss": (lambda: lightly.NTXentLoss(0.3), (x(0), x(1))),
     "lightly DCLLoss": (lambda: lightly.DCLLoss(0.3), (x(0), x(1))),
     "lightly DCLWLoss": (lambda: lightly.DCLWLoss(0.3), (x(0), x(1))),
+    "lightly DirectCLRLoss": (lambda: lightly.DirectCLRLoss(3, 0.3), (x(0), x(1))),
+    "lightly MACLLoss": (lambda: lightly.MACLLoss(0.3), (x(0), x(1))),
+    "lightly HypersphereLoss": (lambda: lightly.HypersphereLoss(), (x(0), x(1))),
+    "lightly KoLeoLoss": (lambda: lightly.KoLeoLoss(), (x(0),)),
+    "lightly MSNLoss": (lambda: lightly.MSNLoss(), (x(0), x(1), x(2))),
     "lightly SwaVLoss": (lambda: lightly.SwaVLoss(), ([x(0), x(1)], [x(2)])),
     "lightly sinkhorn": (lambda: lightly.sinkhorn, (x(0),)),
     "open_clip ClipLoss": (lambda: open_clip.ClipLoss(), (x(0), x(1), SCALE, BIAS)),
     "open_clip SigLipLoss": (lambda: open_clip.SigLipLoss(), (x(0), x(1), SCALE, BIAS)),
     "open_clip CoCaLoss": (lambda: open_clip.CoCaLoss(2.0, 1.0), (x(0), x(1), *COCA, SCALE)),
     "open_clip DistillClipLoss": (lambda: open_clip.DistillClipLoss(), (x(0), x(1), SCALE, x(2), x(3), SCALE)),
+    "grad_cache SimpleContrastiveLoss": (lambda: grad_cache.SimpleContrastiveLoss().__call__, (x(0), x(1))),
+    "grad_cache targets": (lambda: grad_cache.SimpleContrastiveLoss().__call__, (x(0), x(1), torch.arange(N) % 4)),
     "info_nce InfoNCE": (lambda: info_nce.InfoNCE(), (x(0), x(1))),
     "info_nce InfoNCE negatives": (lambda: info_nce.InfoNCE(), (x(0), x(1), x(2, 20, D))),
     "solo simclr_loss_func": (lambda: solo.simclr_loss_func, (x(0), torch.arange(N // 2).repeat_interleave(2))),
     "solo nnclr_loss_func": (lambda: solo.nnclr_loss_func, (x(0), x(1))),
+    "solo mocov2plus_loss_func": (lambda: solo.mocov2plus_loss_func, (x(0), x(1), x(2, D, 20))),
+    "solo mocov3_loss_func": (lambda: solo.mocov3_loss_func, (x(0), x(1))),
+    "solo ressl_loss_func": (lambda: solo.ressl_loss_func, (x(0), x(1), x(2, 20, D))),
     "solo SinkhornKnopp": (lambda: solo.SinkhornKnopp(), (x(0),)),
     "SupConLoss": (lambda: supcontrast.SupConLoss(), (x(0).view(N // 2, 2, D), torch.arange(N // 2) % 3)),
     "SupConLoss one": (lambda: supcontrast.SupConLoss(contrast_mode="one"), (x(0).view(N // 2, 2, D),)),
@@ -79,26 +95,30 @@ def qualified(target: Any) -> str:
     return owner + getattr(target, "__name__", str(target))
 
 
+def need_library(name: str) -> None:
+    if name.startswith("open_clip C") or "Distill" in name:
+        peer("open_clip.loss")
+    if "MSN" in name:
+        peer("lightly.loss")
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_one_graph_without_a_matrix(name: str) -> None:
     make, inputs = CASES[name]
-    if name.startswith("open_clip C") or "Distill" in name:
-        peer("open_clip.loss")
+    need_library(name)
     found, graphs = compiled(make(), inputs)
     torch.testing.assert_close(found, make()(*inputs))
     assert len(graphs) == 1
     named = operators(graphs[0])
     assert any(n.startswith("pycl.") for n in named), named
-    allowed = SCORES if "SwaV" in name or "CoCa" in name else set()
-    assert not named & (DENSE - allowed)
+    assert not named & (DENSE - ALLOWED.get(name.split()[-1], set()))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_other_batch_sizes(name: str) -> None:
     """A ragged last batch compiles again and stays in one graph."""
     make, inputs = CASES[name]
-    if name.startswith("open_clip C") or "Distill" in name:
-        peer("open_clip.loss")
+    need_library(name)
     loss = torch.compile(make(), backend="eager", fullgraph=True)
     for keep in (8, 6, 4):
         cut = tuple(_first(i, keep) for i in inputs)

@@ -47,6 +47,11 @@ MADE: dict[str, Made] = {
     "lightly NTXentLoss": lambda m, a, b: m.NTXentLoss(0.3)(a, b),
     "lightly DCLLoss": lambda m, a, b: m.DCLLoss(0.3)(a, b),
     "lightly DCLWLoss": lambda m, a, b: m.DCLWLoss(0.3)(a, b),
+    "lightly DirectCLRLoss": lambda m, a, b: m.DirectCLRLoss(3, 0.3)(a, b),
+    "lightly MACLLoss": lambda m, a, b: m.MACLLoss(0.3)(a, b),
+    "lightly KoLeoLoss": lambda m, a, b: m.KoLeoLoss()(a),
+    "lightly MSNLoss": lambda m, a, b: m.MSNLoss(0.5)(a, b, b),
+    "lightly PMSNLoss": lambda m, a, b: m.PMSNLoss(0.5)(a, b, b),
     "lightly SwaVLoss": lambda m, a, b: m.SwaVLoss(sinkhorn_epsilon=0.5)([a, b], [a + b]),
     "open_clip ClipLoss": lambda m, a, b: m.ClipLoss()(a, b, 5.0, -1.0),
     "open_clip SigLipLoss": lambda m, a, b: m.SigLipLoss()(a, b, 5.0, -1.0),
@@ -100,7 +105,7 @@ def test_two_dtypes_under_autocast(name: str, dtypes: tuple[torch.dtype, torch.d
     assert_as(mine, theirs, torch.bfloat16)
 
 
-MULTIPLIED = [name for name in MADE if name != "lightly SwaVLoss"]
+MULTIPLIED = [name for name in MADE if name.split()[-1] not in ("SwaVLoss", "KoLeoLoss", "MACLLoss")]
 
 
 @pytest.mark.parametrize("half", [None, torch.bfloat16], ids=str)
@@ -141,6 +146,24 @@ def dense_swav(z: Tensor) -> Tensor:
     return -torch.mean(torch.sum(z.softmax(1) * torch.log_softmax(z.flip(0) / 0.1, dim=1), dim=1))
 
 
+def dense_moco(z: Tensor) -> Tensor:
+    """solo-learn's operations against a queue."""
+    logits = torch.cat([torch.einsum("nc,nc->n", z, z.flip(0)).unsqueeze(1), torch.einsum("nc,kc->nk", z, 2 * z)], 1)
+    return torch.nn.functional.cross_entropy(logits / 0.3, torch.zeros(N, dtype=torch.long))
+
+
+def dense_moco3(z: Tensor) -> Tensor:
+    """solo-learn's operations within the batch."""
+    logits = torch.einsum("nc,mc->nm", normalize(z, dim=1), normalize(z.flip(0), dim=1)) / 0.3
+    return torch.nn.functional.cross_entropy(logits, torch.arange(N)) * (2 * 0.3)
+
+
+def dense_ressl(z: Tensor) -> Tensor:
+    """solo-learn's operations for soft targets."""
+    student, teacher = (torch.einsum("nc,kc->nk", x, 2 * z) for x in (z, z.flip(0)))
+    return -torch.sum(torch.softmax(teacher / 0.5, dim=1) * torch.log_softmax(student / 0.3, dim=1), dim=1).mean()
+
+
 @pytest.mark.parametrize("half", [None, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
@@ -148,9 +171,12 @@ def dense_swav(z: Tensor) -> Tensor:
     [
         (lambda z: solo.simclr_loss_func(z, INDEXES, 0.3), dense_simclr),
         (lambda z: solo.swav_loss_func([z, z.flip(0)], [z.softmax(1)]), dense_swav),
+        (lambda z: solo.mocov2plus_loss_func(z, z.flip(0), 2 * z.t(), 0.3), dense_moco),
+        (lambda z: solo.mocov3_loss_func(z, z.flip(0), 0.3), dense_moco3),
+        (lambda z: solo.ressl_loss_func(z, z.flip(0), 2 * z, 0.3, 0.5), dense_ressl),
         (lambda z: supcontrast.SupConLoss(0.5)(z.unsqueeze(1), INDEXES), dense_supcon),
     ],
-    ids=["solo simclr", "solo swav", "SupConLoss"],
+    ids=["solo simclr", "solo swav", "solo mocov2plus", "solo mocov3", "solo ressl", "SupConLoss"],
 )
 def test_dtype_of_what_has_no_package(
     loss: Callable[[Tensor], Tensor],
@@ -168,6 +194,10 @@ TAKING: dict[str, Callable[[Any, Tensor, Tensor, Any], Tensor]] = {
     "lightly NTXentLoss": lambda m, a, b, t: m.NTXentLoss(t)(a, b),
     "lightly DCLLoss": lambda m, a, b, t: m.DCLLoss(t, lambda u, v: (u * v).sum(1))(a, b),
     "lightly DCLWLoss": lambda m, a, b, t: m.DCLWLoss(t)(a, b),
+    "lightly DirectCLRLoss": lambda m, a, b, t: m.DirectCLRLoss(3, t)(a, b),
+    "lightly MACLLoss": lambda m, a, b, t: m.MACLLoss(t)(a, b),
+    "lightly KoLeoLoss": lambda m, a, b, t: m.KoLeoLoss(2, t)(a),
+    "lightly MSNLoss": lambda m, a, b, t: m.MSNLoss(t, 3, t)(a, b, b, t),
     "lightly SwaVLoss": lambda m, a, b, t: m.SwaVLoss(t, np.int64(2), t)([a, b], []),
     "open_clip ClipLoss": lambda m, a, b, t: m.ClipLoss()(a, b, t),
     "open_clip SigLipLoss": lambda m, a, b, t: m.SigLipLoss()(a, b, t, t),
@@ -178,8 +208,8 @@ TAKING: dict[str, Callable[[Any, Tensor, Tensor, Any], Tensor]] = {
 @pytest.mark.parametrize("number", NUMBERS, ids=repr)
 @pytest.mark.parametrize("name", TAKING)
 def test_numbers(name: str, number: Any) -> None:
-    if name.startswith("open_clip") and isinstance(number, np.ndarray):
-        pytest.skip("NumPy's array times a tensor is no tensor, in open_clip")
+    if isinstance(number, np.ndarray) and name.startswith(("open_clip", "lightly M", "lightly K")):
+        pytest.skip("NumPy's array times a tensor is no tensor, in these")
     a, b = (embeddings(N, D, seed, torch.float32) for seed in range(2))
     mine, theirs = (TAKING[name](m, a, b, number) for m in both(name))
     torch.testing.assert_close(mine.double(), theirs.double(), rtol=1e-5, atol=1e-6)
@@ -232,6 +262,8 @@ def test_one_candidate_alone_is_exactly_zero(dtype: torch.dtype) -> None:
         pair = torch.stack((a, b), 1)
         losses = [
             lightly.NTXentLoss(1.0)(a, b),
+            lightly.DirectCLRLoss(64, 1.0)(a, b),
+            lightly.MACLLoss()(a, b),
             supcontrast.SupConLoss()(pair),
             supcontrast.SupConLoss()(pair, mask=torch.tensor([[0.7]])),
             supcontrast.SupConLoss(contrast_mode="one")(pair),
@@ -241,6 +273,7 @@ def test_one_candidate_alone_is_exactly_zero(dtype: torch.dtype) -> None:
             info_nce.info_nce(a, b),
             info_nce.info_nce(a, b, reduction="none"),
             solo.nnclr_loss_func(a, b),
+            solo.mocov3_loss_func(a, b),
         ]
         assert [loss.item() for loss in losses] == [0.0] * len(losses)
         assert not any(g.any() for loss in losses for g in torch.autograd.grad(loss.sum(), (a, b)))

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from parity import Case, assert_same, declare_torchvision, embeddings, golden, measure, peer
+from lightly_cases import CASES, LIBRARY, MODULE, class_of, masked, pair, scores
+from parity import Largest, assert_same, declare_torchvision, golden, measure, peer
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -22,87 +23,17 @@ declare_torchvision()
 
 from pycl.compat import lightly as ours  # noqa: E402
 
-PEER, MODULE = "lightly", "lightly.loss"
-HALF = 4e-2  # of lightly in bfloat16, whose every step is rounded
-
-
-def pair(n: int, d: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    return embeddings(n, d, 1, dtype), embeddings(n, d, 2, dtype)
-
-
-def loss_of(name: str, *args: Any, **options: Any) -> Callable[..., Tensor]:
-    return lambda module, *inputs: getattr(module, name)(*args, **options)(*inputs)
-
-
-def lopsided(out0: Tensor, out1: Tensor) -> Tensor:
-    return (out0**2 * out1).sum(1)  # tells the views apart, and has a gradient
-
-
-def with_bank(temperature: float, keys: int, steps: int = 1) -> Callable[..., Tensor]:
-    """The sum of the losses of some steps on the same views, with a bank of known keys."""
-
-    def run(module: Any, out0: Tensor, out1: Tensor) -> Tensor:
-        loss = module.NTXentLoss(temperature, memory_bank_size=(keys, out0.shape[1])).to(out0.dtype)
-        loss.memory_bank.bank.copy_(normalize(embeddings(keys, out0.shape[1], 7, out0.dtype), dim=1))
-        return torch.stack([loss(out0 + 0.1 * k, out1 - 0.2 * k) for k in range(steps)]).sum()
-
-    return run
-
-
-def swav(n_high: int, n_low: int, n_queue: int = 0, **options: Any) -> Callable[..., Tensor]:
-    def run(module: Any, *scores: Tensor) -> Tensor:
-        high, low, queue = scores[:n_high], scores[n_high : n_high + n_low], scores[n_high + n_low :]
-        loss = module.SwaVLoss(**options)
-        return loss(list(high), list(low), list(queue)) if n_queue else loss(list(high), list(low))
-
-    return run
-
-
-def scores(*rows: int, k: int = 5, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
-    return tuple(embeddings(n, k, seed, dtype) for seed, n in enumerate(rows))
-
-
-def sinkhorn(module: Any, out: Tensor) -> Tensor:
-    codes = sys.modules[f"{MODULE}.swav_loss"].sinkhorn if module.__name__ == MODULE else module.sinkhorn
-    return codes(out, 2, 0.1) + 0 * out
-
-
-CASES: dict[str, Case] = {
-    "NTXentLoss": Case(loss_of("NTXentLoss"), pair(7, 5)),
-    "NTXentLoss two samples": Case(loss_of("NTXentLoss", 0.1), pair(2, 3)),
-    "NTXentLoss float32": Case(loss_of("NTXentLoss", temperature=0.07), pair(12, 8, torch.float32)),
-    "NTXentLoss bfloat16": Case(loss_of("NTXentLoss", 0.5), pair(9, 8, torch.bfloat16), HALF),
-    "NTXentLoss gathering alone": Case(loss_of("NTXentLoss", gather_distributed=True), pair(5, 4)),
-    "NTXentLoss negative temperature": Case(loss_of("NTXentLoss", -0.5), pair(5, 4), tags=frozenset({"fallback"})),
-    "NTXentLoss bank": Case(with_bank(0.2, 11), pair(7, 5)),
-    "NTXentLoss bank float32": Case(with_bank(0.1, 9), pair(4, 8, torch.float32)),
-    "NTXentLoss bank over its end": Case(with_bank(0.2, 11, steps=4), pair(4, 5)),
-    "NTXentLoss bank filled exactly": Case(with_bank(0.2, 8, steps=3), pair(4, 5)),
-    "NTXentLoss bank smaller than the batch": Case(with_bank(0.2, 3, steps=3), pair(7, 5)),
-    "DCLLoss": Case(loss_of("DCLLoss"), pair(7, 5)),
-    "DCLLoss float32": Case(loss_of("DCLLoss", temperature=0.07), pair(12, 8, torch.float32)),
-    "DCLLoss bfloat16": Case(loss_of("DCLLoss", 0.5), pair(9, 8, torch.bfloat16), HALF),
-    "DCLLoss weighted": Case(loss_of("DCLLoss", 0.3, lopsided), pair(7, 5)),
-    "DCLLoss negative temperature": Case(loss_of("DCLLoss", -0.5), pair(5, 4), tags=frozenset({"fallback"})),
-    "DCLWLoss": Case(loss_of("DCLWLoss"), pair(7, 5)),
-    "DCLWLoss sigma": Case(loss_of("DCLWLoss", 0.2, 0.9), pair(3, 5)),
-    "DCLWLoss bfloat16": Case(loss_of("DCLWLoss", 0.5), pair(9, 8, torch.bfloat16), HALF),
-    "SwaVLoss": Case(swav(2, 0), scores(7, 7)),
-    "SwaVLoss crops": Case(swav(2, 3, temperature=0.2, sinkhorn_iterations=5), scores(*[7] * 5)),
-    "SwaVLoss three code crops": Case(swav(3, 1, sinkhorn_epsilon=0.1), scores(*[6] * 4)),
-    "SwaVLoss one code crop": Case(swav(1, 2), scores(*[6] * 3)),
-    "SwaVLoss queue": Case(swav(2, 1, 2), scores(7, 7, 7, 4, 4)),
-    "SwaVLoss float32": Case(swav(2, 1), scores(7, 7, 7, dtype=torch.float32)),
-    "SwaVLoss bfloat16": Case(swav(2, 1, sinkhorn_epsilon=0.5), scores(7, 7, 7, dtype=torch.bfloat16), HALF),
-    "SwaVLoss no iterations": Case(swav(2, 0, sinkhorn_iterations=0), scores(5, 5), tags=frozenset({"fallback"})),
-    "subloss": Case(lambda module, z, q: module.SwaVLoss(0.3).subloss(z, q), scores(7, 7)),
-    "sinkhorn": Case(sinkhorn, scores(7)),
-}
+PEER = "lightly"
 FUSED = {name: case for name, case in CASES.items() if "fallback" not in case.tags}
+NAMES = ("NTXentLoss", "DCLLoss", "DCLWLoss", "SwaVLoss", "DirectCLRLoss", "MACLLoss", "HypersphereLoss", "KoLeoLoss")
+NAMES += ("MSNLoss", "PMSNLoss")
 
 
+@pytest.mark.filterwarnings("ignore:To copy construct")  # lightly's prior of PMSNLoss
 @pytest.mark.parametrize("name", FUSED)
 def test_golden(name: str) -> None:
+    if CASES[name].tags == LIBRARY:
+        peer(MODULE)
     assert_same(measure(CASES[name], ours), golden(PEER)[name], CASES[name].tolerance)
 
 
@@ -118,13 +49,15 @@ def parameters(function: Callable[..., Any]) -> list[tuple[Any, ...]]:
     return [(p.name, p.default, p.kind) for p in inspect.signature(function).parameters.values()]
 
 
-@pytest.mark.parametrize("name", ["NTXentLoss", "DCLLoss", "DCLWLoss", "SwaVLoss"])
+@pytest.mark.parametrize("name", NAMES)
 def test_stands_for_the_class(name: str) -> None:
     library = peer(MODULE)
-    mine, theirs = getattr(ours, name), getattr(library, name)
+    mine, theirs = getattr(ours, name), class_of(library, name)
     assert mine.__name__ == theirs.__name__
     assert isinstance(mine(), theirs)
-    assert isinstance(ours.DCLWLoss(), ours.DCLLoss)
+    assert mine().state_dict().keys() == theirs().state_dict().keys()
+    for parent, child in (("DCLLoss", "DCLWLoss"), ("NTXentLoss", "DirectCLRLoss"), ("MSNLoss", "PMSNCustomLoss")):
+        assert issubclass(getattr(ours, child), getattr(ours, parent))
     for method in ("__init__", "forward"):
         assert parameters(getattr(mine, method)) == parameters(getattr(theirs, method))
     assert vars(theirs()).keys() <= vars(mine()).keys()
@@ -143,14 +76,19 @@ def test_other_names_are_those_of_lightly() -> None:
 
 
 SIZES = (-1, (-1, 4), (3, -4), 5, (5,), (5, 4, 3))
-REFUSED = [{"memory_bank_size": size} for size in SIZES] + [{"temperature": t} for t in (0, 0.0, 1e-9)]
+REFUSED: list[tuple[str, dict[str, Any]]] = [
+    *(("NTXentLoss", {"memory_bank_size": size}) for size in SIZES),
+    *(("NTXentLoss", {"temperature": t}) for t in (0, 0.0, 1e-9)),
+    ("DirectCLRLoss", {"temperature": 0}),
+    *(("MACLLoss", options) for options in ({"temperature": 0}, {"alpha": 1.5}, {"alpha": -0.1}, {"A_0": 2})),
+]
 
 
-@pytest.mark.parametrize("options", REFUSED)
-def test_options_that_lightly_refuses(options: dict[str, Any]) -> None:
-    for module in (ours, peer(MODULE)):
+@pytest.mark.parametrize(("name", "options"), [*REFUSED, ("MSNLoss", {"temperature": 0.0})])
+def test_options_that_lightly_refuses(name: str, options: dict[str, Any]) -> None:
+    for module in (peer(MODULE), ours):
         with pytest.raises(ValueError, match=r"."):
-            module.NTXentLoss(**options)
+            getattr(module, name)(**options)
 
 
 def test_state_dicts_go_both_ways() -> None:
@@ -190,10 +128,11 @@ def test_dtypes_are_those_of_lightly() -> None:
 def test_extremes_are_finite() -> None:
     zero, huge = torch.zeros(6, 4), 1e4 * torch.eye(6, 4)
     for dtype in (torch.float16, torch.float32):
-        for name in ("NTXentLoss", "DCLLoss", "DCLWLoss"):
+        for name in ("NTXentLoss", "DCLLoss", "DCLWLoss", "DirectCLRLoss", "MACLLoss", "HypersphereLoss"):
             for out in (zero, huge):
                 inputs = [out.to(dtype).requires_grad_() for _ in range(2)]
-                loss = getattr(ours, name)(temperature=0.01)(*inputs)
+                options = {} if name == "HypersphereLoss" else {"temperature": 0.01}
+                loss = getattr(ours, name)(**options)(*inputs)
                 loss.backward()
                 assert loss.isfinite()
                 assert all(x.grad.isfinite().all() for x in inputs)
@@ -201,12 +140,50 @@ def test_extremes_are_finite() -> None:
     assert ours.sinkhorn(torch.eye(6, 4).half() * 20).isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["NTXentLoss", "DCLLoss", "DCLWLoss"])
+@pytest.mark.filterwarnings("ignore:To copy construct")  # lightly's prior of PMSNLoss
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "SwaVLoss"])
 def test_no_matrix_of_all_pairs(name: str) -> None:
-    sizes: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
-        getattr(ours, name)()(*(x.requires_grad_() for x in pair(512, 4, torch.float32)))
-    assert max(sizes) < 512 * 512 / 8
+    """No operator of torch's makes one, forward or backward; of the 512 targets' codes there are [64, 512]."""
+    inputs = pair(512, 4, torch.float32)
+    if "MSN" in name:
+        peer(MODULE)
+        inputs = (inputs[0], inputs[1][:64], inputs[1])
+    leaves = [x.requires_grad_() for x in inputs[: 1 if name == "KoLeoLoss" else None]]
+    with Largest() as found:
+        getattr(ours, name)()(*leaves).backward()
+    assert found.numel <= 512 * 512 / 8
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "error"),
+    [
+        ("MSNLoss", masked(1, 5, 7)[:1] + masked(1, 2, 7)[1:], "whole views"),
+        ("MACLLoss", (torch.ones(3, 4), torch.ones(2, 4)), "shape"),
+        ("HypersphereLoss", (torch.ones(4), torch.ones(4)), "shape"),
+        ("KoLeoLoss", (torch.ones(4),), "shape"),
+    ],
+)
+def test_bad_input(name: str, inputs: tuple[Tensor, ...], error: str) -> None:
+    if "MSN" in name:
+        peer(MODULE)
+    with pytest.raises(ValueError, match=error):
+        getattr(ours, name)()(*inputs)
+
+
+def test_what_has_no_pair_gives_nothing() -> None:
+    """Where lightly raises, and returns NaN."""
+    a, b = (x.requires_grad_() for x in pair(1, 4))
+    assert ours.MACLLoss()(a, b).item() == 0
+    torch.testing.assert_close(ours.HypersphereLoss()(a, b), (normalize(a) - normalize(b)).square().sum())
+
+
+def test_two_functions_of_one_name_stay_two() -> None:
+    library = peer("lightly.loss.msn_loss")
+    from pycl.compat.lightly import msn_loss, swav_loss
+
+    assert msn_loss.sinkhorn is library.sinkhorn
+    assert msn_loss.MSNLoss is ours.MSNLoss
+    assert swav_loss.sinkhorn is ours.sinkhorn
 
 
 def test_a_negative_temperature_runs_lightly_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,21 +231,29 @@ importlib.util.find_spec = lambda name, package=None: None if name == "lightly" 
 from parity import assert_same, golden, measure
 import test_lightly as tests
 for name, case in tests.FUSED.items():
-    assert_same(measure(case, tests.ours), golden("lightly")[name], case.tolerance)
-for name in ("NTXentLoss", "DCLLoss", "DCLWLoss"):
+    if not case.tags:
+        assert_same(measure(case, tests.ours), golden("lightly")[name], case.tolerance)
+for name in ("NTXentLoss", "DCLLoss", "DCLWLoss", "DirectCLRLoss", "HypersphereLoss"):
+    options = {"t": -1.0} if name == "HypersphereLoss" else {"temperature": -1.0}
     try:
-        getattr(tests.ours, name)(temperature=-1.0)(*tests.pair(4, 3))
+        getattr(tests.ours, name)(**options)(*tests.pair(4, 3))
     except ImportError as error:
         assert "pip install lightly" in str(error)
     else:
         raise AssertionError(name)
-for options in tests.REFUSED:
+for name, options in tests.REFUSED:
     try:
-        tests.ours.NTXentLoss(**options)
+        getattr(tests.ours, name)(**options)
     except ValueError:
         continue
     raise AssertionError(options)
 assert not tests.ours.NTXentLoss(memory_bank_size=(3, 2)).state_dict()
+try:
+    tests.ours.MSNLoss
+except AttributeError as error:
+    assert "pip install lightly" in str(error)
+else:
+    raise AssertionError("MSNLoss")
 """
     folder = str(sys.modules["parity"].__file__).rpartition("/")[0]
     subprocess.run([sys.executable, "-c", script, folder], check=True)

@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 import torch
 from helpers.spawn import on_ranks
-from parity import Case, assert_same, measure, peer
-from test_lightly import MODULE, embeddings, lopsided, loss_of, ours, pair, scores, swav
+from lightly_cases import MODULE, lopsided, loss_of, masked, pair, scores, swav
+from parity import Case, assert_same, declare_torchvision, embeddings, measure, peer
 from torch import Tensor
 from torch.nn.functional import normalize
+
+declare_torchvision()
+
+from pycl.compat import lightly as ours  # noqa: E402
 
 
 def on_two(rank: int, world: int) -> dict[str, list[dict[str, Any]]]:
@@ -33,6 +37,10 @@ DISTRIBUTED: dict[str, Case] = {
     "NTXentLoss": Case(loss_of("NTXentLoss", 0.3, gather_distributed=True), pair(5, 4)),
     "NTXentLoss not gathering": Case(loss_of("NTXentLoss", 0.3), pair(5, 4)),
     "NTXentLoss bank": Case(bank_of_all, pair(4, 3)),
+    "DirectCLRLoss": Case(loss_of("DirectCLRLoss", 3, 0.3, gather_distributed=True), pair(5, 4)),
+    "MACLLoss": Case(loss_of("MACLLoss", 0.3), pair(5, 4)),
+    "MSNLoss": Case(loss_of("MSNLoss", 0.3, gather_distributed=True), masked(2, 3, 7)),
+    "MSNLoss not gathering": Case(loss_of("MSNLoss", 0.3), masked(2, 3, 7)),
     "DCLLoss": Case(loss_of("DCLLoss", 0.3, gather_distributed=True), pair(5, 4)),
     "DCLLoss weighted": Case(loss_of("DCLLoss", 0.3, lopsided, True), pair(5, 4)),
     "DCLWLoss": Case(loss_of("DCLWLoss", 0.3, gather_distributed=True), pair(5, 4)),

@@ -23,7 +23,7 @@ def test_names_with_and_without_the_prefix() -> None:
 
 @pytest.mark.parametrize("name", ["nothing", "names"])  # no module, and one of ours
 def test_a_wrong_name_is_an_error_that_lists_the_names(name: str) -> None:
-    with pytest.raises(SystemExit, match=rf"no library is behind {name}; there are info_nce, lightly, "):
+    with pytest.raises(SystemExit, match=rf"no library is behind {name}; there are grad_cache, info_nce, "):
         chosen(["info_nce", name])
 
 

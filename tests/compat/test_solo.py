@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.spawn import on_ranks
-from parity import Case, assert_same, embeddings, golden, measure, peer
+from parity import Case, Largest, assert_same, embeddings, golden, measure, peer
 from torch import Tensor
 
 from pycl.compat import solo as ours
@@ -20,11 +20,15 @@ VERSION = (
     "github.com/vturrisi/solo-learn losses/simclr.py b5a2b056c8eab36e72d2e63bf8fe463fc0cdbf87, "
     "losses/nnclr.py 94e01ebfe3c0527fbe6ad7e48c8f09a1ef466a0b, "
     "losses/swav.py e60893eee94d1c06a56762de2129a418021d2ca7, "
+    "losses/mocov2plus.py 7af3e44a72293ef2f19b86765440802dc654159d, "
+    "losses/mocov3.py 94e01ebfe3c0527fbe6ad7e48c8f09a1ef466a0b, "
+    "losses/ressl.py e38418437698e767c37dabf1f2edae3f04fe6c56, "
     "utils/sinkhorn_knopp.py e38418437698e767c37dabf1f2edae3f04fe6c56, utils/misc.py "
     "48e669e81f25ad9e009987b8eee42e88f20654cd"
 )
 HALF = 4e-2  # of solo-learn in half types, where its every step is rounded
 
+FUNCTIONS = [f"{n}_loss_func" for n in ("simclr", "nnclr", "swav", "mocov2plus", "mocov3", "ressl")]
 INDEXES = torch.tensor([3, 1, 1, 3, -2, 3, -2])
 
 
@@ -56,6 +60,12 @@ def codes(n: int, rows: int, d: int = 5) -> tuple[Tensor, ...]:
     return tuple(x.softmax(1) for x in some(*[rows] * (n + 4), d=d)[4:])
 
 
+def queue(n: int, keys: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    """Queries, keys and a queue of more, [d, keys]."""
+    query, key, more = some(n, n, keys, dtype=dtype)
+    return query, key, more.t().contiguous()
+
+
 CASES: dict[str, Case] = {
     "simclr": Case(lambda m, z, i: m.simclr_loss_func(z, i), (*some(7), INDEXES)),
     "simclr two views": Case(simclr, (*some(12), torch.arange(6).repeat(2))),
@@ -68,6 +78,17 @@ CASES: dict[str, Case] = {
     "swav": Case(lambda m, a, b, p, q: m.swav_loss_func([a, b], [p, q]), (*some(7, 7), *codes(2, 7))),
     "swav four views": Case(swav(4), (*some(*[7] * 4), *codes(4, 7))),
     "swav two assignments of four views": Case(swav(4), (*some(*[7] * 4), *codes(2, 7))),
+    "mocov2plus": Case(lambda m, *x: m.mocov2plus_loss_func(*x), queue(7, 11)),
+    "mocov2plus below 0": Case(lambda m, *x: m.mocov2plus_loss_func(*x, -0.3), queue(6, 3)),
+    "mocov2plus float32": Case(lambda m, *x: m.mocov2plus_loss_func(*x, 0.2), queue(9, 20, torch.float32)),
+    "mocov2plus float16": Case(lambda m, *x: m.mocov2plus_loss_func(*x, 0.4), queue(9, 20, torch.float16), HALF),
+    "mocov3": Case(lambda m, *x: m.mocov3_loss_func(*x), some(7, 7)),
+    "mocov3 below 0": Case(lambda m, *x: m.mocov3_loss_func(*x, -0.5), some(7, 7)),
+    "mocov3 float32": Case(lambda m, *x: m.mocov3_loss_func(*x, 0.1), some(9, 9, dtype=torch.float32)),
+    "ressl": Case(lambda m, *x: m.ressl_loss_func(*x), some(7, 7, 11)),
+    "ressl options": Case(lambda m, *x: m.ressl_loss_func(*x, -0.3, temperature_k=-0.2), some(7, 7, 3)),
+    "ressl float32": Case(lambda m, *x: m.ressl_loss_func(*x, 0.2), some(9, 9, 20, dtype=torch.float32)),
+    "ressl bfloat16": Case(lambda m, *x: m.ressl_loss_func(*x, 0.5, 0.5), some(9, 9, 20, dtype=torch.bfloat16), HALF),
     "sinkhorn": Case(sinkhorn(), some(7)),
     "sinkhorn options": Case(sinkhorn(2, 0.2, world_size=3), some(7)),
     "sinkhorn float32": Case(sinkhorn(num_iters=5, epsilon=0.1), some(9, dtype=torch.float32)),
@@ -86,7 +107,7 @@ def test_live(name: str) -> None:
 
 def test_signatures() -> None:
     library = peer(MODULE)
-    for name in ("simclr_loss_func", "nnclr_loss_func", "swav_loss_func"):
+    for name in FUNCTIONS:
         found, expected = (inspect.signature(getattr(m, name)).parameters.values() for m in (ours, library))
         assert [(p.name, p.default, p.kind) for p in found] == [(p.name, p.default, p.kind) for p in expected]
     theirs = importlib.import_module("solo.utils.sinkhorn_knopp").SinkhornKnopp
@@ -122,12 +143,17 @@ def test_extremes_are_finite() -> None:
 
 
 def test_no_matrix_of_all_pairs() -> None:
-    (z, p), n = some(512, 512, dtype=torch.float32), 512
-    sizes: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
-        ours.simclr_loss_func(z.requires_grad_(), torch.arange(256).repeat(2))
-        ours.nnclr_loss_func(z, p.requires_grad_())
-    assert max(sizes) < n * n / 8
+    (z, p), n = (x.requires_grad_() for x in some(512, 512, dtype=torch.float32)), 512
+    with Largest() as found:
+        losses = [
+            ours.simclr_loss_func(z, torch.arange(256).repeat(2)),
+            ours.nnclr_loss_func(z, p),
+            ours.mocov2plus_loss_func(z, p, p.t()),
+            ours.mocov3_loss_func(z, p),
+            ours.ressl_loss_func(z, p, p),
+        ]
+        sum(losses).backward()
+    assert found.numel < n * n / 8
 
 
 @pytest.mark.parametrize(
@@ -137,6 +163,11 @@ def test_no_matrix_of_all_pairs() -> None:
         (lambda: ours.simclr_loss_func(torch.ones(4, 2), torch.arange(3)), ValueError),
         (lambda: ours.simclr_loss_func(torch.ones(4, 2), torch.arange(4), 0.0), ValueError),
         (lambda: ours.nnclr_loss_func(torch.ones(4, 2), torch.ones(3, 2)), ValueError),
+        (lambda: ours.mocov2plus_loss_func(torch.ones(4, 2), torch.ones(4, 2), torch.ones(3, 5)), ValueError),
+        (lambda: ours.mocov3_loss_func(torch.ones(4, 2), torch.ones(3, 2)), ValueError),
+        (lambda: ours.mocov3_loss_func(torch.ones(4, 2), torch.ones(4, 2).double()), RuntimeError),
+        (lambda: ours.ressl_loss_func(torch.ones(4, 2), torch.ones(4, 2), torch.ones(3, 5)), ValueError),
+        (lambda: ours.ressl_loss_func(torch.ones(4, 2), torch.ones(4, 2), torch.ones(3, 2), 0), ValueError),
         (lambda: ours.SinkhornKnopp(0)(torch.ones(4, 2)), ValueError),
     ],
 )
@@ -149,6 +180,9 @@ DISTRIBUTED: dict[str, Case] = {
     "simclr": Case(simclr, (*some(8, d=4), torch.arange(4).repeat(2))),
     "simclr of labels": Case(simclr, (*some(8, d=4), torch.tensor([0, 2, 1, 1, 0, 2, 2, 0]))),
     "nnclr": Case(nnclr, some(5, 5)),
+    "mocov2plus": Case(lambda m, *x: m.mocov2plus_loss_func(*x, 0.3), queue(5, 9)),
+    "mocov3": Case(lambda m, *x: m.mocov3_loss_func(*x, 0.3), some(5, 5)),
+    "ressl": Case(lambda m, *x: m.ressl_loss_func(*x, 0.3), some(5, 5, 9)),
     "swav": Case(swav(2), (*some(7, 7), *codes(2, 7))),
     "sinkhorn": Case(sinkhorn(), some(7)),
 }
@@ -175,10 +209,10 @@ def test_two_ranks() -> None:
 
 def test_two_ranks_have_the_gradient_of_one() -> None:
     ranks = on_ranks(2, on_two, False, seconds=120)
-    for name in ("simclr", "simclr of labels"):
+    for name in ("simclr", "simclr of labels", "mocov3"):
         parts = [found[name][0] for found in ranks]
-        z, indexes = (torch.cat(x) for x in zip(*(of_rank(rank, name) for rank in range(2)), strict=True))
-        whole = measure(Case(simclr, (z, indexes)), ours)
+        joined = tuple(torch.cat(x) for x in zip(*(of_rank(rank, name) for rank in range(2)), strict=True))
+        whole = measure(Case(DISTRIBUTED[name].run, joined), ours)
         assert sum(part["loss"] for part in parts) / 2 == pytest.approx(whole["loss"])
         gradient = torch.cat([torch.tensor(part["gradients"][0]) for part in parts]) / 2
         torch.testing.assert_close(gradient, torch.tensor(whole["gradients"][0]))

@@ -40,6 +40,10 @@ def nnclr(z0: Tensor, z1: Tensor, samples: Tensor) -> Tensor:
     return solo.nnclr_loss_func(z0, z1, 0.3)
 
 
+def mocov3(z0: Tensor, z1: Tensor, samples: Tensor) -> Tensor:
+    return solo.mocov3_loss_func(z0, z1.detach(), 0.3)  # keys are a momentum encoder's
+
+
 def contrast(name: str, *args: Any) -> Callable[..., Tensor]:
     return lambda z0, z1, _: getattr(lightly, name)(0.3, *args, gather_distributed=True)(z0, z1)
 
@@ -54,6 +58,7 @@ CALLS: dict[str, Callable[..., Tensor]] = {
     "solo simclr": simclr,
     "solo simclr of labels": supervised,
     "solo nnclr": nnclr,
+    "solo mocov3": mocov3,
     "lightly NTXentLoss": contrast("NTXentLoss"),
     "lightly DCLLoss": contrast("DCLLoss"),
     "lightly DCLLoss weighted": contrast("DCLLoss", lopsided),

@@ -18,8 +18,8 @@ FLOORS = (
     ("ops",),
     ("engine",),
     ("functional",),
-    ("objectives",),
-    ("modules", "grad_cache", "compat", "metrics", "testing"),
+    ("objectives", "grad_cache"),
+    ("modules", "compat", "metrics", "testing"),
     ("clustering", "viz"),
     ("",),  # the package itself: what `import pycl` offers
     ("tools",),  # programs that nobody needs to run a loss

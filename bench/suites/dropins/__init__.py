@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from . import lightly, open_clip, pml, sentence_transformers
+from . import grad_cache, lightly, open_clip, pml, sentence_transformers
 from .row import DropIn
 
 DIMS, SIZES = (128, 512), (128, 512, 2048)
 INFO_NCE = DropIn("info-nce-pytorch InfoNCE", "info-nce-pytorch", "info_nce", "info_nce", lambda m: m.InfoNCE())
-DROPINS = (*lightly.ROWS, *open_clip.ROWS, *pml.ROWS, INFO_NCE, *sentence_transformers.ROWS)
+DROPINS = (*lightly.ROWS, *open_clip.ROWS, *pml.ROWS, INFO_NCE, *sentence_transformers.ROWS, *grad_cache.ROWS)
 
 __all__ = ["DIMS", "DROPINS", "SIZES", "DropIn"]

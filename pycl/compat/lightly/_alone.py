@@ -80,6 +80,51 @@ class NTXentLoss(_Alone):
         _check_distributed("gather_distributed", gather_distributed)
 
 
+class DirectCLRLoss(NTXentLoss):
+    def __init__(
+        self,
+        loss_dim: int = 64,
+        temperature: float = 0.5,
+        memory_bank_size: int | Sequence[int] = 0,
+        gather_distributed: bool = False,
+    ) -> None:
+        super().__init__(temperature, memory_bank_size, gather_distributed)
+        self.loss_dim = loss_dim
+
+    def forward(self, out0: Tensor, out1: Tensor) -> Any:
+        return super().forward(*(out.flatten(1)[:, : self.loss_dim] for out in (out0, out1)))
+
+
+class MACLLoss(_Alone):
+    def __init__(self, temperature: float = 0.1, alpha: float = 0.5, A_0: float = 0.0) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.alpha = alpha
+        self.A_0 = A_0
+        self.eps = 1e-8
+        if temperature < self.eps:
+            raise ValueError(f"temperature must be at least {self.eps}, got {temperature}")
+        for name, value in (("alpha", alpha), ("A_0", A_0)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {value}")
+
+
+class HypersphereLoss(_Alone):
+    def __init__(self, t: float = 1.0, lam: float = 1.0, alpha: float = 2.0) -> None:
+        super().__init__()
+        self.t = t
+        self.lam = lam
+        self.alpha = alpha
+
+
+class KoLeoLoss(_Alone):
+    def __init__(self, p: float = 2, eps: float = 1e-8) -> None:
+        super().__init__()
+        self.p = p
+        self.eps = eps
+        self.pairwise_distance = nn.PairwiseDistance(p=p, eps=eps)
+
+
 class DCLLoss(_Alone):
     def __init__(
         self,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""lightly's ``NTXentLoss``, within the batch and against a memory bank."""
+"""lightly's ``NTXentLoss``, within the batch and against a memory bank, and ``DirectCLRLoss``."""
 
 from __future__ import annotations
 
@@ -87,6 +87,13 @@ class NTXentLoss(peer.NTXentLoss):
         if bank.forward != BANK_FORWARD.__get__(bank):
             return "a memory_bank with a forward of its own"
         return ""
+
+
+class DirectCLRLoss(peer.DirectCLRLoss, NTXentLoss):
+    """lightly's ``DirectCLRLoss``: :class:`NTXentLoss` of the first ``loss_dim`` features, without a projection head.
+
+    Outputs [N, ...] are flattened first. The keys of a memory bank have ``loss_dim`` features.
+    """
 
 
 BANK_FORWARD = type(NTXentLoss().memory_bank).forward
