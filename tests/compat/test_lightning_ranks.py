@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from launched import launched, names_of, program
+from launched import GUIDE, launched, names_of, program
 from parity import embeddings, peer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import pycl
 from pycl.viz import read
 
+pytestmark = pytest.mark.skipif(not GUIDE.exists(), reason="runs in a checkout")
 QUIET = {
     "accelerator": "cpu",
     "logger": False,
@@ -158,17 +159,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("logs")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def installed() -> None:
+    for library in ("pytorch_lightning", "lightly.loss", "open_clip.loss"):
+        peer(library)
+
+
 @pytest.fixture(scope="module")
 def two(folder: Path) -> list[dict[str, Any]]:
-    peer("pytorch_lightning")
-    peer("lightly.loss")
-    peer("open_clip.loss")
     return launched(2, on_rank, str(folder))
 
 
 @pytest.fixture(scope="module")
 def one(folder: Path) -> dict[str, Any]:
-    peer("pytorch_lightning")
     return launched(1, on_rank, str(folder))[0]
 
 
@@ -246,7 +249,6 @@ class Losses(pl.Callback):
 
 def test_processes_that_lightning_starts(tmp_path: Path) -> None:
     """The page's program, run as a user runs it: ``strategy="ddp"`` starts the second process itself."""
-    peer("pytorch_lightning")
     script = tmp_path / "train.py"
     declared = "from pycl.bench.workloads.baselines import declare_torchvision\ndeclare_torchvision()\n"
     script.write_text(declared + program(SimCLR) + LOSSES + LAUNCHED)
