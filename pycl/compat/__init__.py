@@ -15,16 +15,17 @@ is rounded to the dtype of the embeddings, or to the one that the library's last
 float32 on a GPU and for a cross entropy anywhere, autocast's own dtype on a CPU for a loss that ends in ``logsumexp``
 or ``exp``, which autocast leaves alone there.
 
-=========================================  ==================================================
+=========================================  ====================================================
 ``from lightly.loss import ...``           ``from pycl.compat.lightly import ...``
 ``from pytorch_metric_learning import``    ``from pycl.compat.pml import losses``
 ``from open_clip.loss import ...``         ``from pycl.compat.open_clip import ...``
 ``from sentence_transformers.losses``      ``from pycl.compat.sentence_transformers import ...``
+``sentence_transformers.sparse_encoder``   ``pycl.compat.sentence_transformers.sparse_encoder``
 ``from info_nce import ...``               ``from pycl.compat.info_nce import ...``
 ``from losses import SupConLoss``          ``from pycl.compat.supcontrast import SupConLoss``
 ``from solo.losses... import ...``         ``from pycl.compat.solo import ...``
 ``from grad_cache import GradCache``       ``from pycl.compat.grad_cache import GradCache``
-=========================================  ==================================================
+=========================================  ====================================================
 """
 
 from __future__ import annotations

@@ -81,6 +81,9 @@ DROP_INS = (
             "CachedGISTEmbedLoss",
             "MultipleNegativesSymmetricRankingLoss",
             "CachedMultipleNegativesSymmetricRankingLoss",
+            "MegaBatchMarginLoss",
+            "BatchHardTripletLoss",
+            "BatchHardSoftMarginTripletLoss",
         ),
     ),
     DropIn(
@@ -93,6 +96,12 @@ DROP_INS = (
             "DistributedContrastiveLoss",
             "ContrastiveLossWithQueryClosure",
         ),
+    ),
+    DropIn(
+        "pycl.compat.sentence_transformers.sparse_encoder.losses",
+        "sentence_transformers.sparse_encoder.losses",
+        "sentence-transformers",
+        ("SparseMultipleNegativesRankingLoss", "CSRLoss"),
     ),
     DropIn("pycl.compat.info_nce", "info_nce", "info-nce-pytorch", ("InfoNCE", "info_nce")),
     DropIn("pycl.compat.supcontrast", "losses", "SupContrast", ("SupConLoss",)),

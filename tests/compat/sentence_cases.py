@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,27 @@ def guided_columns(n: int, d: int, k: int, dtype: torch.dtype = torch.float64) -
     return (*columns(n, d, k, dtype), *(z.to(dtype) for z in seen))
 
 
+def margins(*, cached: int = 0, **options: Any) -> Any:
+    """A call of ``MegaBatchMarginLoss`` on embeddings, in parts of ``cached`` if there are any."""
+
+    def run(lib: Any, *x: Tensor) -> Tensor:
+        loss = lib.MegaBatchMarginLoss(Encoder(), use_mini_batched_version=bool(cached), **options)
+        return loss.calculate_loss([list(z.split(cached or len(z))) for z in x])
+
+    return run
+
+
+def triplets(labels: Sequence[float], *, soft: bool = False, metric: str = "euclidean", **options: Any) -> Any:
+    """A call of ``BatchHardTripletLoss``, or of its soft form, on embeddings of these classes."""
+
+    def run(lib: Any, x: Tensor) -> Tensor:
+        distance = getattr(lib.BatchHardTripletLossDistanceFunction, f"{metric}_distance")
+        loss = getattr(lib, f"BatchHard{'SoftMargin' * soft}TripletLoss")(Encoder(), distance, **options)
+        return loss.compute_loss_from_embeddings([x], torch.tensor(labels))
+
+    return run
+
+
 HALF = 2e-2
 HARDNESS = ("in_batch_negatives", "hard_negatives", "all_negatives")
 CASES = {
@@ -160,4 +182,32 @@ CASES |= {
         ("one triplet", {"scale": 4.0}, columns(1, 4, 3)),
         ("cached", {"scale": 4.0, "cached": 4}, columns(7, 4, 3)),
     )
+}
+CLASSES: dict[str, Sequence[float]] = {
+    "three of each": (0, 1, 2, 0, 1, 2, 0, 1, 2),
+    "some alone": (7, 7, 1, 2, 2, 2, 3, -4, 2**40),
+    "no positives": tuple(range(9)),
+    "no negatives": (5,) * 9,
+    "fractions": (0.25, 0.75, 0.25) * 3,
+}
+CASES |= {
+    f"hardest, {metric}, {name}{', soft' * soft}": Case(
+        triplets(labels, soft=soft, metric=metric, **({} if soft else {"margin": 0.4})), columns(9, 5, 1), 1e-12
+    )
+    for metric in ("euclidean", "cosine")
+    for name, labels in CLASSES.items()
+    for soft in (False, True)
+    if (metric, name) != ("cosine", "no negatives")  # the library's gradient is rounding alone
+}
+CASES |= {
+    "hardest, the margin's default": Case(triplets((0, 1) * 4), columns(8, 3, 1), 1e-12),
+    "hardest, one": Case(triplets((3,)), columns(1, 3, 1), 1e-12),
+    "hardest, float32": Case(triplets((0, 1, 1, 0) * 4), columns(16, 8, 1, torch.float32)),
+    "hardest, bfloat16": Case(triplets((0, 1, 1, 0) * 2, metric="cosine"), columns(8, 8, 1, torch.bfloat16), HALF),
+    "margins": Case(margins(), columns(9, 5, 2), 1e-12),
+    "margins, one pair": Case(margins(), columns(1, 5, 2), 1e-12),
+    "margins, easy": Case(margins(positive_margin=-0.9, negative_margin=0.95), columns(7, 5, 2), 1e-12),
+    "margins, in parts": Case(margins(cached=4, positive_margin=0.9, negative_margin=0.1), columns(11, 4, 2), 1e-12),
+    "margins, float32": Case(margins(cached=5), columns(12, 8, 2, torch.float32)),
+    "margins, bfloat16": Case(margins(), columns(8, 8, 2, torch.bfloat16), HALF),
 }

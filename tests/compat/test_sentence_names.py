@@ -23,7 +23,7 @@ OURS = {
     f"{cached}{name}"
     for cached in ("", "Cached")
     for name in ("MultipleNegativesRankingLoss", "MultipleNegativesSymmetricRankingLoss", "GISTEmbedLoss")
-}
+} | {"BatchHardSoftMarginTripletLoss", "BatchHardTripletLoss", "MegaBatchMarginLoss"}
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import inspect
 import subprocess
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 import torch
 from helpers.spawn import on_ranks
 from parity import Largest, assert_same, embeddings, golden, measure, peer
-from sentence_cases import ALL, CASES, Encoder, Guide, columns, guided, guided_columns, ranking
+from sentence_cases import ALL, CASES, HARDNESS, Encoder, Guide, columns, guided, guided_columns, ranking
 from torch import Tensor, nn
 
 PEER = "sentence-transformers"
@@ -149,10 +150,9 @@ def squared(a: Tensor, b: Tensor) -> Tensor:
     return -torch.cdist(a, b).square()
 
 
-HARD = {"hardness_mode": "all_negatives", "hardness_strength": 2.0}
 UNFUSED = {
     "similarity": ({"similarity_fct": squared, "scale": 1.0}, "similarity_fct=squared"),
-    "learned": ({**HARD, "scale": nn.Parameter(torch.tensor(2.0))}, "hardness_mode='all_negatives' with a learned"),
+    "an object": ({"similarity_fct": partial(squared), "scale": 1.0}, "similarity_fct=partial"),
 }
 
 
@@ -197,6 +197,20 @@ def test_a_guide_s_own_similarity_counts(ours: ModuleType) -> None:
     with pytest.warns(FallbackWarning, match="sim_matrix of its own"):
         found = Halved(Encoder(), Guide(), temperature=0.1)(features, None)
     torch.testing.assert_close(found, plain)
+
+
+@pytest.mark.parametrize("similarity", ["cos_sim", "dot_score"])
+@pytest.mark.parametrize("mode", HARDNESS)
+def test_a_learned_scale_with_hardness(mode: str, similarity: str, ours: ModuleType, library: ModuleType) -> None:
+    found = []
+    for lib in (ours, library):
+        scale = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+        x = [z.requires_grad_() for z in columns(6, 4, 3)]
+        options = {"scale": scale, "hardness_mode": mode, "hardness_strength": 3.0, "similarity_fct": similarity}
+        ranking(**options)(lib, *x).backward()
+        found.append([scale.grad, *(z.grad for z in x)])
+    assert found[0][0] != 0
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

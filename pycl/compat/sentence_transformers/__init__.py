@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sentence-transformers' losses with in-batch negatives, under their own names.
+"""sentence-transformers' losses that compare a whole batch, under their own names.
 
-Change ``from sentence_transformers.losses import MultipleNegativesRankingLoss`` to
-``from pycl.compat.sentence_transformers import MultipleNegativesRankingLoss``, or ``from sentence_transformers import
-losses`` to ``from pycl.compat.sentence_transformers import losses``; models, trainers, evaluators and model cards stay
-as they are. Every class here derives from the library's class of that name and takes over one thing, the loss of a
-batch of embeddings. All other names are the library's.
+Change ``from sentence_transformers.losses import MultipleNegativesRankingLoss`` to ``from
+pycl.compat.sentence_transformers import MultipleNegativesRankingLoss``, or ``from sentence_transformers import losses``
+to ``from pycl.compat.sentence_transformers import losses``, or ``sentence_transformers.sparse_encoder`` to
+``pycl.compat.sentence_transformers.sparse_encoder``; models, trainers, evaluators and model cards stay as they are.
+Every class here derives from the library's class of that name and takes over one thing, the loss of a batch of
+embeddings. All other names are the library's.
 """
 
 from __future__ import annotations
@@ -22,16 +23,22 @@ except ImportError as error:
 
 from pycl.compat.sentence_transformers import losses
 from pycl.compat.sentence_transformers.losses import (
+    BatchHardSoftMarginTripletLoss,
+    BatchHardTripletLoss,
     CachedGISTEmbedLoss,
     CachedMultipleNegativesRankingLoss,
     GISTEmbedLoss,
+    MegaBatchMarginLoss,
     MultipleNegativesRankingLoss,
 )
 
 __all__ = [
+    "BatchHardSoftMarginTripletLoss",
+    "BatchHardTripletLoss",
     "CachedGISTEmbedLoss",
     "CachedMultipleNegativesRankingLoss",
     "GISTEmbedLoss",
+    "MegaBatchMarginLoss",
     "MultipleNegativesRankingLoss",
     "losses",
 ]

@@ -20,8 +20,9 @@ def penalised(
 ) -> tuple[Tensor, Tensor]:
     """Log-sum-exps of the queries' scores with all documents, and their scores with their own.
 
-    A raised score is ``(scale + strength) * s`` and has the gradient of ``scale * s``: the log-sum-exp of the raised
-    scores, with its gradient times ``scale / (scale + strength)``. Own documents are a column for each, not a sweep.
+    A raised score is ``(scale + strength) * s``, and its gradient is that of ``scale * s``: the embeddings' is taken
+    times ``scale / (scale + strength)``, that of a learned scale as it is. Own documents are a column for each, not a
+    sweep.
     """
     scale, strength = options["logit_scale"], loss.hardness_strength
     query, *documents = (unit(x, options["normalize"]) for x in embeddings)
@@ -29,10 +30,14 @@ def penalised(
     positive, *hard = (scale * s for s in similar)
     if loss.hardness_mode != "in_batch_negatives":
         hard = [scale * s + strength * s.detach() for s in similar[1:]]
-    raised = options
     if loss.hardness_mode != "hard_negatives":
-        raised = options | {"logit_scale": scale + strength}
-    others = pair_stats(asked, every, denominator=Pairs.NEGATIVE, offset=None, **raised).lse
-    if raised is not options:
-        others = scale / (scale + strength) * others + strength / (scale + strength) * others.detach()
+        asked, every = (_with_gradient_times(scale / (scale + strength), points) for points in (asked, every))
+        options = options | {"logit_scale": scale + strength}
+    others = pair_stats(asked, every, denominator=Pairs.NEGATIVE, offset=None, **options).lse
     return torch.stack([positive, *hard, others]).logsumexp(0), positive
+
+
+def _with_gradient_times(factor: float | Tensor, points: Points) -> Points:
+    """The same points, whose embeddings get so much of their gradient."""
+    fixed, factor = points.z.detach(), factor.detach() if isinstance(factor, Tensor) else factor
+    return points._replace(z=fixed + factor * (points.z - fixed))

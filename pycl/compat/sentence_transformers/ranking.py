@@ -11,7 +11,7 @@ from sentence_transformers.sentence_transformer import losses
 from sentence_transformers.util import cos_sim, dot_score
 from torch import Tensor
 
-from pycl.compat._common import all_ranks, as_input
+from pycl.compat._common import all_ranks
 from pycl.compat._peer import fall_back
 from pycl.core.pairs import Pairs, Points
 from pycl.distributed.ranks import Group, instances, together
@@ -20,6 +20,7 @@ from pycl.engine.reductions import pair_cross_entropy, pair_stats
 from ._card import Carded
 from ._gather import replaced
 from ._hardness import MODES, penalised
+from ._scores import as_scores, unlike_rows
 
 
 class MultipleNegativesRankingLoss(Carded, losses.MultipleNegativesRankingLoss):
@@ -40,9 +41,9 @@ class MultipleNegativesRankingLoss(Carded, losses.MultipleNegativesRankingLoss):
     the negatives in ``a_i`` that it names. Arguments, errors, attributes and value are the library's; no matrix of
     scores is stored, and queries against queries cost half a matrix. With ``gather_across_devices`` on W processes each
     has its own queries' loss, the mean of as many as it has, and the gradients of all, as in the library, whose batches
-    must be even. A ``similarity_fct`` other than ``cos_sim`` and ``dot_score``, a ``scale`` of several entries, or a
-    learned one with a ``hardness_mode``, run the library's code. Half embeddings
-    give a float32 loss there and here. Under autocast the library rounds its scores, this the loss alone.
+    must be even. A ``similarity_fct`` other than ``cos_sim`` and ``dot_score``, and a ``scale`` of several entries, run
+    the library's code. Half embeddings give a float32 loss there and here. Under autocast the library rounds its
+    scores, this the loss alone.
 
     Shape:
         Embeddings [B, d], one tensor for each column of the data set; a scalar.
@@ -94,21 +95,18 @@ def _why_never(loss: Any, library: type) -> str:
     """Why the loss is not fused whatever it is given, or nothing."""
     if loss.similarity_fct not in (cos_sim, dot_score):
         return f"similarity_fct={getattr(loss.similarity_fct, '__qualname__', type(loss.similarity_fct).__name__)}"
-    if isinstance(loss.scale, Tensor):
-        if loss.scale.numel() != 1:
-            return "a scale of several entries"
-        if _is_hard(loss) and loss.scale.requires_grad:
-            return f"hardness_mode={loss.hardness_mode!r} with a learned scale"
+    if isinstance(loss.scale, Tensor) and loss.scale.numel() != 1:
+        return "a scale of several entries"
     return replaced(library) if loss.gather_across_devices else ""
 
 
 def _why_not(loss: Any, embeddings: list[Tensor]) -> str:
     """Why the loss is not fused for what it is given, or nothing."""
+    if why := unlike_rows(embeddings):
+        return why
     queries, *documents = embeddings
-    if queries.dim() != 2 or queries.numel() == 0 or not queries.is_floating_point():
-        return "embeddings that are not [B, d] numbers"
-    if not documents or any(x.dtype != queries.dtype or x.layout != torch.strided for x in embeddings):
-        return "no documents, or embeddings of several types"
+    if not documents:
+        return "no documents"
     if all(x.shape == queries.shape for x in documents):
         return ""
     square = len(documents) if _is_hard(loss) or "doc_to_doc" in loss.directions else 1  # columns of one length
@@ -123,9 +121,7 @@ def _is_hard(loss: Any) -> bool:
 
 def _in_batch_loss(loss: Any, embeddings: list[Tensor]) -> Tensor:
     group = all_ranks() if loss.gather_across_devices else None
-    found = _compared(loss, embeddings, group=group)
-    device = embeddings[0].device.type
-    return as_input(found, embeddings[0], "product") if torch.is_autocast_enabled(device) else found
+    return as_scores(_compared(loss, embeddings, group=group), embeddings[0])
 
 
 @together
