@@ -48,7 +48,7 @@ DRAWN = [row for row in LOSSES.values() if row.name not in WITHOUT_PAIRS]
 
 @cache
 def drawn(name: str) -> Picture:
-    picture = picture_of(LOSSES[name])
+    picture = pages._picture(name)
     assert picture is not None
     return picture
 
@@ -224,6 +224,14 @@ def test_blocks_are_not_run_where_only_their_syntax_is_asked_for() -> None:
         guides.check("```python\n1 / 0\n```\n", "a.md", runs=True)
 
 
+def test_examples_of_docstrings_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pycl.backends import workspace
+
+    assert guides.doctests() == []
+    monkeypatch.setattr(workspace.set_workspace, "__doc__", ">>> 1 + 1\n3\n")
+    assert guides.doctests() == ["pycl.backends.workspace: 1 of 1 examples in its docstrings do not hold"]
+
+
 def test_markup_that_is_left_and_what_is_fetched_are_found(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_text(
         "<p>of :func:`x` and ``y``</p><pre>``</pre><script src='a.js'></script>"
@@ -297,6 +305,19 @@ def test_docstrings_become_markdown(mkdocs: Any) -> None:
     assert "learnable_temperature:" in module
     assert "log sum_" not in module  # the formula stands above it, on the function
     assert set(functional.__all__) <= set(loaded["functional"].members)
+
+
+def test_a_role_that_names_nothing_is_a_warning(mkdocs: Any, caplog: pytest.LogCaptureFixture) -> None:
+    griffe = pytest.importorskip("griffe")
+    from pycl.tools.site.docstrings import _markdown
+
+    module = griffe.load("pycl.viz", search_paths=[str(ROOT)])
+    assert (
+        _markdown("of :func:`measure` and :class:`torch.nn.Module`", module, {}) == "of `measure` and `torch.nn.Module`"
+    )
+    assert not caplog.messages
+    _markdown("of :func:`nothing`", module, {})
+    assert caplog.messages == ["pycl.viz: the docstring names nothing, which there is not"]
 
 
 def test_a_star_in_the_nav_lists_what_there_is(mkdocs: Any) -> None:

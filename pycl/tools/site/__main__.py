@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import re
 import sys
 import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
 
 MISSING = "pycl.tools.site needs {}: pip install 'pycl-kernels[docs]', or `make docs`, which installs it"
@@ -32,12 +34,12 @@ class Warnings(logging.Handler):
 
 
 def run_code(root: Path) -> list[str]:
-    """What the Python blocks of all pages raise, a line for each page that is broken."""
+    """What the Python blocks of all pages raise, a line for each page that is broken; and doctests."""
     from pycl.tools.site import guides, pages
 
-    broken, before = [], Path.cwd()
     texts = {**guides.pages_of(root), **pages.generated(root)}
-    with tempfile.TemporaryDirectory() as folder:
+    broken, before = [], Path.cwd()
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         os.chdir(folder)
         for name, text in texts.items():
             try:
@@ -45,6 +47,7 @@ def run_code(root: Path) -> list[str]:
             except guides.BrokenPage as error:
                 broken.append(str(error))
         os.chdir(before)
+        broken += guides.doctests()
     return broken
 
 

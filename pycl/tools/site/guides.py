@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import re
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import pycl
 
 FENCE = re.compile(r"^(```+)([^\n]*)\n(.*?)^\1 *$", re.DOTALL | re.MULTILINE)
 
@@ -68,6 +72,19 @@ def check(text: str, name: str, runs: bool) -> None:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == name]
         said = " ".join(str(error).split())
         raise BrokenPage(f"{name}:{lines[-1] if lines else 1}: {type(error).__name__}: {said}") from None
+
+
+def doctests() -> list[str]:
+    """The modules whose docstrings have examples that do not hold, a line each."""
+    package, broken = Path(pycl.__file__).parent, []
+    for path in sorted(package.glob("**/*.py")):
+        if not re.search(r"^ *>>> ", path.read_text(encoding="utf-8"), re.MULTILINE):
+            continue
+        name = ".".join(("pycl", *path.relative_to(package).with_suffix("").parts))
+        found = doctest.testmod(importlib.import_module(name.removesuffix(".__init__")))
+        if found.failed:
+            broken.append(f"{name}: {found.failed} of {found.attempted} examples in its docstrings do not hold")
+    return broken
 
 
 def pages_of(root: Path) -> dict[str, str]:

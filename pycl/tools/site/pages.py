@@ -137,7 +137,7 @@ def _made(x: Tensor, row: LossRow) -> str:
 def _pictures(rows: list[LossRow]) -> Iterator[str]:
     """A picture for every form, those that look alike once."""
     forms: dict[str, list[Picture]] = {}
-    for picture in filter(None, map(picture_of, rows)):
+    for picture in filter(None, (_picture(row.name) for row in rows)):
         forms.setdefault(repr((picture.anchors, picture.cells)), []).append(picture)
     if not forms:
         return
@@ -153,6 +153,11 @@ def _pictures(rows: list[LossRow]) -> Iterator[str]:
     if calls:
         yield "What the loss asks of the [engine](../your-own-loss.md#three-lines) for it:"
         yield "\n".join(f"* {call}" for call in calls)
+
+
+@cache
+def _picture(name: str) -> Picture | None:
+    return picture_of(LOSSES[name])
 
 
 def _caption(pictures: list[Picture], several: bool) -> str:
@@ -172,7 +177,6 @@ def with_links(text: str, page: str) -> str:
     return before + heading + re.sub(rf"`({names})`", r"[`\1`](loss/\1.md)", table) + after
 
 
-@cache
 def conventions(root: Path) -> dict[str, list[str]]:
     """What docs/losses.md says of the conventions of each function."""
     text = (root / "docs" / "losses.md").read_text(encoding="utf-8")
