@@ -171,11 +171,11 @@ $(VENV)/docs: $(VENV)/installed
 
 # the site in build/site, with the code of all pages run first; it fetches nothing when it is looked at
 docs: $(VENV)/docs
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pycl.tools.site $(DOCS_ARGS)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pycl.tools.site $(DOCS_ARGS)
 
 # the same on http://127.0.0.1:8000, without running code; pages of docs are built anew when they change
 docs-serve: $(VENV)/docs
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m mkdocs serve $(DOCS_ARGS)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m mkdocs serve $(DOCS_ARGS)
 
 clean:
 	rm -rf build dist $(VENV)

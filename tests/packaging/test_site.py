@@ -181,7 +181,7 @@ def test_links_lead_into_the_site(link: str, page: str, source: str, there: str)
 
 
 def test_files_that_pages_link_to_have_a_page() -> None:
-    made = pages.sources(ROOT, guides.pages_of(ROOT))
+    made = pages.generated(ROOT)
     text = made["source/examples/your_own_loss.py.md"]
     assert (ROOT / "examples" / "your_own_loss.py").read_text(encoding="utf-8") in text
     assert text.startswith("# examples/your_own_loss.py\n\n````python\n")

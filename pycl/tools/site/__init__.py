@@ -5,3 +5,5 @@
 pairs a loss compares, ``drawing.py`` draws them; ``pages.py`` writes a page for each loss and for each package;
 ``docstrings.py`` and ``hooks.py`` are what mkdocstrings and MkDocs call, ``__main__.py`` builds.
 """
+
+from __future__ import annotations

@@ -22,7 +22,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     root = Path(config.config_file_path).parent
     written = guides.pages_of(root)
     made = pages.generated(root)
-    made |= pages.sources(root, written)
     for name, text in made.items():
         files.append(File.generated(config, name, content=text))
     for name, others in shared_addresses(files).items():

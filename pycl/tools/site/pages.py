@@ -18,6 +18,7 @@ import pycl
 from pycl import functional
 from pycl.compat._explain import DROP_INS
 from pycl.testing.table import LOSSES, LossRow, make_views
+from pycl.tools.site import guides
 from pycl.tools.site.drawing import figure, legend
 from pycl.tools.site.links import ROOT_PAGES, outside, rewritten, source_name, source_page
 from pycl.tools.site.notebooks import page_of_notebook
@@ -51,22 +52,17 @@ PACKAGES = {  # and what is documented there beside their __all__
 def generated(root: Path) -> dict[str, str]:
     """All generated pages by their path from ``docs``."""
     pages = {f"loss/{name}.md": loss_page(name, root) for name in functions()}
-    pages["loss/index.md"] = losses_index()
     pages |= {f"api/{package}.md": package_page(package) for package in packages()}
-    pages["api/index.md"] = api_index()
-    for file, page in ROOT_PAGES.items():
-        pages[page] = rewritten((root / file).read_text(encoding="utf-8"), page, file)
+    pages |= {"loss/index.md": losses_index(), "api/index.md": api_index()}
+    texts = {file: (page, (root / file).read_text(encoding="utf-8")) for file, page in ROOT_PAGES.items()}
     for notebook in sorted((root / "docs").glob("**/*.ipynb")):
-        pages[str(notebook.relative_to(root / "docs").with_suffix(".md"))] = page_of_notebook(notebook)
-    return pages
-
-
-def sources(root: Path, pages: dict[str, str]) -> dict[str, str]:
-    """Pages of the files outside of ``docs`` that the pages of ``docs`` and those of the root link to."""
-    texts = {f"docs/{page}": text for page, text in pages.items()}
-    texts |= {file: (root / file).read_text(encoding="utf-8") for file in ROOT_PAGES}
-    files = {file for source, text in texts.items() for file in outside(text, source) if (root / file).exists()}
-    return {source_name(file): source_page(root, file) for file in sorted(files)}
+        page = notebook.relative_to(root / "docs").with_suffix(".md")
+        texts[str(notebook.relative_to(root))] = str(page), page_of_notebook(notebook)
+    pages |= {page: rewritten(text, page, file) for file, (page, text) in texts.items()}
+    everything = {file: text for file, (_, text) in texts.items()}
+    everything |= {f"docs/{page}": text for page, text in guides.pages_of(root).items()}
+    linked = {file for source, text in everything.items() for file in outside(text, source) if (root / file).exists()}
+    return pages | {source_name(file): source_page(root, file) for file in sorted(linked)}
 
 
 def functions() -> list[str]:
