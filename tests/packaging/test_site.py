@@ -184,7 +184,7 @@ def test_files_that_pages_link_to_have_a_page() -> None:
     made = pages.generated(ROOT)
     text = made["source/examples/your_own_loss.py.md"]
     assert (ROOT / "examples" / "your_own_loss.py").read_text(encoding="utf-8") in text
-    assert text.startswith("# examples/your_own_loss.py\n\n````python\n")
+    assert text.startswith("# examples/your_own_loss.py\n\n````python no-run\n")
 
 
 def test_a_notebook_is_a_page(tmp_path: Path) -> None:

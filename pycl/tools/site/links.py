@@ -12,7 +12,7 @@ from pycl.tools.site.guides import outside_blocks
 
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 ROOT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "README.md": "readme.md"}
-LANGUAGES = {".py": "python", ".cpp": "cpp", ".h": "cpp", ".yml": "yaml", ".toml": "toml", ".cff": "yaml"}
+LANGUAGES = {".py": "python no-run", ".cpp": "cpp", ".h": "cpp", ".yml": "yaml", ".toml": "toml", ".cff": "yaml"}
 
 
 def rewritten(text: str, page: str, source: str) -> str:
