@@ -7,7 +7,7 @@ NATIVE = -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
 SOURCES := $(shell find pycl bench triton_kernels csrc -name '*.py' -o -name '*.pyi' -o $(NATIVE)) \
            CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo examples stubs objective-table test test-all test-cpus planted-faults sanitize versions parity lint format bench host-time clean
+.PHONY: demo examples stubs docs docs-serve objective-table test test-all test-cpus planted-faults sanitize versions parity lint format bench host-time clean
 .PHONY: triton-versions gpu-tables gpu-cache gpu-first gpu-check gpu-test gpu-bench
 
 demo: $(VENV)/installed
@@ -164,6 +164,18 @@ $(VENV)/peers: $(VENV)/installed
 $(VENV)/lint: $(VENV)/installed
 	$(PIP) '.[lint]'
 	touch $@
+
+$(VENV)/docs: $(VENV)/installed
+	$(PIP) '.[docs]'
+	touch $@
+
+# the site in build/site, with the code of all pages run first; it fetches nothing when it is looked at
+docs: $(VENV)/docs
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pycl.tools.site $(DOCS_ARGS)
+
+# the same on http://127.0.0.1:8000, without running code; pages of docs are built anew when they change
+docs-serve: $(VENV)/docs
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m mkdocs serve $(DOCS_ARGS)
 
 clean:
 	rm -rf build dist $(VENV)

@@ -20,6 +20,7 @@ from pycl.functional._common import check_positive, widen
 from pycl.functional._smoothing import check_smoothing
 from pycl.functional.multi_view import DENOMINATORS, MEANS
 from pycl.functional.sup_con import FORMS
+from pycl.modules.docstrings import Composed, without_self
 
 CHOICES = {"denominator": DENOMINATORS, "mean": MEANS, "form": FORMS}
 OF_RANKS = "the candidates of all ranks come with group='world'"
@@ -42,11 +43,6 @@ def arguments_of(function: Callable[..., Any], per_call: frozenset[str]) -> Sign
     return Signature([*positional, *named[len(positional) :]], return_annotation=None)
 
 
-def without_self(method: Callable[..., Any]) -> Signature:
-    whole = signature(method)
-    return whole.replace(parameters=list(whole.parameters.values())[1:])
-
-
 class Loss(nn.Module):
     """A function as a module: keeps its keyword arguments, checks them, and takes new ones: ``loss.reduction = "sum"``.
 
@@ -66,6 +62,8 @@ class Loss(nn.Module):
         own = cls.__dict__.get("__init__")
         shown = getattr(cls, "arguments", None) if own is None else without_self(own)
         cls.__signature__ = shown  # type: ignore[attr-defined]  # what inspect and help look for first
+        if "function" in cls.__dict__ and cls.__doc__ and cls.function.__doc__:  # python -OO leaves none
+            cls.__doc__ = Composed(cls.__doc__)  # type: ignore[assignment]  # a string where one looks at it
 
     def __new__(cls, *args: Any, **options: Any) -> Loss:
         for name in options.keys() & FOREIGN.keys():

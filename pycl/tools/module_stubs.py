@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write ``pycl/modules/losses.pyi``, the modules with their arguments written out, as ``make stubs`` does.
+"""Write ``pycl/modules/losses.pyi``, the modules with arguments and docstrings written out, as ``make stubs`` does.
 
-Modules take the keyword arguments of their functions when Python runs. An IDE and a type checker read the stub.
+Modules take the keyword arguments and the docstrings of their functions when Python runs. An IDE and a type checker
+read the stub.
 """
 
 from __future__ import annotations
 
 import inspect
+import textwrap
 from pathlib import Path
+from typing import Any
 
 from pycl.modules import losses
 from pycl.modules.base import Loss
 
 HEAD = """# SPDX-License-Identifier: Apache-2.0
-# Written by `make stubs` from the signatures of pycl.functional; tests/losses/test_modules.py compares.
+# Written by `make stubs` from the signatures and docstrings of pycl.functional; tests/losses/test_modules.py compares.
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -36,15 +39,22 @@ def stub() -> str:
 
 def _class(module: type[Loss]) -> str:
     text = f"\nclass {module.__name__}({module.__base__.__name__}):\n"  # type: ignore[union-attr]  # classes have a base
+    text += _docstring(module, "    ") + "\n"
     if "function" in vars(module):
         text += _method("__init__", module.arguments)
     if "forward" in vars(module):
         whole = inspect.signature(module.forward)
-        text += _method("forward", whole.replace(parameters=list(whole.parameters.values())[1:]))
+        text += _method("forward", whole.replace(parameters=list(whole.parameters.values())[1:]), module.forward)
     return text
 
 
-def _method(name: str, signature: inspect.Signature) -> str:
+def _docstring(described: Any, indent: str) -> str:
+    """What IDEs show when one points at a name."""
+    text = textwrap.indent(inspect.cleandoc(described.__doc__), indent).strip()
+    return f'{indent}r"""{text}' + (f'\n{indent}"""\n' if "\n" in text else '"""\n')
+
+
+def _method(name: str, signature: inspect.Signature, described: Any = None) -> str:
     """A line for each argument: which fit in one line is the formatter's to say."""
     lines, by_name = ["self"], False
     for p in signature.parameters.values():
@@ -57,7 +67,8 @@ def _method(name: str, signature: inspect.Signature) -> str:
         lines.append(f"{star}{p.name}: {p.annotation}{default}")
     arguments = "".join(f"        {line},\n" for line in lines)
     returned = signature.return_annotation
-    return f"    def {name}(\n{arguments}    ) -> {returned}: ...\n"
+    head = f"    def {name}(\n{arguments}    ) -> {returned}:"
+    return f"{head} ...\n" if described is None else f"{head}\n{_docstring(described, '        ')}"
 
 
 def _quoted(value: object) -> str:

@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 import runpy
 import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -25,11 +25,17 @@ from pycl import functional
 from pycl.backends.registry import BACKENDS, why_not
 from pycl.testing import assert_ddp_equivalent
 from pycl.testing.table import LOSSES
+from pycl.tools.site import guides
+from pycl.tools.site.links import ROOT_PAGES
+from pycl.tools.site.pages import generated
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = [path for pattern in ("*.md", "docs/**/*.md", ".github/**/*.md") for path in sorted(ROOT.glob(pattern))]
+WRITTEN = [path for pattern in ("*.md", "docs/**/*.md", ".github/**/*.md") for path in sorted(ROOT.glob(pattern))]
+# what the site has besides, under the paths that it has there
+MADE = generated(ROOT) if (ROOT / "docs").exists() else {}
+GENERATED = {ROOT / "docs" / name: text for name, text in MADE.items() if name not in ROOT_PAGES.values()}
+PAGES = [*WRITTEN, *GENERATED]
 EXAMPLE = "examples/your_own_loss.py"
-FENCE = re.compile(r"^(```+)([^\n]*)\n(.*?)^\1 *$", re.DOTALL | re.MULTILINE)
 SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 TARGET = re.compile(r"\bmake ([a-z][\w-]*)")
 MODULE = re.compile(r"\bpython[\d.]* -m ([\w.]+)|torchrun .*?-m ([\w.]+)")
@@ -40,29 +46,19 @@ pytestmark = pytest.mark.skipif(not (ROOT / "docs").exists(), reason="runs in a 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
-class Block(NamedTuple):
-    """A fenced block of a page."""
-
-    line: int  # of its first line
-    kind: str  # "python", "python no-run", "python examples/...", "bash", ...
-    code: str
-
-
 @cache
 def text_of(page: Path) -> str:
-    return page.read_text(encoding="utf-8")
+    return GENERATED[page] if page in GENERATED else page.read_text(encoding="utf-8")
 
 
-def blocks(page: Path, *kinds: str) -> list[Block]:
+def blocks(page: Path, *kinds: str) -> list[guides.Block]:
     """The blocks whose first word is among the kinds; all without any."""
-    text = text_of(page)
-    found = [Block(text.count("\n", 0, m.start(3)) + 1, m[2].strip(), m[3]) for m in FENCE.finditer(text)]
-    return [block for block in found if not kinds or block.kind.split(" ")[0] in kinds]
+    return guides.blocks(text_of(page), *kinds)
 
 
 def prose(page: Path) -> str:
     """The page without its blocks."""
-    return FENCE.sub("", text_of(page))
+    return guides.FENCE.sub("", text_of(page))
 
 
 def quoted(page: Path) -> Iterator[str]:
@@ -81,11 +77,7 @@ def test_something_is_looked_at() -> None:
 # ---- code
 
 
-def runs(block: Block) -> bool:
-    return "no-run" not in block.kind.split()
-
-
-RUN = [page for page in PAGES if any(map(runs, blocks(page, "python")))]
+RUN = [page for page in PAGES if any(block.runs() for block in blocks(page))]
 
 
 @pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))
@@ -93,11 +85,7 @@ RUN = [page for page in PAGES if any(map(runs, blocks(page, "python")))]
 def test_code_runs(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """All blocks of a page in one namespace, one after the other."""
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, Any] = {"__name__": "guide"}
-    for block in blocks(page, "python"):
-        if runs(block):
-            lines = "\n" * (block.line - 1) + block.code  # a traceback names the line of the page
-            exec(compile(lines, str(page), "exec", dont_inherit=True), namespace)
+    guides.run(text_of(page), str(page))
 
 
 def test_the_drawings_and_calls_of_modifiers_are_what_the_code_says(capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,7 +98,7 @@ def test_the_drawings_and_calls_of_modifiers_are_what_the_code_says(capsys: pyte
             drawn.append(block.line)
             assert block.code == printed, f"line {block.line}"
         else:
-            exec(compile("\n" * (block.line - 1) + block.code, str(page), "exec", dont_inherit=True), namespace)
+            exec(block.compiled(str(page)), namespace)
             printed = capsys.readouterr().out
     assert len(drawn) > 5
     table = text_of(page)[text_of(page).index("| objective |") :]
@@ -126,8 +114,7 @@ def test_the_drawings_and_calls_of_modifiers_are_what_the_code_says(capsys: pyte
 @pages
 def test_code_that_does_not_run_is_python(page: Path) -> None:
     for block in blocks(page, "python"):
-        if not runs(block):
-            ast.parse(block.code)
+        block.compiled(str(page))
 
 
 def test_the_page_shows_the_example() -> None:
@@ -197,10 +184,11 @@ def test_links_lead_somewhere(page: Path) -> None:
     dead = []
     for link in re.findall(r"\]\(([^)\s]+)\)", SPAN.sub("", prose(page))):
         path, _, anchor = link.partition("#")
-        target = page.parent / path if path else page
+        target = Path(os.path.normpath(page.parent / path)) if path else page  # a generated page's folder is not there
         if re.match(r"[a-z]+:", link):
             continue
-        if not target.exists() or (anchor and anchor not in anchors(target)):
+        there = target.exists() or (page in GENERATED and target in GENERATED)  # GitHub has no generated pages
+        if not there or (anchor and anchor not in anchors(target)):
             dead.append(link)
     assert not dead
 
@@ -272,10 +260,14 @@ def test_every_loss_is_in_its_page() -> None:
     assert set(BACKENDS) <= set(SPAN.findall(prose(ROOT / "docs" / "install.md")))
 
 
-def test_tools_of_lint_are_pinned() -> None:
-    (tools,) = re.findall(r"^lint = \[(.*?)\]", text_of(ROOT / "pyproject.toml"), re.MULTILINE)
+@pytest.mark.parametrize("extra", ["lint", "docs"])
+def test_tools_are_pinned(extra: str) -> None:
+    (tools,) = re.findall(rf"^{extra} = \[(.*?)\] #", text_of(ROOT / "pyproject.toml"), re.MULTILINE)
     pinned = re.findall(r"^([\w-]+)==", text_of(ROOT / "constraints.txt"), re.MULTILINE)
-    assert set(re.findall(r'"([\w-]+)"', tools)) <= set(pinned)
+    assert set(re.findall(r'"([\w-]+)(?:\[\w+\])?"', tools)) <= set(pinned)
+
+
+def test_what_continuous_integration_runs() -> None:
     commands = [line for line in text_of(ROOT / ".ci" / "run").splitlines() if line.startswith("make ")]
     assert commands == ["make lint", "make test", "make test-cpus"]
 
