@@ -156,7 +156,7 @@ def test_what_is_written_is_clean(runner: ModuleType) -> None:
     noisy = b64encode(file.getvalue()).decode()
     cell = nbformat.v4.new_code_cell("x", execution_count=7, metadata={"execution": {"start": "today"}})
     cell.outputs = [
-        nbformat.v4.new_output("stream", name="stderr", text="/home/me/lib.py: UserWarning"),
+        nbformat.v4.new_output("stream", name="stderr", text="lib.py: UserWarning"),
         nbformat.v4.new_output("stream", name="stdout", text="kept"),
         nbformat.v4.new_output(
             "execute_result", data={"image/png": noisy, "text/plain": "<Figure>"}, execution_count=7
