@@ -69,6 +69,8 @@ EXAMPLES = {
     "claims": Smoke(("swav", "--seeds", "1", "--max-steps", "3", "--limit", "60")),
     "sentences": Smoke(("--max-steps", "2", "--quiet"), write_sentences, SENTENCES),
     "your_own_loss": Smoke(()),
+    "accumulation": Smoke(()),
+    "curves": Smoke(("--max-steps", "3")),
 }
 
 
