@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import pytest
 import torch
+from parity import peer
 from torch import Tensor
 
 TOWER: dict[str, Any] = {
@@ -160,6 +163,12 @@ def clips(n: int, g: torch.Generator) -> dict[str, Tensor]:
     return tokens(n, g) | {"pixel_values": torch.randn(n, 2, 3, 8, 8, generator=g)}
 
 
+def attacked(n: int, g: torch.Generator) -> dict[str, Tensor]:
+    """RoCBert's: a text, an attack on it, and the text that was meant."""
+    parts = {prefix: tokens(n, g) for prefix in ("", "attack_", "labels_")}
+    return {prefix + name: x for prefix, part in parts.items() for name, x in part.items()}
+
+
 PROJECTED = {"projection_dim": 8}
 MODELS = (
     Model("CLIPModel", config("CLIPConfig", text_config=TEXT, vision_config=VISION, **PROJECTED), pairs()),
@@ -286,6 +295,18 @@ MODELS = (
         ),
         masked,
     ),
+    Model(
+        "RoCBertForPreTraining",
+        config(
+            "RoCBertConfig",
+            **BERT,
+            pronunciation_embed_dim=8,
+            pronunciation_vocab_size=40,
+            shape_embed_dim=8,
+            shape_vocab_size=40,
+        ),
+        attacked,
+    ),
 )
 OWN_CODE = (
     Model(
@@ -317,3 +338,63 @@ OWN_CODE = (
         lambda n, g: tokens(n, g) | {"pixel_values_videos": torch.randn(n, 2, 3, 8, 8, generator=g)},
     ),
 )
+NAMED = {model.name: model for model in (*MODELS, *OWN_CODE)}
+
+
+class Step(NamedTuple):
+    """What a step of a model gives: its output, and the gradient of every parameter."""
+
+    output: Any
+    gradients: dict[str, Tensor | None]
+
+
+def forward(model: Any, batch: dict[str, Tensor], **options: Any) -> Any:
+    """The output of a model that is asked for its loss."""
+    asked = {} if "attack_input_ids" in batch else {"return_loss": True}
+    return model(**batch, **asked, **options)
+
+
+def step(model: Any, batch: dict[str, Tensor]) -> Step:
+    torch.manual_seed(0)  # for its dropout
+    output = forward(model, batch)
+    output.loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    return Step(output, gradients)
+
+
+def assert_same_gradients(found: dict[str, Tensor | None], wanted: dict[str, Tensor | None], tolerance: float) -> None:
+    """Of every parameter, relative to its largest entry; one without a gradient has none in either."""
+    assert {name for name, g in found.items() if g is None} == {name for name, g in wanted.items() if g is None}
+    largest = max(float(g.abs().max()) for g in wanted.values() if g is not None)
+    assert largest > 0
+    for name, right in wanted.items():
+        if right is not None:
+            scale = max(float(right.abs().max()), 1e-3 * largest)  # some are 0 but for rounding
+            torch.testing.assert_close(
+                found[name], right, rtol=0, atol=tolerance * scale, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+@contextlib.contextmanager
+def patched(*families: str, gather: bool = False) -> Iterator[None]:
+    from pycl.compat import transformers
+
+    transformers.patch(*families, gather=gather)
+    try:
+        yield
+    finally:
+        transformers.unpatch()
+
+
+def installed() -> Any:
+    """transformers; the test is skipped where it is not installed. It says nothing about its tiny configurations."""
+    library = peer("transformers")
+    library.logging.set_verbosity(50)
+    return library
+
+
+@pytest.fixture
+def strict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Falling back is an error."""
+    monkeypatch.setenv("PYCL_STRICT", "1")

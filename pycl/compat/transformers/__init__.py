@@ -76,12 +76,13 @@ def _installed() -> list[str]:
 
 
 def _patch_module(module: ModuleType) -> None:
-    family = module.__name__.rpartition(".modeling_")[2]
-    for name, why in [*((name, "") for name in FAMILIES[family].models), *FAMILIES[family].own_code]:
-        model = vars(module).get(name)
-        if model is not None and model not in _originals:
-            _originals[model] = original = vars(model)["forward"]
-            model.forward = forward_of(original, lambda: _gathers[family], why)
+    name = module.__name__.rpartition(".modeling_")[2]
+    family = FAMILIES[name]
+    for model, why in [*((model, "") for model in family.models), *family.own_code]:
+        kind = vars(module).get(model)
+        if kind is not None and kind not in _originals:
+            _originals[kind] = original = vars(kind)["forward"]
+            kind.forward = forward_of(original, family.asks, lambda: _gathers[name], why)
 
 
 _imports = AfterImport(_patch_module)

@@ -95,6 +95,13 @@ def transposed(logits: Product, *dims: int) -> Any:
     return logits.transposed() if sorted(d % 2 for d in dims) in ([], [0, 1]) else NotImplemented
 
 
+@rule("view reshape", Product)
+def reshaped(logits: Product, *shape: Any) -> Any:
+    """To the shape that they have."""
+    same = len(shape) == 2 and all(size in (-1, n) for size, n in zip(shape, logits.shape, strict=True))
+    return logits if same else NotImplemented
+
+
 @rule("to", Product)
 def moved(logits: Product, *args: Any, **kwargs: Any) -> Any:
     """To a dtype, or to where the logits are."""

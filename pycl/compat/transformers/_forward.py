@@ -28,16 +28,20 @@ class _Reading(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def forward_of(original: Callable[..., Any], gather: Callable[[], bool], own_code: str) -> Callable[..., Any]:
-    """The forward that takes the place of a model's own, which it runs."""
+def forward_of(
+    original: Callable[..., Any], asks: str, gather: Callable[[], bool], own_code: str
+) -> Callable[..., Any]:
+    """The forward that takes the place of a model's own, which it runs; ``asks`` is the argument that wants a loss."""
     signature = inspect.signature(original)
 
     def wants_loss(model: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
         try:
-            wanted = signature.bind(model, *args, **kwargs).arguments.get("return_loss")
+            wanted = signature.bind(model, *args, **kwargs).arguments.get(asks)
         except TypeError:  # which the forward itself says best
             return False
-        return bool(getattr(model.config, "return_loss", False) if wanted is None else wanted)
+        if wanted is None:
+            wanted = getattr(model.config, asks, False)
+        return isinstance(wanted, Tensor) or bool(wanted)
 
     @wraps(original)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:

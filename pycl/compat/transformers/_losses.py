@@ -174,7 +174,8 @@ class CrossEntropy(Term):
         if self.smoothing:
             return self.of_logits(self.product.dense())
         scale, bias = self.product.affine()
-        group = self.group if self.targets.own else LOCAL  # with columns of other ranks, the model has gathered them
+        square = self.product.shape[0] == self.product.shape[1]
+        group = self.group if self.targets.own and square else LOCAL  # FLAVA has gathered its columns itself
         labels = None if self.targets.own else self.targets.labels
         return _cross_entropy(self.product.x, self.product.y, scale, bias, labels, group=group)
 

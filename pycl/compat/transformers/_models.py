@@ -9,11 +9,13 @@ from typing import NamedTuple
 class Family(NamedTuple):
     """Models of one file, ``transformers.models.<name>.modeling_<name>``.
 
-    ``own_code`` are models whose loss is no function of products of two sets of embeddings, and why.
+    ``own_code`` are models whose loss is no function of products of two sets of embeddings, and why. ``asks`` is the
+    argument of the forward that asks for the loss.
     """
 
     models: tuple[str, ...]
     own_code: tuple[tuple[str, str], ...] = ()
+    asks: str = "return_loss"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -38,6 +40,7 @@ FAMILIES = {
     "pe_audio": Family(("PeAudioModel",), (("PeAudioFrameLevelModel", "a matrix of logits for every frame"),)),
     "pe_audio_video": Family(("PeAudioVideoModel",)),
     "pe_video": Family(("PeVideoModel",)),
+    "roc_bert": Family(("RoCBertForPreTraining",), asks="attack_input_ids"),
     "siglip": Family(("SiglipModel",)),
     "siglip2": Family(("Siglip2Model",)),
     "tipsv2": Family(("Tipsv2Model",)),
