@@ -98,7 +98,7 @@ def test_arguments_by_position() -> None:
         torch.testing.assert_close(found.loss, wanted)
         assert type(found.logits_per_text) is not torch.Tensor
         assert model(*inputs, False).loss is None
-        with pytest.raises(TypeError, match="takes from 1 to 7|positional"):
+        with pytest.raises(TypeError, match="positional"):
             model(*inputs, True, False, 1, 2)
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -38,8 +37,8 @@ kinds = pytest.mark.parametrize("model", KINDS, ids=lambda m: m.name)
 
 
 @pytest.fixture(autouse=True)
-def library() -> Iterator[Any]:
-    yield installed()
+def library() -> Any:
+    return installed()
 
 
 def both(model: Model, batch: dict[str, torch.Tensor], train: bool, dtype: torch.dtype = torch.float64) -> Any:
