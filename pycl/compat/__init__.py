@@ -23,6 +23,7 @@ or ``exp``, which autocast leaves alone there.
 ``from info_nce import ...``               ``from pycl.compat.info_nce import ...``
 ``from losses import SupConLoss``          ``from pycl.compat.supcontrast import SupConLoss``
 ``from solo.losses... import ...``         ``from pycl.compat.solo import ...``
+``transformers.CLIPModel`` and others      ``pycl.compat.transformers.patch()``
 =========================================  ==================================================
 """
 

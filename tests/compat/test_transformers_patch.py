@@ -176,6 +176,17 @@ def test_patching_is_fast() -> None:
     assert min(times) < 0.1
 
 
+def test_explain() -> None:
+    clip, frames = CLIP.make(), NAMED["PeAudioFrameLevelModel"].make()
+    own = "transformers.models.clip.modeling_clip.CLIPModel  1        the library's own code: "
+    assert f"{own}call pycl.compat.transformers.patch()" in pycl.compat.explain(clip)
+    with patched():
+        assert "modeling_clip.CLIPModel  1        fused" in pycl.compat.explain(clip)
+        assert "the library's own code: a matrix of logits for every frame" in pycl.compat.explain(frames)
+        assert "patch(): align, altclip" in pycl.compat.explain(torch.nn.Linear(2, 2))
+        assert "no loss of pycl's" in pycl.compat.explain(torch.nn.Linear(2, 2))
+
+
 def forwards(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:
     for c in (node for node in tree.body if isinstance(node, ast.ClassDef)):
         yield from ((c.name, f) for f in c.body if isinstance(f, ast.FunctionDef) and f.name == "forward")

@@ -65,6 +65,19 @@ def unpatch() -> None:
         model.forward = original  # type: ignore[attr-defined]  # a module's class
 
 
+def verdict(kind: type) -> str | None:
+    """What computes the loss of a class of models; None for any other class."""
+    for c in kind.__mro__:
+        family = FAMILIES.get(c.__module__.rpartition(".modeling_")[2])
+        if family is None or c.__name__ not in family.classes or not c.__module__.startswith("transformers."):
+            continue
+        own_code = dict(family.own_code).get(c.__name__)
+        if own_code is None and c in _originals:
+            return "fused"
+        return f"the library's own code: {own_code or 'call pycl.compat.transformers.patch()'}"
+    return None
+
+
 def _installed() -> list[str]:
     """The families that the installed transformers has; nothing of it is imported."""
     spec = sys.modules.get("transformers") or importlib.util.find_spec("transformers")

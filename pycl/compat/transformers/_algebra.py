@@ -17,7 +17,8 @@ from torch import Tensor
 from ._lazy import RULES, Formula, Lazy, Rule, is_lazy
 from ._losses import STEPS, Losses, Matched, Product, Signed, Targets
 
-STARTERS = {"matmul", "mm", "__matmul__", "eye", "arange"}  # what makes the first formulas of plain tensors
+# what makes the first formulas of plain tensors
+STARTERS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm, torch.eye, torch.arange}
 # of a cross entropy
 DEFAULTS = {"weight": None, "size_average": None, "ignore_index": -100, "reduce": None, "reduction": "mean"}
 

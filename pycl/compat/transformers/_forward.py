@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from pycl.compat._peer import fall_back
 
 from ._algebra import STARTERS
-from ._lazy import Lazy, name_of, run
+from ._lazy import Lazy, run
 from ._losses import ASKED, Asked, Losses
 
 
@@ -23,7 +23,7 @@ class _Reading(TorchFunctionMode):
     """Makes lazy tensors of what may become logits, and takes part in what is done to them."""
 
     def __torch_function__(self, func: Any, types: Sequence[Any], args: Any = (), kwargs: Any = None) -> Any:
-        if Lazy in types or name_of(func) in STARTERS:
+        if func in STARTERS or Lazy in types:
             return run(func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
 
@@ -53,9 +53,10 @@ def forward_of(
         token = ASKED.set(asked := Asked(gather()))
         try:
             with _Reading():
-                found = _settled(original(self, *args, **kwargs))
+                found = original(self, *args, **kwargs)
         finally:
             ASKED.reset(token)
+        found = _settled(found)
         if not asked.terms and _loss_of(found) is not None:
             fall_back(type(self).__name__, "its loss is made of logits in a way that pycl does not know")
         return found

@@ -131,7 +131,7 @@ def run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
     rule = RULES.get(name)
-    if rule is not None and all(x.formula.holds() for x in tree_leaves((args, kwargs)) if isinstance(x, Lazy)):
+    if rule is not None and all(x.formula.holds() for x in (*args, *kwargs.values()) if isinstance(x, Lazy)):
         try:
             found = rule(*args, **kwargs)
         except TypeError:  # arguments that the rule does not take
