@@ -25,6 +25,7 @@ or ``exp``, which autocast leaves alone there.
 ``from losses import SupConLoss``          ``from pycl.compat.supcontrast import SupConLoss``
 ``from solo.losses... import ...``         ``from pycl.compat.solo import ...``
 ``from grad_cache import GradCache``       ``from pycl.compat.grad_cache import GradCache``
+``transformers.CLIPModel`` and others      ``pycl.compat.transformers.patch()``
 =========================================  ====================================================
 """
 

@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from pycl.compat import transformers
+from pycl.compat.transformers._models import FAMILIES
+
 
 class DropIn(NamedTuple):
     """A drop-in, the module it stands for and the distribution which that is from, and what is fused."""
@@ -136,6 +139,9 @@ def explain(*losses: nn.Module) -> str:
     """
     rows = [("drop-in", "library", "version", "fused")]
     rows += [(d.module, d.library, _version(d.distribution), ", ".join(d.fused)) for d in DROP_INS]
+    rows.append(
+        ("pycl.compat.transformers", "transformers", _version("transformers"), f"patch(): {', '.join(FAMILIES)}")
+    )
     found = {id(part): part for loss in losses for part in loss.modules()}.values() if losses else _alive()
     verdicts = Counter(said for part in found if (said := _verdict(part)) is not None)
     seen = [("loss", "objects", "runs")]
@@ -170,7 +176,8 @@ def _verdict(loss: nn.Module) -> tuple[str, str] | None:
         for c in kind.__mro__:
             if c.__name__ in drop_in.fused and c.__module__.partition(".")[0] == package:
                 return name, f"the library's own code: {drop_in.module} has a fused {c.__name__}"
-    return None
+    runs = transformers.verdict(kind)
+    return None if runs is None else (name, runs)
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> str:
