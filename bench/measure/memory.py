@@ -23,8 +23,9 @@ import torch
 import pycl
 
 from ..suites.case import Case
+from ..workloads import baselines
 from ..workloads.registry import WORKLOADS
-from ..workloads.workload import step_of
+from ..workloads.workload import Function, step_of
 from .correctness import Refusal
 
 STATUS = Path("/proc/self/status")
@@ -49,7 +50,7 @@ def measure(case: Case, baselines: Sequence[str]) -> dict[str, Any]:
 
 
 def peak(case: Case, provider: str) -> dict[str, float]:
-    """MiB and seconds of one step of ``"ours"`` or ``"eager"``; raises ``Failed``."""
+    """MiB and seconds of one step of ``"ours"``, a dense form, ``"compile"`` or a peer; raises ``Failed``."""
     # the pycl that is imported here, wherever the process is started
     here = {"PYTHONPATH": os.pathsep.join([str(Path(pycl.__file__).parent.parent), *filter(None, sys.path)])}
     command = [sys.executable, "-m", "pycl.bench.measure.memory", json.dumps(job_of(case, provider))]
@@ -80,13 +81,28 @@ def peak_here(job: dict[str, Any]) -> dict[str, float]:
     torch.set_num_threads(job["threads"])
     torch.set_float32_matmul_precision(job["precision"])
     workload, size, shape = WORKLOADS[job["loss"]], job["size"], (job["dim"], getattr(torch, job["dtype"]))
-    function = workload.ours if job["provider"] == "ours" else workload.dense
-    step_of(function, workload.inputs(min(size, WARM_UP), *shape))()
+    function = function_of(job["loss"], job["provider"])
+    warm_up = size if job["provider"] == "compile" else min(size, WARM_UP)  # it compiles anew for another size
+    step_of(function, workload.inputs(warm_up, *shape))()
     step = step_of(function, workload.inputs(size, *shape))
     before = _restart_high_water_mib()
     start = time.perf_counter()
     step()
     return {"seconds": time.perf_counter() - start, "peak_mib": _high_water_mib() - before}
+
+
+def function_of(loss: str, provider: str) -> Function:
+    """What a provider computes a loss with."""
+    workload = WORKLOADS[loss]
+    forms = {"ours": workload.ours, "eager": workload.dense, **workload.others}
+    if provider in forms:
+        return forms[provider]
+    if provider == "compile":
+        return torch.compile(workload.dense)
+    (found,) = baselines.find(peer for peer in baselines.PEERS if (peer.loss, peer.name) == (loss, provider))
+    if found.function is None:
+        raise Failed(f"{provider}: {found.why_not}")
+    return found.function
 
 
 def _restart_high_water_mib() -> float:

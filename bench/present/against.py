@@ -11,7 +11,7 @@ from ..base.compare import PAIRS
 from . import figures, tables
 from .figures import Row
 from .tables import LABEL, Column
-from .text import WIDTH, grid
+from .text import GAP, WIDTH, grid, remarks
 
 SAME = 0.02  # what nobody notices
 TIMES = (
@@ -36,7 +36,7 @@ def text(record: Mapping[str, Any]) -> str:
         f"{side} has workloads of its own: these benchmarks do not import with its library ({reason})"
         for side, reason in record["own_workloads"].items()
     ]
-    return "\n".join([*parts, *own, *tables.remarks(record)])
+    return "\n".join([*parts, *(textwrap.fill(line, WIDTH, subsequent_indent=GAP) for line in own), *remarks(record)])
 
 
 def _milliseconds(side: str) -> Column:
