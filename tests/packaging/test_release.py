@@ -41,7 +41,7 @@ def ready(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_files_agree(ready: ModuleType) -> None:
-    """On the version: pycl, CITATION.cff and the changelog. On the repository: all of project.urls, and CITATION.cff."""
+    """On the version: pycl, CITATION.cff and the changelog. On the repository: project.urls, CITATION.cff."""
     assert ready.disagreements() == []
     assert ready.main([]) == 0
 
