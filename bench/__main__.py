@@ -52,11 +52,14 @@ SUITES: dict[str, tuple[Case, ...]] = {
 }
 EVERYONE = (*FORMS, "compile", "peers")
 EAGER = ("eager", "compile")
+SWEPT = ("eager", "compile", "peers")  # who is drawn beside ours
 BASELINES = {"losses": EAGER, "modifiers": EVERYONE, "objectives": EAGER, "sinkhorn": EVERYONE, "gpu": EVERYONE}
 NOT_WITH_BASE = ("--baselines", "--json", "--csv", "--plot", "--commit", "--budget")
 QUICK_DIVISOR = 8
+ASKED_FOR = {name: {*names, "peers"} for name, names in BASELINES.items()}  # with --baselines
 SECONDS = {"losses": 10.0, "modifiers": 10.0, "objectives": 3.0, "sinkhorn": 10.0, "gpu": 2.0}
-QUICK_SECONDS = 1.0
+QUICK_SECONDS = 0.5
+QUICK_BUDGET = 40.0  # beside the time that torch's import takes: less than a minute
 GPU_BUDGET = 560.0
 
 
@@ -106,8 +109,13 @@ def _contradiction(options: argparse.Namespace, cases: Sequence[Case], baselines
         if options.suite == "gpu":
             return "--base is for suites on a CPU, not for --suite gpu"
     if options.plot and importlib.util.find_spec("matplotlib") is None:
-        return "--plot needs matplotlib"
-    if unknown := set(baselines) - set(BASELINES[options.suite]):
+        return "--plot needs matplotlib: pip install matplotlib"
+    for name, path in (("--json", options.json), ("--csv", options.csv)):
+        if path and not path.parent.is_dir():
+            return f"{name}: there is no folder {path.parent}"
+    if options.csv and (reason := records.why_no_csv(options.csv)):
+        return f"--csv: {reason}"
+    if unknown := set(baselines) - ASKED_FOR[options.suite]:
         return f"--baselines: suite {options.suite} has no {unknown.pop()}"
     if not compared_with(baselines, cases):
         return f"--rows: {cases[0].name} compares with {', '.join(cases[0].baselines or ())} alone; see --baselines"
@@ -141,12 +149,15 @@ def _run(record: Record, cases: Sequence[Case], plan: Plan, device: Device, opti
         if record["rows"] and options.json:
             records.write_json(record, options.json)  # what was measured survives whatever a foreign kernel does
 
-    budget = (options.budget or GPU_BUDGET) if options.suite == "gpu" else None
-    run(record, cases, plan, device, budget=budget, progress=progress)
+    limit = GPU_BUDGET if options.suite == "gpu" else QUICK_BUDGET if options.quick else None
+    run(record, cases, plan, device, budget=options.budget or limit, progress=progress)
     if options.plot and options.suite != "gpu":
         sizes = options.sizes or (QUICK_SIZES if options.quick else SIZES)
+        names = options.baselines or (SWEPT if "compile" in plan.baselines else ("eager", "peers"))
         _progress(f"sweep of {cases[0].name}")
-        record["sweep"] = sweep(cases[0], sizes, plan._replace(seconds=plan.seconds / 5), device)
+        swept = Plan(tuple(names), plan.seconds / 5, plan.rounds)
+        record["sweep"], peers = sweep(cases[0], sizes, swept, device)
+        record["peers"] |= peers
 
 
 def _write(record: Record, options: argparse.Namespace) -> None:
@@ -167,7 +178,10 @@ def select(suite: str, patterns: Sequence[str] | None, sizes: Sequence[int] | No
         raise ValueError(f"no row matches --rows; there are {', '.join(case.name for case in known)}")
     if sizes:
         return [case.at(size) for case in cases for size in sizes]
-    return [case.at(min(case.size, max(256, case.size // QUICK_DIVISOR))) for case in cases] if quick else cases
+    if quick:
+        small = (case.at(min(case.size, max(256, case.size // QUICK_DIVISOR))) for case in cases)
+        return list({case.label + case.measure: case for case in small}.values())  # some are alike now
+    return cases
 
 
 @contextlib.contextmanager
@@ -192,7 +206,8 @@ def _progress(text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pycl.bench", description=(__doc__ or "").split(":")[0])
     add = parser.add_argument
-    add("--quick", action="store_true", help=f"1/{QUICK_DIVISOR} of the sizes, no torch.compile: less than a minute")
+    quick = f"1/{QUICK_DIVISOR} of the sizes, no torch.compile, no row that would begin after {QUICK_BUDGET:.0f} s"
+    add("--quick", action="store_true", help=f"{quick}: less than a minute without --plot")
     add("--suite", choices=SUITES, default="losses")
     add("--rows", type=_names, metavar="NAME,...", help="only these; * matches anything")
     add(
@@ -220,8 +235,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="write the record; into a folder, under the name of the GPU or as cpu.json, cpu-sinkhorn.json",
     )
-    add("--csv", type=Path, metavar="FILE", help="append one line for every provider and metric")
-    add("--plot", type=Path, metavar="DIR", help="draw it; on a CPU the first row, at many sizes that are measured too")
+    add(
+        "--csv",
+        type=Path,
+        metavar="FILE",
+        help="append one line for every provider and metric; docs/bench.md says what the columns are",
+    )
+    drawn = "at many sizes that are measured too, beside eager, torch.compile and the libraries that are installed"
+    add("--plot", type=Path, metavar="DIR", help=f"draw it; on a CPU the first row, {drawn}")
     add("--commit", metavar="HASH", help="what was measured, where it is not a git checkout")
     return parser
 

@@ -26,6 +26,7 @@ from pycl.core import precision
 from pycl.tools import assembler
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+NAMESAKE = "pycl"  # on the package index: another project's wrapper of OpenCL, of one file pycl.py
 AHEAD = (80, 90, 100)  # architectures whose assembler is named where there is no GPU
 EMULATED = "amx-emulated"  # runs everywhere, for tests: says nothing about the machine
 
@@ -171,7 +172,7 @@ def _assemblers() -> dict[str, Any]:
 
 def _warnings(assemblers: dict[str, dict[str, str]]) -> list[str]:
     """What runs and may be wrong nevertheless."""
-    found: list[str | None] = []
+    found: list[str | None] = [_namesake()]
     for architecture, values in assemblers.items():
         tool = assembler.Assembler(**values)
         named = os.environ.get(tool.variable)
@@ -180,6 +181,15 @@ def _warnings(assemblers: dict[str, dict[str, str]]) -> list[str]:
         if int(architecture) in _architectures():
             found.append(assembler.doubt(int(architecture), tool))
     return [warning for warning in dict.fromkeys(found) if warning]
+
+
+def _namesake() -> str | None:
+    """``pip install pycl`` is another project: where both are found first decides which one ``import pycl`` takes."""
+    version = _version(NAMESAKE)
+    return version and (
+        f"the distribution pycl {version} is another project, whose pycl.py may be imported in place of this package: "
+        "pip uninstall pycl. Ours is pycl-kernels"
+    )
 
 
 def _backend(device_type: str, operator: str = registry.PAIRS) -> dict[str, Any]:

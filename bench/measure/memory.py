@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from ..suites.case import Case
+from ..workloads import baselines
 from ..workloads.registry import WORKLOADS
-from ..workloads.workload import step_of
+from ..workloads.workload import Function, step_of
 from .peak import Failed, growth, in_fresh_process
 
 __all__ = ["EAGER_SIZE", "Failed", "measure", "peak", "peak_here"]
@@ -35,7 +36,7 @@ def measure(case: Case, baselines: Sequence[str]) -> dict[str, Any]:
 
 
 def peak(case: Case, provider: str) -> dict[str, float]:
-    """MiB and seconds of one step of ``"ours"`` or ``"eager"``; raises ``Failed``."""
+    """MiB and seconds of one step of ``"ours"``, a dense form, ``"compile"`` or a peer; raises ``Failed``."""
     return in_fresh_process("pycl.bench.measure.memory", job_of(case, provider), f"the step of {provider}")
 
 
@@ -58,9 +59,24 @@ def peak_here(job: dict[str, Any]) -> dict[str, float]:
     torch.set_num_threads(job["threads"])
     torch.set_float32_matmul_precision(job["precision"])
     workload, size, shape = WORKLOADS[job["loss"]], job["size"], (job["dim"], getattr(torch, job["dtype"]))
-    function = workload.ours if job["provider"] == "ours" else workload.dense
-    step_of(function, workload.inputs(min(size, WARM_UP), *shape))()
+    function = function_of(job["loss"], job["provider"])
+    warm_up = size if job["provider"] == "compile" else min(size, WARM_UP)  # it compiles anew for another size
+    step_of(function, workload.inputs(warm_up, *shape))()
     return growth(step_of(function, workload.inputs(size, *shape)))
+
+
+def function_of(loss: str, provider: str) -> Function:
+    """What a provider computes a loss with."""
+    workload = WORKLOADS[loss]
+    forms = {"ours": workload.ours, "eager": workload.dense, **workload.others}
+    if provider in forms:
+        return forms[provider]
+    if provider == "compile":
+        return torch.compile(workload.dense)
+    (found,) = baselines.find(peer for peer in baselines.PEERS if (peer.loss, peer.name) == (loss, provider))
+    if found.function is None:
+        raise Failed(f"{provider}: {found.why_not}")
+    return found.function
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ def run(
         cases: what to measure; those that only compare with others than the plan's baselines are left out.
         plan: how, and whom to compare with.
         device: where.
-        budget: seconds of the whole run on a GPU, if they are limited.
+        budget: seconds of the whole run, if they are limited. On a GPU it is known what a case needs; on a CPU the last
+            one that begins may take longer.
         progress: told what comes next.
 
     Raises:
@@ -62,10 +63,11 @@ def run(
         found = workers.of(None).call(facts, device, limit=STUCK_SECONDS)
         record |= found | {"peers": {}, "not_reached": []}
         for case in compared_with(plan.baselines, cases):
-            need = predicted_seconds(case, record["roofline"]) if budget else 0.0
+            need = predicted_seconds(case, record["roofline"]) if budget and "roofline" in record else 0.0
             left = stop - time.monotonic()
             if need > left:
-                reason = f"needs about {need:.0f} s, {max(left, 0):.0f} s of {budget:.0f} s were left"
+                wanted = f"needs about {need:.0f} s, " if need else ""
+                reason = f"{wanted}{max(left, 0):.0f} s of {budget:.0f} s were left"
                 record["not_reached"].append({**case.as_record(), "reason": reason})
                 continue
             progress(case.label)

@@ -11,11 +11,11 @@ from ..base.compare import PAIRS
 from . import figures, tables
 from .figures import Row
 from .tables import LABEL, Column
-from .text import WIDTH, grid
+from .text import GAP, WIDTH, grid, remarks
 
 SAME = 0.02  # what nobody notices
 TIMES = (
-    "The steps of both builds, in turn; base / now is the median (quartiles) of the ratios of the rounds, above 1 "
+    "The steps of both builds, in turn; base / now is the median of the ratios of the rounds, above 1 "
     f"where now is faster; the interval encloses its 95 % interval and the medians of the {PAIRS} pairs of processes; "
     f"now is faster or slower where all of it is more than {SAME:.0%} away from 1, the same where none of it is"
 )
@@ -36,7 +36,7 @@ def text(record: Mapping[str, Any]) -> str:
         f"{side} has workloads of its own: these benchmarks do not import with its library ({reason})"
         for side, reason in record["own_workloads"].items()
     ]
-    return "\n".join([*parts, *own, *tables.remarks(record)])
+    return "\n".join([*parts, *(textwrap.fill(line, WIDTH, subsequent_indent=GAP) for line in own), *remarks(record)])
 
 
 def _milliseconds(side: str) -> Column:
@@ -47,10 +47,7 @@ def _milliseconds(side: str) -> Column:
 
 
 def _ratio(row: Row) -> str:
-    if "ratio" not in row:
-        return figures.NONE
-    median, q1, q3 = (row["ratio"][key] for key in ("median", "q1", "q3"))
-    return f"{median:.3f} ({q1:.3f}-{q3:.3f})"
+    return f"{row['ratio']['median']:.3f}" if "ratio" in row else figures.NONE
 
 
 def _interval(row: Row) -> str:

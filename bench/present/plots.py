@@ -12,10 +12,10 @@ from .figures import Row, seconds_of, share_of_roofline
 from .record import stem
 
 DIM, DTYPE = 256, "bfloat16"  # of a GPU's cases that are drawn
-COLOURS = {"ours": "#1b7f5c", "eager": "#c0504d"}
-OTHERS = ("#4f6db0", "#d39b2a", "#8a5aa8", "#3d9bb3", "#8c6d46", "#777777")
+COLOURS = {"ours": "#1b7f5c", "eager": "#c0504d", "compile": "#d39b2a"}
+OTHERS = ("#4f6db0", "#8a5aa8", "#3d9bb3", "#8c6d46", "#777777")
 STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 150}
-NAMES = {"ours": "pycl", "eager": "dense eager PyTorch"}
+NAMES = {"ours": "pycl", "eager": "dense eager PyTorch", "compile": "torch.compile"}
 PAGE_MIB = 1 / 256  # 4 KiB, the least that a resident size can grow by
 Record = Mapping[str, Any]
 
@@ -51,9 +51,10 @@ def draw(record: Record, folder: Path) -> Path | None:
 
 def _of_sweep(record: Record) -> tuple[str, list[Panel]]:
     rows = [row for row in record["sweep"] if not row["refused"]]
+    names = list(dict.fromkeys(name for row in rows for name in row["time_s"] if name != "G"))
     panels = [
-        Panel("time of one step (ms)", _lines(rows, ("ours", "eager"), _milliseconds)),
-        Panel("peak memory above the inputs (MiB)", _lines(rows, ("ours", "eager"), _mebibytes)),
+        Panel("time of one step (ms)", _lines(rows, names, _milliseconds)),
+        Panel("peak memory above the inputs (MiB)", _lines(rows, names, _mebibytes)),
     ]
     first, cpu = record["sweep"][0], f"{record['cpu']['model']}, threads: {record['threads']['count']}"
     workload = WORKLOADS[first["loss"]]
@@ -118,7 +119,7 @@ def _save(path: Path, title: str, panels: Sequence[Panel]) -> None:
     from matplotlib.ticker import FuncFormatter, LogFormatter, NullLocator, PercentFormatter
 
     with plt.rc_context(STYLE):
-        figure, all_axes = plt.subplots(1, len(panels), figsize=(8.6, 3.6), layout="constrained")
+        figure, all_axes = plt.subplots(1, len(panels), figsize=(8.6, 4.8), layout="constrained")
         for axes, panel in zip(all_axes, panels, strict=True):
             for label, colour, points, style in panel.lines:
                 axes.plot(*zip(*points, strict=True), style, color=colour, marker="o", markersize=4, label=label)
@@ -135,7 +136,7 @@ def _save(path: Path, title: str, panels: Sequence[Panel]) -> None:
             axes.xaxis.set_minor_locator(NullLocator())
             axes.grid(axis="y", color="#e4e4e4", linewidth=0.7)
             axes.set_axisbelow(True)
-            axes.legend(frameon=False, fontsize=8)
+            axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.2))  # where no line goes
         figure.suptitle(title, fontsize=10)
         figure.savefig(path)
         plt.close(figure)

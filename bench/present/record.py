@@ -18,13 +18,11 @@ from pycl import doctor
 
 from ..workloads.registry import WORKLOADS
 
-CSV_COLUMNS = (
+CSV_COLUMNS = (  # docs/bench.md describes them
     "kernel_name", "kernel_provider", "kernel_operation_mode", "metric_name", "metric_unit", "x_name", "x_label",
     "x_value", "y_value_50", "y_value_25", "y_value_75", "dim", "dtype", "matmul_precision", "backend", "cpu", "isa",
     "threads", "torch_version", "pycl_version", "commit", "timestamp", "gpu",
 )  # fmt: skip
-
-
 NOT_REPEATED = ("--json", "--csv", "--plot", "--commit")  # the business of who ran it
 
 
@@ -94,10 +92,21 @@ def write_json(record: Mapping[str, Any], path: Path) -> None:
     file.write_text(json.dumps(record, indent=1) + "\n")
 
 
+def why_no_csv(path: Path) -> str | None:
+    """Why lines of ``CSV_COLUMNS`` cannot be added to a file."""
+    if path.is_dir():
+        return f"{path} is a folder"
+    if not path.exists():
+        return None
+    with path.open(newline="", encoding="utf-8") as file:
+        head = next(csv.reader(file), [])
+    return None if tuple(head) == CSV_COLUMNS else f"{path} has other columns than those of docs/bench.md"
+
+
 def append_csv(record: Mapping[str, Any], path: Path) -> None:
     """Add one line for every provider and metric, below a header where the file is new."""
     is_new = not path.exists()
-    with path.open("a", newline="") as file:
+    with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, CSV_COLUMNS)
         if is_new:
             writer.writeheader()

@@ -39,6 +39,7 @@ class Column(NamedTuple):
 
 LABEL = Column("row", lambda row: str(row["label"]))
 OURS = Column("ours (ms)", lambda row: figures.spread(row["time_s"].get("ours")))
+MEDIAN = Column("ours (ms)", lambda row: figures.milliseconds(figures.seconds_of(row)))
 
 
 def table(title: str, columns: Sequence[Column], rows: Iterable[Row]) -> Table:
@@ -50,15 +51,21 @@ def table(title: str, columns: Sequence[Column], rows: Iterable[Row]) -> Table:
     return Table(title, tuple(column.title for column in columns), cells)
 
 
-def tables(record: Record) -> list[Table]:
-    """Tables of times, then of memory, each of what is measured alike."""
+def tables(record: Record, narrow: bool = False) -> list[Table]:
+    """Tables of times, then of memory, each of what is measured alike.
+
+    ``narrow`` leaves out quartiles, what others take in G, and how long compiling took: for a terminal.
+    """
     if record["suite"] == "dropins":
         return [_dropins(record)]
     if record["suite"] == "training":
         return [table(training.TITLE, [Column(*column) for column in training.columns()], record["rows"])]
     timed = [row for row in record["rows"] if row["measure"] != "memory"]
     memory = [row for row in record["rows"] if row["measure"] == "memory"]
-    found = [table(_title(record, rows), _times(record, rows), rows) for rows in _alike(timed, lambda w: w.what)]
+    found = [
+        table(_title(record, rows, narrow), _times(record, rows, narrow), rows)
+        for rows in _alike(timed, lambda w: w.what)
+    ]
     found += [table(_workload(rows[0]).memory, _memory(rows), rows) for rows in _alike(memory, lambda w: w.memory)]
     small = [row for row in timed if row.get("launches")]
     if small:
@@ -78,36 +85,40 @@ def _alike(rows: Iterable[Row], key: Callable[[Workload], str]) -> list[list[Row
     return list(found.values())
 
 
-def _title(record: Record, rows: Sequence[Row]) -> str:
-    workload = _workload(rows[0])
+def _title(record: Record, rows: Sequence[Row], narrow: bool) -> str:
+    workload, medians = _workload(rows[0]), "medians" if narrow else "medians (quartiles)"
     if "roofline" not in record:
-        return f"{workload.what}; G is {workload.bare}; medians (quartiles)"
+        return f"{workload.what}; G is {workload.bare}; {medians}"
     floors = {row["loss"]: floor for row in rows if (floor := _workload(row).floor)}
     least = f" ({'; '.join(f'{loss}: {floor}' for loss, floor in floors.items())})" if floors else ""
     return (
         f"{workload.what}; the floor is what the least work of a step{least} takes at the rate of one large torch.mm "
         "of the same format, or of one large copy, in the same run; memory is the peak beyond inputs and answer; "
-        "medians (quartiles)"
+        f"{medians}"
     )
 
 
-def _times(record: Record, rows: Sequence[Row]) -> list[Column]:
+def _times(record: Record, rows: Sequence[Row], narrow: bool) -> list[Column]:
     measured = {name for row in rows for name in row.get("time_s", ()) if name not in ("ours", "G")}
     order = dict.fromkeys((*FORMS, "compile", *(name for row in rows for name in row.get("time_s", ()))))
     others = [name for name in order if name in measured]
-    columns = [LABEL, *(_on_gpu(record["roofline"]) if "roofline" in record else _on_cpu(others))]
+    ours = MEDIAN if narrow else OURS
+    if "roofline" in record:
+        columns = [LABEL, ours, *_on_gpu(record["roofline"])]
+    else:
+        columns = [LABEL, *_on_cpu(ours, [] if narrow or len(others) > BOTH_WAYS else others)]
     columns += [Column(f"vs {name}", partial(_versus, name)) for name in others]
-    if "compile" in measured:
+    if "compile" in measured and not narrow:
         columns.append(Column("compiling (s)", _compiling))
     return columns
 
 
-def _on_cpu(others: Sequence[str]) -> list[Column]:
+def _on_cpu(ours: Column, others: Sequence[str]) -> list[Column]:
     def in_g(name: str, form: str) -> Column:
         return Column(f"{name} (G)", lambda row: figures.formatted(figures.ratio(row, name, "G"), form))
 
     g = Column("G (ms)", lambda row: figures.milliseconds(figures.seconds_of(row, "G")))
-    return [g, OURS, in_g("ours", ".2f"), *(in_g(name, ".1f") for name in others if len(others) <= BOTH_WAYS)]
+    return [g, ours, in_g("ours", ".2f"), *(in_g(name, ".1f") for name in others)]
 
 
 def _on_gpu(rates: Mapping[str, float]) -> list[Column]:
@@ -117,7 +128,6 @@ def _on_gpu(rates: Mapping[str, float]) -> list[Column]:
         return figures.formatted(megabytes, ".3g" if megabytes and megabytes < 100 else ".0f")
 
     return [
-        OURS,
         Column("floor (ms)", lambda row: figures.milliseconds(figures.floor_seconds(row, rates))),
         Column("share of roofline", lambda row: figures.formatted(figures.share_of_roofline(row, rates), ".0%")),
         Column("memory (MB)", memory),

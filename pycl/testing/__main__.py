@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``torchrun --nproc_per_node=3 -m pycl.testing``: every loss in both transports on the ranks, against one process.
+"""Every loss on several processes against one process: ``torchrun --nproc_per_node=3 -m pycl.testing``.
 
-On GPUs with NCCL where there is one for each rank, else on the CPU with gloo. Each rank computes the loss of the whole
-batch by itself to compare with.
+With both transports, gathered and by ring. On GPUs with NCCL where there is one for each rank, else on the CPU with
+gloo. Each rank computes the loss of the whole batch by itself to compare with; value and gradients must agree to 1e-10
+in float64 on a CPU, to 1e-4 in float32 on GPUs. The status is 1 where one does not.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Callable
 from typing import Any
@@ -74,6 +76,12 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        prog="torchrun --nproc_per_node=3 -m pycl.testing",
+        description=__doc__,
+        epilog="For a loss of your own call pycl.testing.assert_ddp_equivalent in a test.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
     if "LOCAL_RANK" not in os.environ:
         raise SystemExit("start this with torchrun --nproc_per_node=3 -m pycl.testing")
     raise SystemExit(1 if main() else 0)

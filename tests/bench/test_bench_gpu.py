@@ -201,7 +201,7 @@ def test_cases_without_what_they_compare_with(capsys: pytest.CaptureFixture[str]
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("bad", [["--baselines", "peers"], ["--budget", "9"]])
+@pytest.mark.parametrize("bad", [["--baselines", "official"], ["--budget", "9"]])
 def test_options_of_the_other_suite(bad: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(bad)

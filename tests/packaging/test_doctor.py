@@ -126,6 +126,24 @@ def test_backend_that_fails_to_load(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.parametrize("installed", [False, True])
+def test_another_project_of_the_same_name(installed: bool, tmp_path: Path) -> None:
+    """PyPI's pycl is one file pycl.py; in the same folder, or behind it on the path, ours is what is imported."""
+    if installed:
+        (tmp_path / "pycl.py").write_text("raise RuntimeError('the other project')\n")
+        (tmp_path / "pycl-0.1.1.dist-info").mkdir()
+        (tmp_path / "pycl-0.1.1.dist-info" / "METADATA").write_text(
+            "Metadata-Version: 2.1\nName: pycl\nVersion: 0.1.1\n"
+        )
+    found = run(PYTHONPATH=os.pathsep.join([*filter(None, sys.path), str(tmp_path)])).splitlines()
+    said = [line for line in found if "another project" in line]
+    assert len(said) == installed
+    for line in said:
+        assert line.startswith("warning")
+        assert "the distribution pycl 0.1.1" in line
+        assert "pip uninstall pycl" in line
+
+
 HOPPER, ADA, AMPERE = (9, 0), (8, 9), (8, 0)
 NEEDS_TRITON = pytest.mark.skipif(
     doctor._version("triton") is None, reason="Triton chooses the assembler, and is not installed"
@@ -199,7 +217,7 @@ def test_no_assembler(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("Cannot find ptxas")
 
     monkeypatch.setattr(assembler, "assembler_of", none)
-    monkeypatch.setattr(doctor, "_version", lambda distribution: "3.7.1" if installed else None)
+    monkeypatch.setattr(doctor, "_version", lambda name: "3.7.1" if installed and name == "triton" else None)
     found = doctor.report()
     reason = "RuntimeError: Cannot find ptxas" if installed else "Triton is not installed"
     assert found["ptxas"] == {"takes": {}, "why_not": reason}

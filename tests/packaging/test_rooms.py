@@ -38,7 +38,8 @@ def module_of(path: Path) -> list[str]:
 
 
 def room_of(module: list[str]) -> str:
-    return module[1] if len(module) > 1 else ""
+    """``python -m pycl`` is the package itself."""
+    return module[1] if len(module) > 1 and module[1] != "__main__" else ""
 
 
 def imported(path: Path) -> Iterator[list[str]]:

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-SOURCES = ("CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE", "pycl", "bench", "triton_kernels", "csrc")
+SOURCES = ("CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE")
+SOURCES += ("pycl", "bench", "triton_kernels", "csrc", "release")
 NEEDED = ("cmake", "ninja", "make")
 NAME = "pycl_kernels-*-py3-none-any.whl"
 BUILD = """
