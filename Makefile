@@ -7,7 +7,8 @@ NATIVE = -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
 SOURCES := $(shell find pycl bench triton_kernels csrc -name '*.py' -o -name '*.pyi' -o $(NATIVE)) \
            CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo examples stubs docs docs-serve objective-table test test-all test-cpus planted-faults sanitize versions parity lint format bench host-time clean
+.PHONY: demo examples notebooks stubs docs docs-serve objective-table test test-all test-cpus planted-faults sanitize versions
+.PHONY: parity lint format bench host-time clean
 .PHONY: triton-versions gpu-tables gpu-cache gpu-first gpu-check gpu-test gpu-bench
 
 demo: $(VENV)/installed
@@ -16,6 +17,10 @@ demo: $(VENV)/installed
 # every example for a few steps
 examples: $(VENV)/installed
 	$(BIN)/python examples/smoke.py $(EXAMPLES)
+
+# every notebook in a kernel of its own, from its own packages; NOTEBOOKS='--write clip' writes what its cells show
+notebooks: $(VENV)/notebooks
+	$(BIN)/python docs/notebooks/run.py $(NOTEBOOKS)
 
 # workers of a thread each; tests that share what is slow to make stay in one worker
 SUITE = OMP_NUM_THREADS=1 PYCL_TEST_REQUIRE=cpu,triton $(BIN)/python -m pytest -n auto $(TEST_ARGS)
@@ -159,6 +164,10 @@ $(VENV)/installed: $(SOURCES)
 
 $(VENV)/peers: $(VENV)/installed
 	$(PIP) '.[peers]'
+	touch $@
+
+$(VENV)/notebooks: $(VENV)/installed
+	$(PIP) '.[notebooks]'
 	touch $@
 
 $(VENV)/lint: $(VENV)/installed
