@@ -269,7 +269,7 @@ def test_tools_are_pinned(extra: str) -> None:
 
 def test_what_continuous_integration_runs() -> None:
     commands = [line for line in text_of(ROOT / ".ci" / "run").splitlines() if line.startswith("make ")]
-    assert commands == ["make lint", "make test", "make test-cpus"]
+    assert commands == ["make lint", "make docs", "make test", "make test-cpus", "make notebooks"]
 
 
 # ---- how it works
