@@ -42,6 +42,7 @@ TOGETHER = {
     "test_objectives_group",
     "test_objectives_memory",
     "test_sentence_transformers_training",
+    "test_transformers_ranks",
     "test_triton_aot",
     "test_uneven",
 }

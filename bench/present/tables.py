@@ -14,7 +14,7 @@ from ..suites.case import Case
 from ..workloads.baselines import PEERS
 from ..workloads.registry import FORMS, WORKLOADS
 from ..workloads.workload import Workload
-from . import figures, training
+from . import dropins, figures, training, transformers
 from .figures import Row
 
 BUSY = 0.5  # load average a core before the run from which its times mean little
@@ -23,6 +23,7 @@ MEMORY_UNITS: dict[str, Callable[[Row], float]] = {  # in MiB
     "GiB": lambda row: 2.0**10,
     "scores": lambda row: float(row["matrix_mib"]),
 }
+OWN_COLUMNS: dict[str, Any] = {"dropins": dropins, "training": training, "transformers": transformers}  # of suites
 Record = Mapping[str, Any]
 
 
@@ -56,10 +57,8 @@ def tables(record: Record, narrow: bool = False) -> list[Table]:
 
     ``narrow`` leaves out quartiles, what others take in G, and how long compiling took: for a terminal.
     """
-    if record["suite"] == "dropins":
-        return [_dropins(record)]
-    if record["suite"] == "training":
-        return [table(training.TITLE, [Column(*column) for column in training.columns()], record["rows"])]
+    if own := OWN_COLUMNS.get(record["suite"]):
+        return [table(own.TITLE, [Column(*column) for column in own.columns()], record["rows"])]
     timed = [row for row in record["rows"] if row["measure"] != "memory"]
     memory = [row for row in record["rows"] if row["measure"] == "memory"]
     found = [
@@ -171,32 +170,6 @@ SMALL = (
     *_small("launches, {}", lambda name, row: figures.formatted(row["launches"].get(name))),
     *_small("host, {} (ms)", lambda name, row: figures.milliseconds(row["host_s"].get(name))),
 )
-
-
-def _dropins(record: Record) -> Table:
-    title = (
-        "Forward and backward, float32, both in one process, medians; peak memory of one step in a process of its own"
-    )
-    columns = (
-        Column("drop-in", lambda row: str(row["name"])),
-        Column("d", lambda row: str(row["dim"])),
-        Column("N", lambda row: str(row["size"])),
-        Column("the library (ms)", _library),
-        Column("ours (ms)", lambda row: figures.milliseconds(figures.seconds_of(row))),
-        Column("vs the library", lambda row: figures.times(figures.ratio(row, "peer", "ours"))),
-        Column("the library (MiB)", partial(_peak_mib, "peer")),
-        Column("ours (MiB)", partial(_peak_mib, "ours")),
-    )
-    return table(title, columns, record["rows"])
-
-
-def _peak_mib(side: str, row: Row) -> str:
-    return figures.formatted(row.get("peak_mib", {}).get(side), ".3g")
-
-
-def _library(row: Row) -> str:
-    seconds = figures.seconds_of(row, "peer")
-    return "not run: 9 GB or more" if seconds is None else figures.milliseconds(seconds)
 
 
 def header(record: Record) -> str:

@@ -40,7 +40,19 @@ SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 TARGET = re.compile(r"\bmake ([a-z][\w-]*)")
 MODULE = re.compile(r"\bpython[\d.]* -m ([\w.]+)|torchrun .*?-m ([\w.]+)")
 NAME = re.compile(r"(?<![\w./])pycl(?:\.[A-Za-z_]\w*)+")
-FOLDERS = ("pycl", "csrc", "triton_kernels", "bench", "tests", "examples", "docs", "findings", ".ci", ".github")
+FOLDERS = (
+    "pycl",
+    "csrc",
+    "triton_kernels",
+    "bench",
+    "tests",
+    "examples",
+    "docs",
+    "findings",
+    "release",
+    ".ci",
+    ".github",
+)
 FILE = re.compile(rf"(?:{'|'.join(map(re.escape, FOLDERS))})/[\w./*<>-]+")
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").exists(), reason="runs in a checkout")
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

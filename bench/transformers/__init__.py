@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models of Hugging Face transformers with and without ``pycl.compat.transformers.patch()``."""
