@@ -9,14 +9,14 @@
 # Seen with torch 2.13.0 (CPU):
 #   import gradcache: GradCache is not there
 #   positional: 2.0
-#   keyword: AttributeError or TypeError or ValueError: too many values to unpack (expected 2)
+#   keyword: TypeError: cannot unpack non-iterable float object
 #
 # Exits with 1 if the behaviour is another one.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/env"
-"$folder/env/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.13.0 gradcache==0.0.1
+"$folder/env/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.13.0 numpy gradcache==0.0.1
 cd "$folder"
 cat >seen.py <<'PYTHON'
 import importlib

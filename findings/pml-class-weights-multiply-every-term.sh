@@ -7,7 +7,7 @@
 # two is [n, n]. Which class a large weight belongs to makes no difference. Losses whose terms are a vector are weighted.
 #
 # Seen with torch 2.13.0 (CPU):
-#   weights 1, 2, 30: 11.580; weights 30, 2, 1: 11.580; each term times the weight of its class: 12.990 and 10.325
+#   weights 1, 2, 30: 11.580; weights 30, 2, 1: 11.580; each term times the weight of its class: 12.990 and 10.911
 #
 # Exits with 1 if the behaviour is another one.
 set -euo pipefail

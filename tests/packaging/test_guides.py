@@ -248,6 +248,9 @@ def resolves(name: str) -> bool:
             spec = importlib.util.find_spec(".".join(parts[:end]))
         except ModuleNotFoundError:  # of what is no package
             continue
+        except ImportError:  # its package needs a library that is not installed
+            module = ROOT.joinpath(*parts)
+            return module.is_dir() or module.with_suffix(".py").is_file()
         if spec is not None:
             break
     found: Any = importlib.import_module(".".join(parts[:end])) if end < len(parts) else None
