@@ -21,7 +21,7 @@ SCRIPT = """
 import json
 import torch
 from helpers.objective_cases import cast, values_and_gradients
-from pycl.bench.measure.memory import _high_water_mib, _restart_high_water_mib
+from pycl.bench.measure.peak import growth
 from pycl.testing.objectives import OBJECTIVES
 
 torch.set_num_threads(1)
@@ -29,9 +29,8 @@ for name, row in OBJECTIVES.items():
     scalars = {key: torch.tensor(value) for key, value in row.scalars.items()}
     values_and_gradients(row, cast(row.make(64, 32), torch.float32), scalars)  # loads the code
     arguments = cast(row.make(%d, %d), torch.float32)
-    before = _restart_high_water_mib()
-    values_and_gradients(row, arguments, scalars)
-    print(json.dumps([name, _high_water_mib() - before]), flush=True)
+    found = growth(lambda: values_and_gradients(row, arguments, scalars))
+    print(json.dumps([name, found["peak_mib"]]), flush=True)
 """
 
 

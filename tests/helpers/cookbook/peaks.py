@@ -7,6 +7,7 @@ A line ``name MiB`` for each, of float32 and without a workspace. Right only in 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 import pycl
 from helpers.cookbook import Recipe, recipes
-from pycl.bench.measure.memory import _high_water_mib, _restart_high_water_mib
+from pycl.bench.measure.peak import growth
 
 
 def narrow(x: Any) -> Any:
@@ -33,9 +34,7 @@ def main(n: int, d: int, names: list[str]) -> None:
         recipe = recipes()[name]
         step(recipe, [narrow(x) for x in recipe.make(64, d)])  # loads the code
         inputs = [narrow(x) for x in recipe.make(n, d)]
-        before = _restart_high_water_mib()
-        step(recipe, inputs)
-        print(name, _high_water_mib() - before, flush=True)
+        print(name, growth(partial(step, recipe, inputs))["peak_mib"], flush=True)
 
 
 if __name__ == "__main__":
