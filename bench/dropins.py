@@ -19,7 +19,7 @@ from typing import Any
 from .measure.dropin_memory import inputs_of, module_of, peak
 from .measure.timing import interleaved
 from .present import record as records
-from .present.text import text
+from .present.program import finish, integers
 from .suites.dropins import DIMS, DROPINS, SIZES, DropIn
 from .workloads.baselines import declare_torchvision
 from .workloads.workload import step_of
@@ -52,15 +52,11 @@ def peaks(dropin: DropIn, dim: int, size: int) -> dict[str, float]:
     return {side: peak(dropin, dim, size, side) for side in sides}
 
 
-def _integers(text: str) -> list[int]:
-    return [int(n) for n in text.split(",")]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure every library that is installed."""
     parser = argparse.ArgumentParser(prog="python -m pycl.bench.dropins", description=(__doc__ or "").split(":")[0])
-    parser.add_argument("--sizes", type=_integers, default=SIZES, metavar="N,...")
-    parser.add_argument("--dims", type=_integers, default=DIMS, metavar="d,...")
+    parser.add_argument("--sizes", type=integers, default=SIZES, metavar="N,...")
+    parser.add_argument("--dims", type=integers, default=DIMS, metavar="d,...")
     parser.add_argument("--only", default="", metavar="TEXT", help="drop-ins with this in their name")
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"spent on a row (default {SECONDS:g})")
     parser.add_argument("--json", type=Path, metavar="DIR", help="write the record there as cpu-dropins.json")
@@ -83,9 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if (dim, size) == (min(options.dims), max(options.sizes)):
                 row["peak_mib"] = peaks(dropin, dim, size)
             record["rows"].append(row)
-    print(text(record))
-    if options.json:
-        records.write_json(record, options.json)
+    finish(record, options.json)
     return 0
 
 

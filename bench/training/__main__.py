@@ -17,7 +17,7 @@ from typing import Any
 
 from ..measure.timing import Timing
 from ..present import record as records
-from ..present.text import text
+from ..present.program import finish, integers
 from .recipes import RECIPES
 from .step import measured
 
@@ -46,15 +46,11 @@ def row_of(name: str, size: int, rounds: int, chunk: int | None) -> dict[str, An
     }
 
 
-def _integers(text: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in text.split(","))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure every recipe whose libraries are installed."""
     parser = argparse.ArgumentParser(prog="python -m pycl.bench.training", description=(__doc__ or "").split(":")[0])
-    parser.add_argument("--sizes", type=_integers, default=SIZES, metavar="N,...", help="pairs in a batch")
-    parser.add_argument("--rounds", type=_integers, default=ROUNDS, metavar="R,...", help="steps of each form, by size")
+    parser.add_argument("--sizes", type=integers, default=SIZES, metavar="N,...", help="pairs in a batch")
+    parser.add_argument("--rounds", type=integers, default=ROUNDS, metavar="R,...", help="steps of each form, by size")
     parser.add_argument("--only", default="", metavar="TEXT", help="recipes with this in their name")
     parser.add_argument("--chunk", type=int, default=CHUNK, metavar="ROWS", help=f"default {CHUNK}")
     parser.add_argument("--chunk-from", type=int, default=CHUNK_FROM, metavar="N", help=f"default {CHUNK_FROM}")
@@ -73,9 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{name}, N = {size}", file=sys.stderr)
             chunk = options.chunk if size >= options.chunk_from else None
             record["rows"].append(row_of(name, size, rounds, chunk))
-    print(text(record))
-    if options.json:
-        records.write_json(record, options.json)
+    finish(record, options.json)
     return 0
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..measure.timing import interleaved
 from ..present import record as records
-from ..present.text import text
+from ..present.program import finish, integers
 from ..workloads.baselines import declare_torchvision
 from .step import STEPS, inputs, model, peak, step_of
 
@@ -40,16 +40,12 @@ def measure(n: int, dim: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def _integers(text: str) -> list[int]:
-    return [int(n) for n in text.split(",")]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure every size and width."""
     program = "python -m pycl.bench.transformers"
     parser = argparse.ArgumentParser(prog=program, description=(__doc__ or "").split(":")[0])
-    parser.add_argument("--sizes", type=_integers, default=[1024, 4096], metavar="N,...")
-    parser.add_argument("--dims", type=_integers, default=[128, 512], metavar="d,...")
+    parser.add_argument("--sizes", type=integers, default=[1024, 4096], metavar="N,...")
+    parser.add_argument("--dims", type=integers, default=[128, 512], metavar="d,...")
     parser.add_argument("--seconds", type=float, default=20.0, help="spent on a row (default 20)")
     parser.add_argument("--json", type=Path, metavar="DIR", help="write the record there as cpu-transformers.json")
     arguments = sys.argv[1:] if argv is None else argv
@@ -58,9 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     record = records.new_record("transformers", " ".join([program, *records.repeatable(arguments)]))
     record["peers"] = {"transformers": {"version": importlib.metadata.version("transformers"), "why_not": None}}
     record["rows"] = [measure(n, dim, options.seconds) for dim in options.dims for n in options.sizes]
-    print(text(record))
-    if options.json:
-        records.write_json(record, options.json)
+    finish(record, options.json)
     return 0
 
 
