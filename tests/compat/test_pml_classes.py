@@ -19,6 +19,7 @@ from pycl.compat.pml import losses as ours
 
 theirs: Any = peer("pytorch_metric_learning.losses") if _peer.find_peer("pytorch_metric_learning") else None
 pytestmark = [
+    pytest.mark.usefixtures("nothing_falls_back"),
     pytest.mark.skipif(theirs is None, reason="pytorch_metric_learning is not installed"),
     pytest.mark.filterwarnings("ignore:__array_wrap__"),
 ]
@@ -38,17 +39,6 @@ NAMES = {
     "ProxyAnchorLoss": "proxies",
     "ProxyNCALoss": "proxies",
 }
-
-
-@pytest.fixture(autouse=True)
-def nothing_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_peer, "_warned", set())
-    monkeypatch.setenv("PYCL_STRICT", "1")
-
-
-@pytest.fixture
-def fallbacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PYCL_STRICT")
 
 
 def build(module: Any, name: str, n_classes: int = C, **options: Any) -> Any:

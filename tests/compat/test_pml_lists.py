@@ -15,7 +15,10 @@ from pycl.compat import FallbackWarning, _peer
 from pycl.compat.pml import losses as ours
 
 theirs = peer("pytorch_metric_learning.losses") if _peer.find_peer("pytorch_metric_learning") else None
-pytestmark = pytest.mark.skipif(theirs is None, reason="pytorch_metric_learning is not installed")
+pytestmark = [
+    pytest.mark.skipif(theirs is None, reason="pytorch_metric_learning is not installed"),
+    pytest.mark.usefixtures("nothing_falls_back"),
+]
 
 if theirs is not None:
     from pytorch_metric_learning import distances, miners, reducers, regularizers
@@ -24,17 +27,6 @@ if theirs is not None:
 LABELS = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 3])
 Z = embeddings(10, 4, 1)
 REFS, REF_LABELS = embeddings(7, 4, 2), torch.tensor([0, 1, 3, 3, 2, 9, 1])
-
-
-@pytest.fixture(autouse=True)
-def nothing_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_peer, "_warned", set())
-    monkeypatch.setenv("PYCL_STRICT", "1")
-
-
-@pytest.fixture
-def fallbacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PYCL_STRICT")
 
 
 def almost_all(change: str) -> tuple[Tensor, ...]:

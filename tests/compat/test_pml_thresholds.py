@@ -18,7 +18,10 @@ from pycl.compat import FallbackWarning, _peer
 from pycl.compat.pml import losses as ours
 
 theirs: Any = peer("pytorch_metric_learning.losses") if _peer.find_peer("pytorch_metric_learning") else None
-pytestmark = pytest.mark.skipif(theirs is None, reason="pytorch_metric_learning is not installed")
+pytestmark = [
+    pytest.mark.skipif(theirs is None, reason="pytorch_metric_learning is not installed"),
+    pytest.mark.usefixtures("nothing_falls_back"),
+]
 
 if theirs is not None:
     from pytorch_metric_learning import distances, miners, reducers, regularizers
@@ -32,17 +35,6 @@ OVER_PAIRS = ["MultiSimilarityLoss", "GeneralizedLiftedStructureLoss"]
 NAMES = [*OVER_PAIRS, "CircleLoss", "NCALoss", "InstanceLoss"]
 WITH_REFS = [*OVER_PAIRS, "NCALoss"]
 OF_ANY_SIMILARITY = [*OVER_PAIRS, "NCALoss", "NTXentLoss", "SupConLoss"]
-
-
-@pytest.fixture(autouse=True)
-def nothing_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_peer, "_warned", set())
-    monkeypatch.setenv("PYCL_STRICT", "1")
-
-
-@pytest.fixture
-def fallbacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PYCL_STRICT")
 
 
 def case(
