@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -94,5 +95,15 @@ def end_all_with_this() -> None:
         end_all()
         sys.exit("ended from outside")
 
+    def watch() -> None:
+        os.read(told, 1)
+        end_all()
+
     atexit.register(end_all)
     signal.signal(signal.SIGTERM, handle)
+    # A main thread that a signal meets just before it waits for a lock runs the handler after it has the lock, which may
+    # take as long as a process. So another thread ends the processes.
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell)
+    threading.Thread(target=watch, daemon=True).start()

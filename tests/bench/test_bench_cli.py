@@ -18,6 +18,7 @@ from pycl.bench.measure.cpu import Cpu
 from pycl.bench.measure.runner import Plan
 from pycl.bench.present import plots
 from pycl.bench.present.record import CSV_COLUMNS
+from pycl.bench.present.tables import tables
 from pycl.bench.present.text import WIDTH, grid, text
 from pycl.bench.suites.losses import LOSS_CASES
 from pycl.bench.workloads import baselines
@@ -33,8 +34,9 @@ def test_a_terminal_of_100_columns(path: Path) -> None:
     record = json.loads(path.read_text())
     lines = text(record).splitlines()
     assert max(map(len, lines)) <= WIDTH == 100
-    for row in record["rows"]:
-        label = row.get("label", row["name"])
+    labels = [row[0] for _, _, cells in tables(record, narrow=True) for row in cells]
+    assert len(labels) >= len(record["rows"])
+    for label in labels:
         assert any(line.startswith(label) for line in lines), label
 
 

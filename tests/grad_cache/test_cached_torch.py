@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DEVICE
 from helpers.grad_cache_cases import WIDTH, Encoder, assert_same, batch, cosine, outcome, plain
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -17,6 +16,7 @@ from torch.testing import assert_close
 import pycl
 
 N = 11
+DEVICE = torch.get_default_device().type
 
 
 def test_scaled_gradients() -> None:
