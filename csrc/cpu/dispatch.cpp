@@ -11,10 +11,10 @@
 namespace pycl {
 
 extern const Kernels k_generic_float32, k_generic_float64;
-extern const Kernels k_amx_emulated_bfloat16, k_amx_emulated_bfloat16x3;
+extern const Kernels k_amx_emulated_bfloat16, k_amx_emulated_bfloat16x3, k_amx_emulated_float32;
 #ifdef PYCL_X86
 extern const Kernels k_avx2_float32, k_avx2_float64, k_avx512_float32, k_avx512_float64, k_avx512_bf16_bfloat16;
-extern const Kernels k_amx_bfloat16, k_amx_bfloat16x3;
+extern const Kernels k_amx_bfloat16, k_amx_bfloat16x3, k_amx_float32;
 #endif
 
 namespace {
@@ -47,11 +47,11 @@ const Isa kIsas[] = {
     {"avx2", has_avx2, &k_avx2_float32, &k_avx2_float64, nullptr, nullptr},
     {"avx512", has_avx512, &k_avx512_float32, &k_avx512_float64, nullptr, nullptr},
     {"avx512_bf16", has_avx512_bf16, nullptr, nullptr, &k_avx512_bf16_bfloat16, nullptr},
-    {"amx", has_amx, nullptr, nullptr, &k_amx_bfloat16, &k_amx_bfloat16x3},
+    {"amx", has_amx, &k_amx_float32, nullptr, &k_amx_bfloat16, &k_amx_bfloat16x3},
 #endif
 };
 const Isa kEmulated = {"amx-emulated",           always,
-                       &k_generic_float32,       &k_generic_float64,
+                       &k_amx_emulated_float32,  &k_generic_float64,
                        &k_amx_emulated_bfloat16, &k_amx_emulated_bfloat16x3};
 
 Isa chosen = kIsas[0];

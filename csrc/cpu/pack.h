@@ -191,7 +191,7 @@ struct Packed {
     scale_per_row = per_row;
     blocks = (z.n + block - 1) / block;
     width = round_up(z.d, P::kAlign);
-    row = P::kGroup > 1 ? width : odd_lines<E>(width);
+    row = P::kGroup > 1 ? width : P::kSpan ? P::kSpan : odd_lines<E>(width);
     sum_row = odd_lines<T>(width);
     by_row = allocate<E>(host, has.by_row ? row_plane() * P::kPlanes : 0);
     panels_t = allocate<E>(host, has.panels_t ? panels_t_plane() * P::kPlanes : 0);
@@ -217,7 +217,10 @@ struct Packed {
   }
 
   // The last group of a block is written with the points that 8 would have.
-  int64_t by_row_block() const { return round_up(block, P::kGroup) * row + (P::kGroup > 1 ? 64 / sizeof(E) : 0); }
+  int64_t by_row_block() const {
+    if (P::kSpan) return block * width;
+    return round_up(block, P::kGroup) * row + (P::kGroup > 1 ? 64 / sizeof(E) : 0);
+  }
   int64_t row_plane() const { return blocks * by_row_block(); }
   int64_t by_col_block() const { return round_up(width, P::kGroup) * block; }
   int64_t by_col_plane() const { return blocks * by_col_block(); }
@@ -226,11 +229,13 @@ struct Packed {
   int64_t panel_block() const { return round_up(width, P::kPanel) * block; }
   int64_t panel_plane() const { return blocks * panel_block(); }
 
-  static AView<E> grouped(const E* p, int64_t length, int64_t plane) {
+  // n lines, whole and `pitch` apart, or in pieces.
+  static AView<E> lines_as_a(const E* p, int64_t n, int64_t pitch, int64_t plane) {
     constexpr int64_t kGroup = P::kGroup;
-    return {p, P::kRows * length, kGroup > 1 ? 1 : length, kGroup, plane};
+    if (P::kSpan) return {p, P::kRows * P::kSpan, P::kSpan, P::kSpan * n, plane};
+    return {p, P::kRows * pitch, kGroup > 1 ? 1 : pitch, kGroup, plane};
   }
-  AView<E> points_as_a(int64_t b) const { return grouped(by_row + b * by_row_block(), row, row_plane()); }
+  AView<E> points_as_a(int64_t b) const { return lines_as_a(by_row + b * by_row_block(), block, row, row_plane()); }
   BView<E> points_as_b(int64_t b) const {  // features along k, points across
     return {panels_t + b * panels_t_block(), width * P::kPanel, int64_t(P::kPanel) * P::kPair, panels_t_plane()};
   }
@@ -238,7 +243,7 @@ struct Packed {
     return {panels + b * panel_block(), int64_t(block) * P::kPanel, int64_t(P::kPanel) * P::kPair, panel_plane()};
   }
   AView<E> features_as_a(int64_t b, int64_t first = 0) const {  // A(first + feature, point)
-    AView<E> a = grouped(by_col + b * by_col_block(), block, by_col_plane());
+    AView<E> a = lines_as_a(by_col + b * by_col_block(), width, block, by_col_plane());
     if (P::kGroup > 1)
       a.first = first;
     else
@@ -254,7 +259,7 @@ struct Packed {
 
   // A strip of points at a time: whole groups, and a block is made of strips and of some times 8 points. The last group
   // is read as 8 points, too.
-  static constexpr int kStrip = 24, kStripRoom = kStrip + 2;
+  static constexpr int kStrip = P::kGroup > 1 ? 24 : 16, kStripRoom = kStrip + 2;
 
   void pack_block(int64_t b) {
     T* const strip = lines + b * kStripRoom * width;
@@ -264,7 +269,7 @@ struct Packed {
       if constexpr (P::kGroup > 1)
         pack_strip(b, first, n, strip);
       else
-        for (int r = 0; r < n; ++r) scatter_point(b, first + r, strip + r * width, factor(b * block + first + r));
+        pack_halves(b, first, strip);
     }
   }
 
@@ -288,13 +293,13 @@ struct Packed {
       copy_across<kAcross, kPanel>(strip + r * width,
                                    panels_t + b * panels_t_block() + at / kPanel * width * kPanel + at % kPanel);
     for (int r = 0; has.panels && r < n; ++r)
-      copy_chunks<kPanel>(strip + r * width, panels + b * panel_block() + (first + r) * kPanel,
+      copy_chunks<kPanel>(strip + r * width, width, panels + b * panel_block() + (first + r) * kPanel,
                           int64_t(block) * kPanel);
     for (int r = 0; scale && r < n; ++r) scale_row(strip + r * width, width, factor(b * block + first + r));
     for (int r = 0; has.by_row && r < n; r += kGroup)
       copy_across<8, kGroup>(strip + r * width, by_row + b * by_row_block() + (first + r) * row);
     for (int r = 0; has.by_col && r < n; ++r)
-      copy_chunks<kGroup>(strip + r * width, by_col + b * by_col_block() + (first + r) * kGroup, kGroup * block);
+      copy_chunks<kGroup>(strip + r * width, width, by_col + b * by_col_block() + (first + r) * kGroup, kGroup * block);
   }
 
   // to[k][i], rows kStep apart, is feature k of point i. Of more points than kStep the others are written over by the
@@ -307,39 +312,57 @@ struct Packed {
       for (int i = 0; i < kPoints; ++i) to[k * kStep + i] = from[i * width + k];
   }
 
-  template <int kChunk>
-  void copy_chunks(const T* line, T* to, int64_t step) const {
+  template <int kLength>
+  static void copy_chunks(const E* line, int64_t n, E* to, int64_t step) {
     int64_t k = 0;
-    for (; k + kChunk <= width; k += kChunk, to += step) std::memcpy(to, line + k, sizeof(T) * kChunk);
-    if (k < width) std::memcpy(to, line + k, sizeof(T) * size_t(width - k));
+    for (; k + kLength <= n; k += kLength, to += step) std::memcpy(to, line + k, sizeof(E) * kLength);
+    if (k < n) std::memcpy(to, line + k, sizeof(E) * size_t(n - k));
   }
 
-  void scatter_point(int64_t b, int r, const T* line, T factor) const {
-    if (has.by_row) scatter<P::kAlign>(line, 1, by_row + b * by_row_block() + r * row, row_plane(), P::kAlign, 1);
-    if (has.by_col)
-      scatter<P::kAlign>(line, factor, by_col + b * by_col_block() + r, by_col_plane(), P::kAlign * block, block);
-    if (has.panels_t)
-      scatter<P::kPair>(line, 1,
-                        panels_t + b * panels_t_block() + r / P::kPanel * width * P::kPanel + r % P::kPanel * P::kPair,
-                        panels_t_plane(), P::kPanel * P::kPair, 1);
-    if (has.panels)
-      scatter<P::kPanel>(line, 1, panels + b * panel_block() + r / P::kPair * P::kPanel * P::kPair + r % P::kPair,
-                         panel_plane(), int64_t(block) * P::kPanel, P::kPair);
-  }
-
-  // Entries of a point go to p in groups of kGroup.
-  template <int kGroup>
-  PYCL_INLINE void scatter(const T* line, T factor, E* p, int64_t plane, int64_t group_step, int64_t step) const {
-    for (int64_t k = 0; k < width; k += kGroup, p += group_step) {
-      if (k + kGroup <= width)
-        for (int r = 0; r < kGroup; ++r) encode(p + r * step, plane, line[k + r] * factor);
-      else
-        for (int r = 0; r < width - k; ++r) encode(p + r * step, plane, line[k + r] * factor);
+  // The same in planes of 16 bits, a chunk of the features at a time: whole panels, or what there is.
+  static constexpr int kChunk = 96, kPiece = P::kSpan ? P::kSpan : kChunk;
+  void pack_halves(int64_t b, int first, T* strip) const {
+    for (int64_t k = 0; k < width; k += kChunk) {
+      const int n = int(width - k < kChunk ? width - k : kChunk);
+      E rows[P::kPlanes][kStrip][kChunk], pairs[P::kPlanes][kStrip / 2][2 * kChunk];
+      auto split = [&] {
+        for (int r = 0; r < kStrip; r += 2)
+          P::split_rows(strip + r * width + k, width, n, rows[0][r], kChunk, kStrip * kChunk, pairs[0][r / 2],
+                        kStrip * kChunk);
+      };
+      split();
+      for (int plane = 0; plane < P::kPlanes; ++plane) {
+        E* const of_rows = by_row + plane * row_plane() + b * by_row_block();
+        for (int r = 0; has.by_row && r < kStrip; ++r)
+          for (int at = 0; at < n; at += kPiece)
+            std::memcpy(of_rows + (P::kSpan ? (k + at) * block + (first + r) * kPiece : (first + r) * row + k),
+                        &rows[plane][r][at], sizeof(E) * size_t(n < kPiece ? n : kPiece));
+        E* const across = panels_t + plane * panels_t_plane() + b * panels_t_block() + k * P::kPanel;
+        if (has.panels_t)
+          transpose_pairs(kStrip, rows[plane][0], kChunk, n,
+                          across + first / P::kPanel * width * P::kPanel + first % P::kPanel * 2, 2 * P::kPanel);
+        E* const along = panels + plane * panel_plane() + b * panel_block() + k * block + first * P::kPanel;
+        for (int r = 0; has.panels && r < kStrip; r += 2)
+          copy_chunks<2 * P::kPanel>(pairs[plane][r / 2], 2 * n, along + r * P::kPanel, int64_t(block) * P::kPanel);
+      }
+      if (!has.by_col) continue;
+      if (scale) {
+        for (int r = 0; r < kStrip; ++r) scale_row(strip + r * width + k, n, factor(b * block + first + r));
+        split();
+      }
+      const int64_t span = P::kSpan ? P::kSpan : block;
+      E* const of_features = by_col + b * by_col_block() + first / span * span * width + k * span + first % span;
+      for (int plane = 0; plane < P::kPlanes; ++plane)
+        transpose_pairs(kStrip / 2, pairs[plane][0], 2 * kChunk, 2 * n, of_features + plane * by_col_plane(), span);
     }
   }
-  static PYCL_INLINE void encode(uint16_t* p, int64_t plane, float x) {
-    *p = float_to_bf16(x);
-    if (P::kPlanes == 2) p[plane] = float_to_bf16(x - bf16_to_float(*p));
+
+  // Lines of n numbers, `from_row` apart, become columns, two numbers at a time.
+  static void transpose_pairs(int lines, const E* from, int64_t from_row, int n, E* to, int64_t to_row) {
+    for (int k = 0; k < n; k += 16)
+      for (int i = 0; i < lines; i += 8)
+        transpose8(reinterpret_cast<const T*>(from + i * from_row + k), from_row / 2,
+                   reinterpret_cast<T*>(to + k / 2 * to_row + 2 * i), to_row / 2);
   }
 
   static constexpr int kUnpacked = 8;  // points whose transposed sums are read together

@@ -31,6 +31,7 @@ struct FmaProduct {
   static constexpr int kRows = 6, kVectors = 2;  // 12 + 2 + 1 of 16
 #endif
   static constexpr int kPair = 1, kPlanes = 1;
+  static constexpr int kSpan = 0;       // lines of A are whole
   static constexpr int kGroup = kRows;  // operands A are packed so that what one step reads is contiguous
   static constexpr int kPanel = kVectors * kLanes<T>;
   static constexpr int kAlign = kLanes<T>;                                // feature sizes are padded to it

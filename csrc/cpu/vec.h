@@ -129,11 +129,11 @@ PYCL_INLINE float reduce_max<float>(Vec<float> x) {
 #endif
 
 // Lines of 8 numbers, `from_row` apart, become columns: out(k, i) = from(i, k), rows of out `to_row` apart, written in
-// their order.
+// their order. The numbers may be of another type of that size.
 template <class T>
 PYCL_INLINE void transpose8(const T* from, int64_t from_row, T* to, int64_t to_row) {
   for (int k = 0; k < 8; ++k)
-    for (int i = 0; i < 8; ++i) to[k * to_row + i] = from[i * from_row + k];
+    for (int i = 0; i < 8; ++i) std::memcpy(to + k * to_row + i, from + i * from_row + k, sizeof(T));
 }
 #ifdef __AVX2__
 template <>

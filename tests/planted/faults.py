@@ -704,7 +704,7 @@ FAULTS = [
     Fault(
         "packing: features beyond the last whole group are left out",
         "csrc/cpu/pack.h",
-        "if (k < width) std::memcpy(to, line + k, sizeof(T) * size_t(width - k));",
+        "if (k < n) std::memcpy(to, line + k, sizeof(E) * size_t(n - k));",
         "",
         CPU,
     ),
