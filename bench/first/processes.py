@@ -101,7 +101,7 @@ def end_all_with_this() -> None:
 
     atexit.register(end_all)
     signal.signal(signal.SIGTERM, handle)
-    # A main thread that a signal meets just before it waits for a lock runs the handler after it has the lock, which may
+    # A main thread that a signal meets just before it waits for a lock runs the handler when it has the lock, which may
     # take as long as a process. So another thread ends the processes.
     told, tell = os.pipe()
     os.set_blocking(tell, False)

@@ -31,6 +31,7 @@ PYTEST = [sys.executable, "-B", "-m", "pytest", "-p", "no:cacheprovider", "-rf",
 SECONDS = 600
 OBJECTS = {"bindings": "bindings.cpp", "dispatch": "cpu/dispatch.cpp", "generic": "cpu/isa_generic.cpp"}
 OBJECTS |= {"amx_emulated": "cpu/isa_amx.cpp"}
+OF_AMX = ("product_bf16.h", "amx.h")  # in no other of these objects
 
 
 def copy_sources(to: Path) -> Path:
@@ -56,11 +57,18 @@ def link(tree: Path) -> None:
     subprocess.run(["g++", "-shared", *objects, "-o", str(module), "-lpthread", "-ldl"], check=True)
 
 
+def object_of(file: Path) -> str | None:
+    """The one that a fault in this file is compiled into."""
+    if file.name in OF_AMX:
+        return "amx_emulated"
+    return {"csrc/cpu": "generic", "csrc": "bindings"}.get(str(file.parent))
+
+
 def plant(fault: Fault, sound: Path, tree: Path) -> None:
     shutil.copytree(sound, tree, symlinks=True)
     path = tree / fault.file
     path.write_text(path.read_text().replace(fault.old, fault.new))
-    if changed := {"csrc/cpu": "generic", "csrc": "bindings"}.get(str(Path(fault.file).parent)):
+    if changed := object_of(Path(fault.file)):
         compile_object(tree, changed)
         link(tree)
 

@@ -709,6 +709,20 @@ FAULTS = [
         CPU,
     ),
     Fault(
+        "AMX: the third plane of one side is never read",
+        "csrc/cpu/product_bf16.h",
+        "load_b(2), amx::multiply();",
+        "load_b(1), amx::multiply();",
+        "test_cpu",
+    ),
+    Fault(
+        "AMX: a number near the largest one rounds to infinity",
+        "csrc/cpu/product_bf16.h",
+        "return bits + overflow;",
+        "return bits;",
+        "test_cpu",
+    ),
+    Fault(
         "products: the rows of a view that begins within a group are those of its beginning",
         "csrc/cpu/product_fma.h",
         "const int64_t row = a.first + i,",
