@@ -47,7 +47,7 @@ struct PrefixLogits {
   void multiply(const Sweep<P>& sweep, const Tile<T>& tile, const T* before, T* products) const {
     auto a = sweep.row_points.points_as_a(tile.ib);
     auto b = sweep.col_points.points_as_b(tile.jb);
-    a.p += begin * a.step;
+    a.p += begin / (P::kSpan ? P::kSpan : 1) * a.step;
     b.p += begin / P::kPair * b.step;
     P::add_product(a, b, tile.block, tile.block, int(end - begin), before, products, tile.block);
   }

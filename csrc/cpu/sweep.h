@@ -34,9 +34,10 @@ struct Sweep {
   T* tiles;
   T* residuals = nullptr;  // products of the first tiles by number, as many as `kept`,
   int64_t kept = 0;
-  TileNumbers numbers;  // of residuals
-  bool reuse = false;   // read, not written
-  double bound;         // no logit, in units of log 2, is larger or smaller than -bound
+  TileNumbers numbers;    // of residuals
+  bool reuse = false;     // read, not written
+  T* infinite = nullptr;  // two lines for each worker, where a product has planes and a point is infinite
+  double bound;           // no logit, in units of log 2, is larger or smaller than -bound
 
   // No gradients are laid out for where `wanted` is null. With `forward` false the residuals may hold the products.
   // `others_by_col`: the caller writes more by column than these gradients. Logits are in nats times `unit`.
@@ -64,6 +65,8 @@ struct Sweep {
       col_points.lay_out(h, p.cols.z, p.normalize, block, {false, computes, d_rows, false}, nullptr, false);
     pack<P>(h, row_points, p.symmetric ? nullptr : &col_points);
     if (p.symmetric) col_points = row_points;
+    if (P::kPlanes > 1 && !(row_points.max_norm < kInf<double> && col_points.max_norm < kInf<double>))
+      infinite = allocate<T>(h, 2 * workers * row_points.width);
     fill_affine(scale, unit);
     if (p.modifiers.count) lay_out_modifiers(unit, wanted && wanted->modifiers);
     tiles = allocate<T>(h, int64_t(workers) * block * block);
@@ -148,12 +151,35 @@ struct Sweep {
       else if (reuse && stored)
         std::memcpy(tile.products, stored, bytes);
       else
-        P::multiply(row_points.points_as_a(tile.ib), col_points.points_as_b(tile.jb), block, block,
-                    int(row_points.width), tile.products, block, false);
+        multiply(tile);
       if (!reuse && stored) keep(tile, stored, bytes);
       if (modifiers.count) modifiers.change(tile, classes);
       visit(tile);
     });
+  }
+
+  void multiply(const Tile<T>& tile) const {
+    P::multiply(row_points.points_as_a(tile.ib), col_points.points_as_b(tile.jb), block, block, int(row_points.width),
+                tile.products, block, false);
+    if (infinite) multiply_infinite(tile);
+  }
+
+  // An infinite number has no planes: they are NaNs. So the products of its point are computed as they would be
+  // without.
+  void multiply_infinite(const Tile<T>& tile) const {
+    T *const x = infinite + tile.worker * 2 * row_points.width, *const y = x + row_points.width;
+    const int64_t left = problem.cols.z.n - tile.j0, cols = left < block ? left : block;
+    for (int64_t i = 0; i < tile.rows; ++i) {
+      const bool of_row = row_points.norm[tile.i0 + i] == kInf<double>;
+      row_points.load_point(tile.i0 + i, x);
+      for (int64_t j = 0; j < cols; ++j) {
+        if (!of_row && col_points.norm[tile.j0 + j] != kInf<double>) continue;
+        col_points.load_point(tile.j0 + j, y);
+        T sum = 0;
+        for (int64_t k = 0; k < problem.rows.z.d; ++k) sum += x[k] * y[k];
+        tile.products[i * block + j] = sum;
+      }
+    }
   }
 
   void keep(const Tile<T>& tile, T* stored, size_t bytes) const {
