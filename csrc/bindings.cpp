@@ -27,7 +27,7 @@ struct PyProblem : Problem {
   int threads;
   py::object keep_alive;
 
-  const Kernels& kernels() const { return kernels_for(rows.z.dtype, halves); }
+  const Kernels& kernels() const { return kernels_for(rows.z.dtype, halves, rows.z.n * cols.z.n); }
 };
 
 // The memory of a result, which waits for the next one when the last tensor on it is gone.

@@ -12,7 +12,7 @@
 #include "product_bf16.h"
 
 namespace pycl {
-extern const Kernels PYCL_TABLE(bfloat16), PYCL_TABLE(bfloat16x3), PYCL_TABLE(float32);
+extern const Kernels PYCL_TABLE(bfloat16), PYCL_TABLE(bfloat16x3), PYCL_TABLE(bfloat16x6);
 const Kernels PYCL_TABLE(bfloat16) = kKernels<Bf16Product<1>>, PYCL_TABLE(bfloat16x3) = kKernels<Bf16Product<2>>,
-              PYCL_TABLE(float32) = kKernels<Bf16Product<3>>;
+              PYCL_TABLE(bfloat16x6) = kKernels<Bf16Product<3>>;
 }  // namespace pycl

@@ -222,6 +222,7 @@ struct Isa {
   const Kernels* float64;
   const Kernels* bfloat16;    // one product of bfloat16 values, float32 sums
   const Kernels* bfloat16x3;  // float32 as two bfloat16 halves, three products
+  const Kernels* bfloat16x6;  // float32 as three bfloat16 parts, six products: as exact as float32
 };
 
 }  // namespace pycl

@@ -3,8 +3,22 @@
 
 from __future__ import annotations
 
-from helpers.global_settings import during
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from pycl.backends import cpu
 
 ISAS = cpu._C.supported_isas()
-instruction_set = during(lambda: cpu.ISA, cpu._C.select_isa)
+_chosen = [os.environ.get("PYCL_CPU_ISA", "")]  # an empty name is no choice, and not the same as the best one's name
+
+
+@contextmanager
+def instruction_set(name: str) -> Iterator[None]:
+    cpu._C.select_isa(name)
+    _chosen.append(name)
+    try:
+        yield
+    finally:
+        _chosen.pop()
+        cpu._C.select_isa(_chosen[-1])
