@@ -171,7 +171,7 @@ struct Bf16Product {
     return {tile, scratch, scratch + int64_t(kPlanes) * block * block, block};
   }
 
-  // Two rows of n numbers, x_row apart, in planes: as rows, w_row apart, and at `pairs` with their numbers interleaved.
+  // Two rows of n numbers, x_row apart, in planes: as rows, `row` apart, and at `pairs` with their numbers interleaved.
   static PYCL_INLINE void split_rows(const float* x, int64_t x_row, int n, E* rows, int64_t row, int64_t rows_plane,
                                      E* pairs, int64_t pairs_plane) {
     for (int j = 0; j < n; j += kLanes<float>) {
